@@ -1,0 +1,1 @@
+"""From journals to pictures: timeline, layout, overlays, mixing, encoding."""

@@ -1,0 +1,1 @@
+"""The live call: transport, forwarder, rooms, HTTP control plane."""
