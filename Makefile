@@ -1,0 +1,72 @@
+# `make demo` and `make test` set up all they need on a fresh Debian machine with CPython 3.11.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo serve doctor test unit e2e check lint format types arrows bench deps venv clean
+
+help:  ## Show the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: venv deps  ## A 20 s call between two browsers: relayed, recorded, composed, sealed, verified
+	$(BIN)/python -m bench.demo
+
+serve: venv  ## Start the server and print the page's address
+	$(BIN)/mediaserver serve
+
+doctor: venv  ## Check this machine and say what to change
+	$(BIN)/mediaserver doctor
+
+test: venv deps  ## All tests: unit, integration, end to end
+	$(BIN)/python -m pytest
+
+unit: venv  ## The tests that need no browser and no second process
+	$(BIN)/python -m pytest -m "not e2e"
+
+e2e: venv deps  ## The tests that drive browsers and kill processes
+	$(BIN)/python -m pytest -m e2e
+
+check: lint types arrows test  ## Everything CI runs
+
+lint: venv  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv  ## Let ruff format the tree
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: venv  ## mypy, strict, on product, bench and tests
+	$(BIN)/mypy recorder compositor mediaserver bench tests
+
+arrows: venv  ## Who may import whom
+	$(BIN)/python -m pytest -q tests/test_arrows.py
+
+bench: venv  ## All benchmarks, as JSON
+	$(BIN)/python -m bench
+
+deps:
+	@missing=""; for package in $(DEBIAN_PACKAGES); do \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	line="apt-get update && apt-get install -y --no-install-recommends$$missing"; \
+	if [ "$$(id -u)" = 0 ]; then as=""; \
+	elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then as="sudo"; \
+	else echo "These Debian packages are missing; run as root:"; echo "  $$line"; exit 1; fi; \
+	echo "Installing$$missing"; \
+	$$as apt-get update -qq && \
+	$$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CPython 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:  ## Remove what building and running left here
+	rm -rf .venv build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
