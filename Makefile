@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEBIAN_PACKAGES := chromium espeak-ng ffmpeg iproute2 libgcrypt20
 
 .PHONY: help demo serve doctor test unit e2e check lint format types arrows bench deps venv clean
 
