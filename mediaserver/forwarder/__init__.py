@@ -1,0 +1,80 @@
+"""The packets' path of a media worker. ``interface`` says what a forwarder is; ``open_forwarder`` starts one."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from mediaserver.forwarder.interface import (
+    ABS_SEND_TIME,
+    AUDIO_LEVEL,
+    MID,
+    REPAIRED_RID,
+    RID,
+    TRANSPORT_CC,
+    VIDEO_ORIENTATION,
+    Address,
+    Event,
+    Forwarder,
+    ForwarderError,
+    ForwarderStats,
+    Gap,
+    Keyframe,
+    NewSsrc,
+    PeerStats,
+    Profile,
+    RawDatagram,
+    RouteParameters,
+    RouteStats,
+    Rtcp,
+    StreamParameters,
+    StreamStats,
+    Switched,
+    TapDropped,
+    Tapped,
+)
+
+__all__ = [
+    "ABS_SEND_TIME",
+    "AUDIO_LEVEL",
+    "MID",
+    "REPAIRED_RID",
+    "RID",
+    "TRANSPORT_CC",
+    "VIDEO_ORIENTATION",
+    "Address",
+    "Event",
+    "Forwarder",
+    "ForwarderError",
+    "ForwarderStats",
+    "Gap",
+    "Keyframe",
+    "NewSsrc",
+    "PeerStats",
+    "Profile",
+    "RawDatagram",
+    "RouteParameters",
+    "RouteStats",
+    "Rtcp",
+    "StreamParameters",
+    "StreamStats",
+    "Switched",
+    "TapDropped",
+    "Tapped",
+    "open_forwarder",
+]
+
+
+def open_forwarder(sockets: Sequence[socket.socket], *, kind: str = "auto") -> Forwarder:
+    """Start a forwarder on bound UDP sockets (IPv4 or IPv6), each with a receive buffer of 4 MiB if the system lets it.
+
+    ``kind`` is ``native``, ``python`` or ``auto``: native, and where it cannot be loaded Python with a warning. The sockets
+    become non-blocking and belong to the forwarder's thread until ``close``. Raises ``ForwarderError``.
+    """
+    from mediaserver.forwarder.batch import BatchForwarder
+
+    if kind not in ("auto", "native", "python"):
+        raise ForwarderError(f"no such kind of forwarder: {kind}")
+    if kind == "native":
+        raise ForwarderError("the native forwarder is not built")
+    return BatchForwarder(sockets)

@@ -1,0 +1,480 @@
+"""What a forwarder is: the packets' side of a media worker, decided by Python, moved by somebody else.
+
+A forwarder owns the worker's UDP sockets and one thread. It decrypts what bound peers send, keeps receive
+statistics and a cache per stream, and sends each packet on to the routes of its stream: rewritten so that every
+subscriber sees one continuous stream, encrypted, coalesced. Everything that needs a decision (STUN, DTLS, RTCP,
+a first packet of an unknown SSRC) comes up as an event; one eventfd says that there are some.
+
+Two implementations hold this interface and pass the same tests: ``native`` (C) and ``python`` (batches of system
+calls through cffi). Choose with ``mediaserver.forwarder.open_forwarder``.
+
+Rules for the caller, the same for every method:
+
+* Methods may be called from any thread; they take effect between two batches of packets, in calling order.
+* Numbers of peers, streams and routes are positive, handed out by the forwarder and never used twice.
+* An unknown number, a wrong key length or a full table raises ``ForwarderError``. Bytes of the network never raise:
+  what is malformed, forged, replayed or too late is dropped and counted.
+* Times are nanoseconds of CLOCK_MONOTONIC; arrival times are the kernel's receive time stamps where it gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final, Protocol
+
+Address = tuple[str, int]
+"""Numeric host (``127.0.0.1``, ``::1``, ``fe80::1%2``) and port."""
+
+MID: Final = "urn:ietf:params:rtp-hdrext:sdes:mid"
+RID: Final = "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id"
+REPAIRED_RID: Final = "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id"
+TRANSPORT_CC: Final = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01"
+ABS_SEND_TIME: Final = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
+AUDIO_LEVEL: Final = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
+VIDEO_ORIENTATION: Final = "urn:3gpp:video-orientation"
+
+MAX_PEERS: Final = 4096
+MAX_STREAMS: Final = 8192
+MAX_ROUTES: Final = 32768
+MAX_SSRCS_PER_PEER: Final = 64
+"""Authenticated SSRCs a peer may use in its life, RTP and RTCP counted apart; more are dropped and counted."""
+MAX_HELD_PACKETS: Final = 64
+"""Packets kept per peer for SSRCs that Python has not decided on yet."""
+MAX_ADDRESSES_PER_PEER: Final = 4
+MAX_PACKET_BYTES: Final = 1600
+"""Longest datagram that is taken; UDP payloads of an Ethernet path are at most 1,472."""
+CACHE_PACKETS: Final = 1024
+"""Packets of one stream that can be resent at most (the byte cap and the age may be reached first)."""
+REPLAY_NS: Final = 300_000_000
+"""A new video route begins with the stream's last keyframe if the cache holds it and it is not older than this."""
+
+
+class ForwarderError(Exception):
+    """The caller asked for what cannot be: unknown number, wrong key, full table, closed forwarder."""
+
+
+class Profile(IntEnum):
+    """SRTP protection profiles by their DTLS-SRTP numbers (RFC 5764 section 4.1.2, RFC 7714 section 14.2)."""
+
+    AES_CM_128_HMAC_SHA1_80 = 0x0001
+    AEAD_AES_128_GCM = 0x0007
+
+    @property
+    def key_bytes(self) -> int:
+        """Length of a master key."""
+        return 16
+
+    @property
+    def salt_bytes(self) -> int:
+        """Length of a master salt: 14, with AES-GCM 12."""
+        return 14 if self is Profile.AES_CM_128_HMAC_SHA1_80 else 12
+
+
+@dataclass(frozen=True, slots=True)
+class StreamParameters:
+    """One RTP stream that a peer publishes, in the publisher's own numbers."""
+
+    kind: str
+    """``audio`` or ``video``."""
+    mime: str
+    """``video/VP8``, ``video/H264``, ``video/VP9``, ``video/AV1`` have keyframe detection; compared without case."""
+    clock_rate: int
+    payload_type: int
+    """Packets of the stream with another payload type are dropped and counted."""
+    rtx_ssrc: int | None = None
+    """SSRC of its RTX stream (RFC 4588), if known yet; see also ``Forwarder.set_rtx_ssrc``."""
+    rtx_payload_type: int | None = None
+    extensions: Mapping[str, int] = field(default_factory=dict)
+    """Header extension URI to the id that the publisher uses (RFC 8285)."""
+    keep_ms: int = 1000
+    """How long packets can be resent."""
+    keep_bytes: int = 2 << 20
+    """Hard cap of the stream's cache in bytes; the oldest packets go first."""
+    track: int | None = None
+    """Tap the stream under this number from its first held packet on; see ``Forwarder.tap``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteParameters:
+    """How a subscriber sees a stream, in the numbers negotiated with the subscriber."""
+
+    ssrc: int
+    payload_type: int
+    rtx_ssrc: int | None = None
+    """With both rtx fields NACKs are answered by RTX (RFC 4588), else by the same packet again."""
+    rtx_payload_type: int | None = None
+    extensions: Mapping[str, int] = field(default_factory=dict)
+    """Header extension URI to the subscriber's id. Not listed here: not sent. ``MID`` carries ``mid``,
+    ``TRANSPORT_CC`` the subscriber's own numbers, ``ABS_SEND_TIME`` our sending time; the rest is copied."""
+    mid: str = ""
+    """Value of the MID extension, at most 16 bytes; empty: not sent."""
+    allow_mixed: bool = False
+    """``a=extmap-allow-mixed`` was agreed: an element longer than 16 bytes may travel with two-byte headers."""
+    first_sequence: int | None = None
+    """First sequence number sent, below 2**15 so that a late joiner cannot miss the first roll-over
+    (RFC 3711 section 3.3.1); ``None`` draws one."""
+
+
+# --- events ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RawDatagram:
+    """A datagram that is not SRTP or SRTCP: STUN from anybody, DTLS from bound addresses only."""
+
+    peer: int | None
+    """Whom the address is bound to; ``None`` for STUN of an unknown address. Nothing here is authenticated."""
+    address: Address
+    socket: int
+    """Index of the receiving socket, as given to ``open_forwarder``."""
+    data: bytes
+    arrival_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rtcp:
+    """A compound RTCP packet of a peer, decrypted and authenticated, its packets' lengths checked.
+
+    NACKs for routes have been answered already and transport-cc feedback has been counted; a compound that holds
+    only these two does not come up.
+    """
+
+    peer: int
+    data: bytes
+    arrival_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSsrc:
+    """A peer sends an SSRC that no stream has. Said once for an SSRC.
+
+    Its first packets (``MAX_HELD_PACKETS`` per peer) are held: ``add_stream`` or ``set_rtx_ssrc`` takes them as if they
+    arrived then, with their true arrival times; ``ignore_ssrc`` throws them away.
+    """
+
+    peer: int
+    ssrc: int
+    payload_type: int
+    mid: str
+    """Value of the MID extension or an empty string; likewise the two below."""
+    rid: str
+    repaired_rid: str
+    arrival_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keyframe:
+    """The first packet of a keyframe arrived."""
+
+    stream: int
+    timestamp: int
+    """RTP time stamp as received."""
+    arrival_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Sequence numbers ``first`` … ``last`` (16 bit, inclusive, wrapping) were skipped. They may still come late."""
+
+    stream: int
+    first: int
+    last: int
+    arrival_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """A route began to send ``stream``: first packet of a new, switched or resumed route."""
+
+    route: int
+    stream: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TapDropped:
+    """Tapped packets could not be kept because nobody took them: journal it as a gap."""
+
+    track: int
+    packets: int
+    from_ns: int
+    to_ns: int
+
+
+Event = RawDatagram | Rtcp | NewSsrc | Keyframe | Gap | Switched | TapDropped
+
+Tapped = tuple[int, int, bytes, bool]
+"""``(track, arrival_ns, packet, is_rtcp)``: one decrypted RTP packet, or one compound RTCP packet of the track's sender."""
+
+
+# --- statistics -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStats:
+    """What was received of a stream (RFC 3550 section 6.4.1 and appendix A.8)."""
+
+    ssrc: int
+    packets: int
+    """Distinct packets, those recovered by RTX included."""
+    bytes: int
+    """Payload octets, without headers and padding."""
+    lost: int
+    """Expected minus received; goes down when late packets come."""
+    expected: int
+    base_sequence: int
+    max_sequence: int
+    """Extended highest sequence number received: roll-overs in the upper 16 bits."""
+    jitter: int
+    """Interarrival jitter in time stamp units."""
+    last_timestamp: int
+    """RTP time stamp of the packet with the highest sequence number, and below when it arrived."""
+    last_arrival_ns: int
+    first_arrival_ns: int
+    last_keyframe_ns: int
+    """0: none yet."""
+    keyframes: int
+    recovered: int
+    """Packets that came only by RTX."""
+    duplicates: int
+    late: int
+    """Dropped: older than the window of ``CACHE_PACKETS`` numbers."""
+    other_payload: int
+    malformed: int
+    audio_level: int
+    """Last audio level (RFC 6464) in -dBov, 0 (loud) … 127 (silence); 127 when none came."""
+    voice: bool
+    cached_packets: int
+    cached_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteStats:
+    """What was sent on a route."""
+
+    stream: int
+    """The stream that is being sent; 0 when it was removed and none was switched to."""
+    peer: int
+    ssrc: int
+    packets: int
+    """Without retransmissions, as a sender report counts."""
+    bytes: int
+    """Payload octets, as a sender report counts."""
+    retransmitted: int
+    retransmit_missed: int
+    """Asked for but not in the cache any more, asked for again too soon, or beyond the route's budget."""
+    last_sequence: int
+    """Last sent sequence number, extended; -1: none yet."""
+    last_timestamp: int
+    last_sent_ns: int
+    """When the packet with ``last_timestamp`` arrived at the server; both give a sender report's time stamp."""
+    sequence_offset: int
+    """Sent minus received, modulo 2**16; likewise the time stamp's, modulo 2**32."""
+    timestamp_offset: int
+    paused: bool
+    waiting: bool
+    """Waits for a keyframe, of ``pending_stream`` if that is not 0."""
+    pending_stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """Counters of a peer."""
+
+    packets_received: int
+    bytes_received: int
+    """Whole datagrams, as are ``bytes_sent``; RTP and RTCP."""
+    packets_sent: int
+    bytes_sent: int
+    last_received_ns: int
+    """Last authenticated RTP or RTCP; 0: none."""
+    auth_failed: int
+    replayed: int
+    malformed: int
+    ssrc_refused: int
+    """Packets of SSRCs beyond ``MAX_SSRCS_PER_PEER``, of ignored SSRCs, and of held SSRCs when the hold was full."""
+    feedback_sent: int
+    """transport-cc feedback packets built for this publisher."""
+    transport_cc_sent: int
+    """Packets sent to this subscriber with a transport-cc number."""
+    transport_cc_reported: int
+    """Packets its transport-cc feedback spoke of, and how many of them it had not received."""
+    transport_cc_lost: int
+    send_failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwarderStats:
+    """Counters of the whole forwarder."""
+
+    kind: str
+    crypto: str
+    """Who encrypts AES-GCM media: ``libsrtp`` or ``evp``."""
+    datagrams_received: int
+    datagrams_sent: int
+    send_messages: int
+    """Messages handed to the kernel; fewer than datagrams when GSO coalesces."""
+    receive_batches: int
+    unknown_address: int
+    """Dropped: neither STUN nor from a bound address."""
+    malformed: int
+    kernel_dropped: int
+    """Datagrams lost because the receive buffer was full."""
+    send_failed: int
+    events_dropped: int
+    tap_dropped: int
+    python_calls: int
+    """Calls from Python (methods and events taken), to show that they do not grow with the packets."""
+    cache_bytes: int
+    receive_buffer_bytes: int
+    """Smallest SO_RCVBUF of the sockets as the kernel counts it (twice what was asked for)."""
+    peers: int
+    streams: int
+    routes: int
+
+
+class Forwarder(Protocol):
+    """See the module's text for the rules of all methods."""
+
+    @property
+    def kind(self) -> str:
+        """``native`` or ``python``."""
+        ...
+
+    @property
+    def event_fd(self) -> int:
+        """Become readable when there is something for ``take_events`` or ``take_tapped``; reset by ``take_events``.
+
+        Events signal after their batch; tapped packets at most every 20 ms, so drain both on each wake.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop the thread and free everything. The sockets stay open: they are the caller's. Idempotent."""
+        ...
+
+    # peers
+    def add_peer(self, extensions: Mapping[str, int] | None = None) -> int:
+        """Make a peer: one transport of one participant. ``extensions`` as in ``set_extensions``."""
+        ...
+
+    def remove_peer(self, peer: int) -> None:
+        """Forget a peer, its keys, addresses, streams, and the routes to it."""
+        ...
+
+    def set_extensions(self, peer: int, extensions: Mapping[str, int]) -> None:
+        """Say which header extension ids the peer uses (URI to id): for ``NewSsrc`` and the transport-cc arrival log."""
+        ...
+
+    def bind(self, peer: int, address: Address, socket: int = 0) -> None:
+        """Accept media from ``address`` as the peer's, and send to it from now on.
+
+        Only after a STUN check with valid integrity. An address bound to another peer moves. The last
+        ``MAX_ADDRESSES_PER_PEER`` addresses stay good for receiving.
+        """
+        ...
+
+    def set_keys(
+        self, peer: int, profile: Profile, rx_key: bytes, rx_salt: bytes, tx_key: bytes, tx_salt: bytes
+    ) -> None:
+        """Set the SRTP master keys and salts of both directions. Again: begins anew with fresh replay state."""
+        ...
+
+    # streams
+    def add_stream(self, peer: int, ssrc: int, parameters: StreamParameters) -> int:
+        """Make a stream of a peer's SSRC and take its held packets. An SSRC the peer uses already raises."""
+        ...
+
+    def remove_stream(self, stream: int) -> None:
+        """Forget a stream and its cache. Its routes stay, silent, until ``switch`` gives them another stream."""
+        ...
+
+    def set_rtx_ssrc(self, stream: int, ssrc: int) -> None:
+        """Say that ``ssrc`` of the same peer is the stream's RTX (learned from ``NewSsrc.repaired_rid`` or the payload type)."""
+        ...
+
+    def ignore_ssrc(self, peer: int, ssrc: int) -> None:
+        """Drop an SSRC of a peer for good."""
+        ...
+
+    def missing(self, stream: int, span: int = 512) -> list[int]:
+        """Return the sequence numbers (16 bit, in order) among the last ``span`` that did not come, at most 256."""
+        ...
+
+    def tap(self, stream: int, track: int | None) -> None:
+        """Copy the stream's packets as received (RTX unwrapped) and its sender's RTCP to ``take_tapped``; ``None`` ends it."""
+        ...
+
+    # routes
+    def add_route(self, stream: int, peer: int, parameters: RouteParameters) -> int:
+        """Send ``stream`` to ``peer``. Video begins at a keyframe: one not older than ``REPLAY_NS`` in the cache, else the next."""
+        ...
+
+    def remove_route(self, route: int) -> None:
+        """End a route."""
+        ...
+
+    def switch(
+        self, route: int, stream: int, *, payload_type: int | None = None, rtx_payload_type: int | None = None
+    ) -> None:
+        """Send another stream on the route, continuous in sequence, time stamp and picture ids.
+
+        Audio, and video whose old stream is gone or sends no keyframes we can tell, switch at the next packet; other video
+        at the next keyframe of the new stream, the old one being sent until then. A payload type is for another codec.
+        """
+        ...
+
+    def pause(self, route: int, paused: bool) -> None:
+        """Stop or go on sending. No sequence numbers are skipped; video goes on at the next keyframe."""
+        ...
+
+    def resend(self, route: int, sequences: Sequence[int]) -> int:
+        """Send packets (numbers as the subscriber knows them) again; return how many were. NACKs do this by themselves."""
+        ...
+
+    # datagrams
+    def send_rtcp(self, peer: int, data: bytes) -> bool:
+        """Encrypt and send a compound RTCP packet; ``False`` if the peer has no keys or no address yet."""
+        ...
+
+    def send_raw(self, address: Address, data: bytes, socket: int = 0) -> None:
+        """Send a datagram as it is (STUN, DTLS)."""
+        ...
+
+    def set_feedback(self, peer: int, interval_ms: int, sender_ssrc: int = 1) -> None:
+        """Send transport-cc feedback to a publisher every ``interval_ms`` (0: never), if it sends numbers."""
+        ...
+
+    def take_arrivals(self, peer: int) -> list[tuple[int, int]]:
+        """Take the log of ``(transport-cc number, arrival_ns)``, oldest first, at most the last 4,096.
+
+        For callers that build feedback themselves: the log is kept for them only while ``set_feedback`` is off.
+        """
+        ...
+
+    # results
+    def take_events(self) -> list[Event]:
+        """Take all events, oldest first. The queues are bounded; what does not fit is dropped and counted."""
+        ...
+
+    def take_tapped(self) -> list[Tapped]:
+        """Take all tapped packets, in the order in which they were taken off the sockets."""
+        ...
+
+    def stats(self) -> ForwarderStats:
+        """Return the counters of the whole forwarder."""
+        ...
+
+    def peer_stats(self, peer: int) -> PeerStats:
+        """Return a peer's counters."""
+        ...
+
+    def stream_stats(self, stream: int) -> StreamStats:
+        """Return a stream's receive statistics."""
+        ...
+
+    def route_stats(self, route: int) -> RouteStats:
+        """Return a route's send statistics."""
+        ...
