@@ -1,8 +1,8 @@
 """How a composite is to look and sound: the template, frozen in the manifest when the recording starts.
 
-Strict pydantic models: unknown keys, wrong types and unknown variables are refused with the place of the fault.
-``Template.model_json_schema()`` describes them for the API. Geometry is in 0–1 units of the canvas (x, w of its
-width; y, h of its height; text sizes of its height), so that one template serves every canvas size.
+Strict pydantic models: unknown keys, wrong types and unknown variables are refused with the place of the
+fault. ``Template.model_json_schema()`` describes them for the API. Geometry is in 0–1 units of the canvas
+(x, w of its width; y, h of its height; text sizes of its height), so one template serves every canvas size.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ TEXT_VARIABLES = frozenset(
         "step",
     ]
 )
-"""Variables of texts. ``identity, name, role, seat`` are the tile's own in a label; elsewhere all present
-parties' joined by `` · ``. ``{metadata.KEY}`` takes a value of the recording's metadata. ``{{`` is a brace."""
+"""Variables of texts. ``identity, name, role, seat`` are the tile's own in a label; elsewhere those of all
+present parties, joined by a middle dot. ``{metadata.KEY}`` is a value of the recording's metadata. ``{{`` is a
+brace."""
 
 IMAGE_BYTES_LIMIT = 512 * 1024
 IMAGE_PIXELS_LIMIT = 1920 * 1080
@@ -118,9 +119,9 @@ class Slot(_Strict):
         given = [self.x is not None, self.y is not None, self.w is not None, self.h is not None]
         if any(given) and not all(given):
             raise ValueError("give all of x, y, w, h or none")
-        if self.x is not None and self.y is not None and self.w is not None and self.h is not None:
-            if self.x + self.w > 1.0 + 1e-9 or self.y + self.h > 1.0 + 1e-9:
-                raise ValueError("the slot reaches over the canvas: x + w and y + h must be ≤ 1")
+        over_x = (self.x or 0.0) + (self.w or 0.0) > 1.0 + 1e-9
+        if over_x or (self.y or 0.0) + (self.h or 0.0) > 1.0 + 1e-9:
+            raise ValueError("the slot reaches over the canvas: x + w and y + h must be ≤ 1")
         return self
 
 
@@ -271,7 +272,7 @@ Overlay = Annotated[
 
 
 def default_overlays() -> list[Any]:
-    """Clock top left, the transaction bottom right, names in the tiles, a faint tiled watermark, step captions."""
+    """Clock top left, business number top right, names in the tiles, a faint tiled watermark, step captions."""
     return [
         TileOverlay(),
         LabelOverlay(),
