@@ -35,8 +35,8 @@ TEXT_VARIABLES = frozenset(
     ]
 )
 """Variables of texts. ``identity, name, role, seat`` are the tile's own in a label; elsewhere those of all
-present parties, joined by a middle dot. ``{metadata.KEY}`` is a value of the recording's metadata. ``{{`` is a
-brace."""
+present parties, joined by a middle dot. ``{metadata.KEY}`` is a value of the recording's metadata. ``{{`` is
+a brace."""
 
 IMAGE_BYTES_LIMIT = 512 * 1024
 IMAGE_PIXELS_LIMIT = 1920 * 1080
@@ -104,15 +104,15 @@ class _Strict(BaseModel):
 class Slot(_Strict):
     """A place of a layout: whom it shows, and in ``custom`` where."""
 
-    seat: str | None = Field(None, min_length=1, max_length=128, description="Such as customer#1.")
-    role: str | None = Field(None, min_length=1, max_length=64)
+    seat: str | None = Field(default=None, min_length=1, max_length=128, description="Such as customer#1.")
+    role: str | None = Field(default=None, min_length=1, max_length=64)
     source: Source = "camera"
     x: Unit | None = None
     y: Unit | None = None
     w: Extent | None = None
     h: Extent | None = None
-    z: int = Field(0, ge=-100, le=100, description="Higher is nearer to the viewer.")
-    fit: Fit | None = Field(None, description="Default: the layout's.")
+    z: int = Field(default=0, ge=-100, le=100, description="Higher is nearer to the viewer.")
+    fit: Fit | None = Field(default=None, description="Default: the layout's.")
 
     @model_validator(mode="after")
     def _inside(self) -> Slot:
@@ -130,9 +130,11 @@ class Layout(_Strict):
 
     name: LayoutName = "side_by_side"
     slots: list[Slot] = Field(default_factory=list, max_length=16)
-    fit: Fit | None = Field(None, description="Default: crop for cameras, contain for screens and documents.")
+    fit: Fit | None = Field(
+        default=None, description="Default: crop for cameras, contain for screens and documents."
+    )
     corner: Literal["top_left", "top_right", "bottom_left", "bottom_right"] = Field(
-        "bottom_right", description="Where pip puts the small picture."
+        default="bottom_right", description="Where pip puts the small picture."
     )
 
     @model_validator(mode="after")
@@ -150,21 +152,25 @@ class Layout(_Strict):
 class _Placed(_Strict):
     x: Unit = 0.02
     y: Unit = 0.02
-    anchor: Anchor = Field("top_left", description="Which point of the overlay lies at x, y.")
+    anchor: Anchor = Field(default="top_left", description="Which point of the overlay lies at x, y.")
 
 
 class _Written(_Placed):
-    size: float = Field(0.035, ge=0.015, le=0.2, description="Height of the letters.")
+    size: float = Field(default=0.035, ge=0.015, le=0.2, description="Height of the letters.")
     colour: Colour = "#ffffff"
     alpha: Extent = 1.0
-    shade: Unit = Field(0.45, description="Darkness of the box behind the letters; 0 = none, outline only.")
+    shade: Unit = Field(
+        default=0.45, description="Darkness of the box behind the letters; 0 = none, outline only."
+    )
 
 
 class ClockOverlay(_Written):
     """The server's wall clock on every frame, with the zone's offset behind it."""
 
     kind: Literal["clock"] = "clock"
-    format: str = Field("%Y-%m-%d %H:%M:%S.%L", max_length=64, description="%Y %m %d %H %M %S %L (ms) %z %%")
+    format: str = Field(
+        default="%Y-%m-%d %H:%M:%S.%L", max_length=64, description="%Y %m %d %H %M %S %L (ms) %z %%"
+    )
     zone: str = "+08:00"
 
     @field_validator("format")
@@ -203,7 +209,7 @@ class ImageOverlay(_Placed):
 
     kind: Literal["image"] = "image"
     png: str = Field(max_length=IMAGE_BYTES_LIMIT * 4 // 3 + 4, description="base64 of a PNG, ≤ 512 KiB")
-    w: Extent = Field(0.1, description="Width; the height follows the picture's shape.")
+    w: Extent = Field(default=0.1, description="Width; the height follows the picture's shape.")
     alpha: Extent = 1.0
 
     @field_validator("png")
@@ -230,12 +236,16 @@ class TileOverlay(_Strict):
     """Text repeated diagonally over the whole picture."""
 
     kind: Literal["tile"] = "tile"
-    text: str = Field("{business_no} {identity}", min_length=1, max_length=256)
-    angle: float = Field(-30.0, ge=-90.0, le=90.0, description="Degrees; negative rises to the right.")
-    size: float = Field(0.03, ge=0.015, le=0.2)
+    text: str = Field(default="{business_no} {identity}", min_length=1, max_length=256)
+    angle: float = Field(
+        default=-30.0, ge=-90.0, le=90.0, description="Degrees; negative rises to the right."
+    )
+    size: float = Field(default=0.03, ge=0.015, le=0.2)
     colour: Colour = "#ffffff"
     alpha: Extent = 0.12
-    gap: float = Field(0.22, ge=0.05, le=1.0, description="Distance of the lines, of the canvas height.")
+    gap: float = Field(
+        default=0.22, ge=0.05, le=1.0, description="Distance of the lines, of the canvas height."
+    )
 
     @field_validator("text")
     @classmethod
@@ -248,18 +258,18 @@ class LabelOverlay(_Worded):
     """A line in every tile, its x and y in units of the tile; a muted microphone is said in it."""
 
     kind: Literal["label"] = "label"
-    text: str = Field("{name}", min_length=1, max_length=256)
+    text: str = Field(default="{name}", min_length=1, max_length=256)
     x: Unit = 0.02
     y: Unit = 0.98
     anchor: Anchor = "bottom_left"
-    size: float = Field(0.03, ge=0.015, le=0.2)
+    size: float = Field(default=0.03, ge=0.015, le=0.2)
 
 
 class CaptionOverlay(_Worded):
     """A line shown while a step is active."""
 
     kind: Literal["caption"] = "caption"
-    text: str = Field("当前环节:{step}", min_length=1, max_length=256)
+    text: str = Field(default="当前环节:{step}", min_length=1, max_length=256)
     x: Unit = 0.5
     y: Unit = 0.94
     anchor: Anchor = "bottom"
@@ -272,7 +282,7 @@ Overlay = Annotated[
 
 
 def default_overlays() -> list[Any]:
-    """Clock top left, business number top right, names in the tiles, a faint tiled watermark, step captions."""
+    """Clock top left, business number top right, names in the tiles, faint tiled watermark, step captions."""
     return [
         TileOverlay(),
         LabelOverlay(),
@@ -286,9 +296,9 @@ class Audio(_Strict):
     """How the parties' sound is put together. No party is ever dropped from the mix."""
 
     layout: Literal["mix", "stereo_by_role"] = Field(
-        "mix", description="stereo_by_role: agents left, customers right, others in the middle."
+        default="mix", description="stereo_by_role: agents left, customers right, others in the middle."
     )
-    bitrate_bps: int = Field(96_000, ge=32_000, le=256_000)
+    bitrate_bps: int = Field(default=96_000, ge=32_000, le=256_000)
 
 
 PROFILE_FPS = {"standard": 25, "evidence": 15}
@@ -306,21 +316,23 @@ OverlayList = Annotated[list[Overlay], Field(max_length=24)]
 class Template(_Strict):
     """The whole look and sound of a composite."""
 
-    profile: Literal["standard", "evidence"] = Field("standard", description="25 or 15 pictures a second.")
-    width: int = Field(1280, ge=320, le=1920, multiple_of=2)
-    height: int = Field(720, ge=240, le=1080, multiple_of=2)
-    fps: int | None = Field(None, ge=1, le=30, description="Default: the profile's.")
-    crf: int = Field(26, ge=16, le=40, description="x264 quality; smaller is better and larger.")
+    profile: Literal["standard", "evidence"] = Field(
+        default="standard", description="25 or 15 pictures a second."
+    )
+    width: int = Field(default=1280, ge=320, le=1920, multiple_of=2)
+    height: int = Field(default=720, ge=240, le=1080, multiple_of=2)
+    fps: int | None = Field(default=None, ge=1, le=30, description="Default: the profile's.")
+    crf: int = Field(default=26, ge=16, le=40, description="x264 quality; smaller is better and larger.")
     bitrate_bps: int | None = Field(
-        None, ge=64_000, le=8_000_000, description="Average rate instead of constant quality."
+        default=None, ge=64_000, le=8_000_000, description="Average rate instead of constant quality."
     )
     gop_s: float = Field(
-        4.0, ge=0.5, le=10.0, description="Longest distance of key frames: how fine one seeks."
+        default=4.0, ge=0.5, le=10.0, description="Longest distance of key frames: how fine one seeks."
     )
-    layout: LayoutField = Field(default_factory=Layout)
+    layout: LayoutField = Field(default_factory=lambda: Layout())
     background: Colour = "#101820"
     overlays: OverlayList = Field(default_factory=default_overlays)
-    audio: Audio = Field(default_factory=Audio)
+    audio: Audio = Field(default_factory=lambda: Audio())
 
     @property
     def frame_rate(self) -> int:
