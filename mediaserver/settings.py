@@ -1,0 +1,378 @@
+"""What an operator can set, each key with its default and the consequence of changing it.
+
+Key names carry their unit (``drain_s``, ``chunk_ms``, ``queue_bytes``); values are plain numbers. Reading
+a file and the environment is in config.py; configs/default.yaml is made from the descriptions here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+
+
+def _network(value: str) -> str:
+    ipaddress.ip_network(value)
+    return value
+
+
+def _address(value: str) -> str:
+    ipaddress.ip_address(value)
+    return value
+
+
+Network = Annotated[str, AfterValidator(_network)]
+Address = Annotated[str, AfterValidator(_address)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the settings: strict, frozen, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Http(Section):
+    """The API, the page and the metrics, on one port."""
+
+    host: str = Field(
+        default="0.0.0.0",  # noqa: S104  phones in the same network join by this address
+        description="Address to listen on. 127.0.0.1: nobody outside this machine reaches page and API.",
+    )
+    port: Port = Field(default=8443, description="TCP port. 0: any free one, told in the log; for tests.")
+    public_url: str = Field(
+        default="",
+        description="Address that browsers use, such as https://media.example.com, put into invitations. "
+        "Empty: the first advertised address and the port.",
+    )
+    max_body_bytes: int = Field(
+        default=1 << 20,
+        ge=65536,
+        description="Larger request bodies get 413. SDP of a browser is about 10 KiB.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Origins whose pages may call the API from a browser. Empty: only this server's own "
+        "page.",
+    )
+
+
+class Tls(Section):
+    """HTTPS. A browser gives camera and microphone to pages over HTTPS or on localhost only."""
+
+    enabled: bool = Field(
+        default=True,
+        description="false: plain HTTP; refused unless http.host is loopback or trusted_proxy is set.",
+    )
+    cert: Path | None = Field(
+        default=None,
+        description="PEM file with the certificate chain. null: a self-signed one for all advertised addresses "
+        ""
+        "is made in the data directory, browsers warn once, and its fingerprint is printed.",
+    )
+    key: Path | None = Field(default=None, description="PEM file with the private key of tls.cert.")
+
+
+class Media(Section):
+    """The media workers: processes that relay and record, each with one UDP port."""
+
+    workers: int = Field(
+        default=0, ge=0, le=256, description="Worker processes. 0: one per core. A room lives in one worker."
+    )
+    port: Port = Field(
+        default=7882,
+        description="UDP port of the first worker; the others follow (7883 …). Open them in the firewall. "
+        "0: any free ones; for tests.",
+    )
+    bind: tuple[Address, ...] = Field(
+        default=("0.0.0.0",),  # noqa: S104  calls come from the network
+        description="Addresses the UDP sockets are bound to. List every address by itself on a machine with "
+        "several networks if answers leave by the wrong one.",
+    )
+    advertised: tuple[Address, ...] = Field(
+        default=(),
+        description="Addresses that clients are told to send media to. Empty: all of this machine and "
+        "127.0.0.1. "
+        "Behind NAT or in a DMZ: the public address, else calls connect only inside.",
+    )
+    forwarder: Literal["auto", "native", "python"] = Field(
+        default="auto",
+        description="native: the compiled packet loop. python: its slow twin (2-4 times the CPU). "
+        "auto: native where it could be built, else python with a warning.",
+    )
+    receive_buffer_bytes: int = Field(
+        default=4 << 20,
+        ge=65536,
+        description="Kernel receive buffer of each UDP socket. Smaller: packets are lost when a core is busy "
+        "for "
+        "some milliseconds. The kernel caps it at net.core.rmem_max; the doctor command checks.",
+    )
+    codecs: tuple[str, ...] = Field(
+        default=("video/VP8", "video/H264", "audio/opus"),
+        min_length=1,
+        description="Codecs of a room unless it names its own, best first. video/VP9 and video/AV1 pass "
+        "through. A client that fits none is refused with codec_mismatch.",
+    )
+    consent_s: Positive = Field(
+        default=15.0,
+        description="A client not heard from for this long has left (RFC 7675 allows 30). Shorter: gone "
+        "clients "
+        "vanish sooner, short network blips end sessions.",
+    )
+    idle_room_s: Positive = Field(
+        default=30.0, description="A room closes this long after its last participant left."
+    )
+
+
+class Recording(Section):
+    """The journal, the original of every recording."""
+
+    segment_s: Positive = Field(
+        default=10.0,
+        description="Length of a sealed journal file. Shorter: more files; longer: more is lost with the disk "
+        ""
+        "once uploads are on.",
+    )
+    chunk_ms: Annotated[int, Field(ge=20, le=1000)] = Field(
+        default=250,
+        description="Media is sealed and written at least this often: what a killed process loses.",
+    )
+    chunk_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = Field(
+        default=256 << 10,
+        description="… or when this much has come. Small chunks seal slowly (SM4 likes large ones).",
+    )
+    queue_bytes: int = Field(
+        default=64 << 20,
+        ge=1 << 20,
+        description="Memory per worker for media not yet written. When the disk stalls for longer than this "
+        "holds (about 60 s of 8 Mbit/s), packets are dropped, counted and listed as gaps.",
+    )
+    min_free_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="With less free disk space no recording starts (507 disk_full); running ones go on.",
+    )
+    auto: bool = Field(
+        default=False,
+        description="true: every room is recorded from its first participant on. business_no is the room's "
+        "name.",
+    )
+    auto_mode: Literal["single", "composite", "both"] = Field(
+        default="composite", description="What an automatic recording makes."
+    )
+
+
+class Composing(Section):
+    """Making the composite MP4 from the journal."""
+
+    when: Literal["live", "after_stop", "off_peak", "on_demand"] = Field(
+        default="live",
+        description="live: follows the call, ready seconds after it. after_stop: costs no CPU during calls. "
+        "off_peak: in the hours of off_peak. on_demand: when first fetched.",
+    )
+    off_peak: str = Field(
+        default="20:00-06:00",
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
+        description="Local hours in which off_peak jobs run.",
+    )
+    profile: Literal["standard", "evidence"] = Field(
+        default="standard",
+        description="standard: 25 frames/s. evidence: 15 frames/s, about 40 % less CPU and disk.",
+    )
+    max_parallel: int = Field(
+        default=0,
+        ge=0,
+        description="Composites made at once, each up to one core, at low priority. 0: one per core. "
+        "More wait in a queue and are ready later.",
+    )
+    attempts: int = Field(
+        default=5,
+        ge=1,
+        le=20,
+        description="A composing job that dies is started again this often before it fails.",
+    )
+
+
+class Tokens(Section):
+    """Times of tokens, invitations and browser sessions."""
+
+    leeway_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=300,
+        description="Clock difference between token makers and this server that is forgiven.",
+    )
+    server_max_s: int = Field(
+        default=300,
+        ge=10,
+        le=3600,
+        description="Longest life of a server's own JWT; longer ones are refused.",
+    )
+    client_ttl_s: int = Field(
+        default=3600, ge=10, description="Life of a client token unless the request says."
+    )
+    client_max_s: int = Field(
+        default=86400,
+        ge=10,
+        description="Longest life of a client token. A leaked one opens its room for as long.",
+    )
+    invite_ttl_s: int = Field(
+        default=600, ge=10, description="An invitation's one-time code works for this long."
+    )
+    session_ttl_s: int = Field(
+        default=28800,
+        ge=60,
+        description="A browser that signed in by invitation stays signed in for this long.",
+    )
+
+
+class Crypto(Section):
+    """Keys that sign recordings and wrap their data keys."""
+
+    directory: Path | None = Field(
+        default=None,
+        description="Directory of the key provider's files. null: secrets/crypto in the data directory, made "
+        "at "
+        "the first start with development keys.",
+    )
+    passphrase: SecretStr | None = Field(
+        default=None,
+        description="Encrypts the private key files. null: they lie open, protected by file modes only. "
+        "Prefer passphrase_file. Losing it loses every recording.",
+    )
+    passphrase_file: Path | None = Field(default=None, description="File that holds the passphrase.")
+
+
+class Database(Section):
+    """The index of recordings. It can be deleted and rebuilt from them (recorder reindex)."""
+
+    url: SecretStr | None = Field(
+        default=None,
+        description="SQLAlchemy URL. null: SQLite in the data directory. PostgreSQL for several nodes.",
+    )
+    url_file: Path | None = Field(
+        default=None, description="File that holds the URL, because it has a password."
+    )
+
+
+class Webhook(Section):
+    """Delivery of events to the URL an API key names (webhook_url in api-keys.yaml)."""
+
+    timeout_s: Positive = Field(
+        default=10.0, description="An answer slower than this counts as a failed try."
+    )
+    retry_hours: Positive = Field(
+        default=72.0,
+        description="Tries go on for this long, ever more seldom. After it the event is only in /v1/events.",
+    )
+
+
+class Log(Section):
+    """The log, on standard error. Secrets and tokens never appear in it."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug adds one line per request and signalling step."
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="json: one object a line. auto: console on a terminal, else json."
+    )
+
+
+class Settings(Section):
+    """Everything an operator can set."""
+
+    environment: Literal["development", "production"] = Field(
+        default="development",
+        description="production refuses to start with development keys. Recordings made under development keys "
+        ""
+        "say so for ever.",
+    )
+    data_dir: Path = Field(
+        default=Path("data"),
+        description="Recordings, index, secrets and sockets. Relative to the directory the server starts in. "
+        "Back it up; losing secrets/ loses the recordings.",
+    )
+    trusted_proxy: tuple[Network, ...] = Field(
+        default=(),
+        description="Networks whose X-Forwarded-For and -Proto are believed, such as 10.0.0.5/32. Too wide: "
+        "clients can forge their address in the audit.",
+    )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="After SIGTERM no new rooms; calls get this long to end, then recordings are closed "
+        "cleanly. "
+        "A second SIGTERM closes at once. Must be below the container's stop grace time.",
+    )
+    http: Http = Http()
+    tls: Tls = Tls()
+    media: Media = Media()
+    recording: Recording = Recording()
+    composing: Composing = Composing()
+    tokens: Tokens = Tokens()
+    crypto: Crypto = Crypto()
+    database: Database = Database()
+    webhook: Webhook = Webhook()
+    log: Log = Log()
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if (self.tls.cert is None) != (self.tls.key is None):
+            raise ValueError("tls.cert and tls.key belong together: give both or none")
+        if not self.tls.enabled and not self.trusted_proxy and not is_loopback(self.http.host):
+            raise ValueError(
+                f"tls.enabled: plain HTTP on {self.http.host} is refused; "
+                "listen on 127.0.0.1, name the TLS proxy in trusted_proxy, or leave TLS on"
+            )
+        if self.composing.when == "off_peak" and self.composing.off_peak[:5] == self.composing.off_peak[6:]:
+            raise ValueError("composing.off_peak: begins when it ends")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the workers' sockets are (0700)."""
+        return self.data_dir / "run"
+
+    @property
+    def secrets_dir(self) -> Path:
+        return self.data_dir / "secrets"
+
+    @property
+    def recordings_dir(self) -> Path:
+        return self.data_dir / "recordings"
+
+    @property
+    def crypto_dir(self) -> Path:
+        return self.crypto.directory or self.secrets_dir / "crypto"
+
+
+class WorkerConfig(Section):
+    """What a media worker is told: one JSON line on its standard input (see supervisor.py)."""
+
+    index: int
+    socket: Path
+    """The Unix socket to listen on (ipc.IpcServer)."""
+    bind: tuple[str, ...]
+    port: int
+    """UDP port on every bound address. 0: any free one, the same on all of them."""
+    advertised: tuple[str, ...]
+    """Addresses of the ICE candidates; the port is the bound one."""
+    media: Media
+    recording: Recording
+    crypto_dir: Path
+    crypto_passphrase: str | None = Field(repr=False)
+    log: Log
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether ``host`` is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
