@@ -11,6 +11,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.video.codeccontext import VideoCodecContext
 
 from tests.media.barcode import Box, Luma, Stamp, crc8, paint, read
 from tests.media.film import read_film
@@ -20,14 +21,16 @@ from tests.media.sounds import RATE, beep_onsets, locate, programme, speak, word
 
 def encoded(codec: str, bit_rate: int, times_ms: list[int]) -> list[Luma]:
     """Encode pictures of AGENT as a sender would and return the decoded luma planes."""
-    encoder = av.VideoCodecContext.create(codec, "w")
+    encoder = av.CodecContext.create(codec, "w")
+    assert isinstance(encoder, VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt = WIDTH, HEIGHT, "yuv420p"
     encoder.bit_rate, encoder.time_base = bit_rate, fractions.Fraction(1, 15)
     if codec == "libvpx":
         encoder.options = {"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0"}
     else:
         encoder.options = {"preset": "ultrafast", "tune": "zerolatency", "profile": "baseline"}
-    decoder = av.VideoCodecContext.create("vp8" if codec == "libvpx" else "h264", "r")
+    decoder = av.CodecContext.create("vp8" if codec == "libvpx" else "h264", "r")
+    assert isinstance(decoder, VideoCodecContext)
     packets = []
     for index, time_ms in enumerate(times_ms):
         frame = av.VideoFrame.from_ndarray(picture(AGENT, time_ms), format="yuv420p")
