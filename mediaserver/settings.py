@@ -70,7 +70,8 @@ class Tls(Section):
     )
     cert: Path | None = Field(
         default=None,
-        description="PEM file with the certificate chain. null: a self-signed one for all advertised addresses "
+        description="PEM file with the certificate chain. null: a self-signed one for all advertised "
+        "addresses "
         ""
         "is made in the data directory, browsers warn once, and its fingerprint is printed.",
     )
@@ -133,7 +134,8 @@ class Recording(Section):
 
     segment_s: Positive = Field(
         default=10.0,
-        description="Length of a sealed journal file. Shorter: more files; longer: more is lost with the disk "
+        description="Length of a sealed journal file. Shorter: more files; longer: more is lost with the "
+        "disk "
         ""
         "once uploads are on.",
     )
@@ -287,7 +289,8 @@ class Settings(Section):
 
     environment: Literal["development", "production"] = Field(
         default="development",
-        description="production refuses to start with development keys. Recordings made under development keys "
+        description="production refuses to start with development keys. Recordings made under "
+        "development keys "
         ""
         "say so for ever.",
     )
