@@ -72,7 +72,7 @@ class Grants:
 
     @classmethod
     def from_json(cls, value: object) -> Grants:
-        """Read ``{"publish": true, …}``; ValueError for unknown names or values that are not true or false."""
+        """Read ``{"publish": true, …}``; ValueError for unknown names or values that are not true/false."""
         if not isinstance(value, dict):
             raise ValueError("grants must be an object")
         known = {one.name for one in fields(cls)}
