@@ -1,0 +1,114 @@
+"""Real Chromium as a participant: fake devices that play our files, and a small WHIP/WHEP page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import Browser, Page, Route, async_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+CLIENT = Path(__file__).with_name("client.html")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+    "--autoplay-policy=no-user-gesture-required",
+    # A test page is in no foreground; a real participant's is.
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
+    "--allow-loopback-in-peer-connection",
+    "--disable-features=WebRtcHideLocalIpsWithMdns",
+)
+
+
+@dataclass
+class Participant:
+    """A browser that takes part in a room."""
+
+    browser: Browser
+    page: Page
+
+    async def publish(
+        self,
+        room: str,
+        token: str,
+        *,
+        codec: str = "video/VP8",
+        width: int = 640,
+        height: int = 360,
+        fps: int = 15,
+        audio: bool = True,
+    ) -> dict[str, Any]:
+        """Publish camera and microphone; returns ``{location, etag}``."""
+        options = {
+            "room": room,
+            "token": token,
+            "codec": codec,
+            "width": width,
+            "height": height,
+            "fps": fps,
+            "audio": audio,
+        }
+        made: dict[str, Any] = await self.page.evaluate("options => stage.publish(options)", options)
+        return made
+
+    async def subscribe(self, room: str, target: str, token: str) -> float:
+        """Subscribe to a participant; returns s from the POST to the first picture shown."""
+        options = {"room": room, "target": target, "token": token}
+        made = await self.page.evaluate("options => stage.subscribe(options)", options)
+        return float(made["firstFrameMs"]) / 1000
+
+    async def stats(self) -> dict[str, Any]:
+        """Return, per session, its state and its inbound and outbound RTP reports."""
+        got: dict[str, Any] = await self.page.evaluate("stage.stats()")
+        return got
+
+    async def count(self, session: str, kind: str, field: str) -> int:
+        """Return one number of a session's statistics, 0 when there is none yet."""
+        streams = (await self.stats())[session]["streams"]
+        return next((int(one.get(field, 0)) for one in streams if one["kind"] == kind), 0)
+
+    async def mute(self, kind: str, muted: bool) -> None:
+        """Turn the own camera or microphone off or on."""
+        await self.page.evaluate("([kind, muted]) => stage.mute(kind, muted)", [kind, muted])
+
+    async def leave(self) -> None:
+        """End all sessions."""
+        await self.page.evaluate("stage.close()")
+
+
+@asynccontextmanager
+async def chromium(*flags: str) -> AsyncIterator[Browser]:
+    """Run one headless Chromium."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=[*FLAGS, *flags], timeout=60_000
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def participant(base: str, camera: Path, microphone: Path) -> AsyncIterator[Participant]:
+    """Run one headless Chromium whose camera and microphone play files, with the client page of ``base``."""
+    flags = (f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}")
+    async with chromium(*flags) as browser:
+        page = await browser.new_page(ignore_https_errors=True)
+
+        async def serve(route: Route) -> None:
+            await route.fulfill(
+                body=CLIENT.read_text(encoding="utf-8"), content_type="text/html; charset=utf-8"
+            )
+
+        await page.route(f"{base}/stage-client", serve)
+        await page.goto(f"{base}/stage-client")
+        yield Participant(browser, page)
