@@ -52,7 +52,9 @@ def run() -> dict[str, float]:
         return {
             "seal_mb_per_cpu_s": round(megabytes / cpu_seconds(seal), 1),
             "open_mb_per_cpu_s": round(megabytes / cpu_seconds(unseal), 1),
-            "sm3_mb_per_cpu_s": round(megabytes / cpu_seconds(lambda: [sm3(chunk) for _ in range(CHUNKS)]), 1),
+            "sm3_mb_per_cpu_s": round(
+                megabytes / cpu_seconds(lambda: [sm3(chunk) for _ in range(CHUNKS)]), 1
+            ),
         }
 
 
