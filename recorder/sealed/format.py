@@ -1,0 +1,219 @@
+"""Sealed file version 1, the bytes: magic, records, header, key derivation. docs/container.md is the authority.
+
+    magic (8) | record 0: HEADER | record 1: COMMITMENT | CHUNK … and public frames … | INDEX | END
+
+    record:  type u16 | flags u16 | number u32 | length u32 | body (length) | SM3 of all bytes of the file before (32)
+
+All integers big-endian. Every record ends in the running SM3 of the file, so a change is placed in its record without any
+key, and the chain head of a finished file is simply the SM3 of its bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+
+from recorder.canonical import JSON, CanonicalError, canonical, parse_canonical
+from recorder.gm.kdf import kdf_sm3
+from recorder.gm.sm3 import DIGEST_BYTES, hmac_sm3, named, parse_named
+from recorder.gm.sm4 import KEY_BYTES, TAG_BYTES, Sm4Gcm
+
+MAGIC = b"\x89SLS\r\n\x1a\n"
+"""As PNG's: not text, and a transfer that touches line ends or the eighth bit breaks it visibly."""
+VERSION = 1
+SUITE_SM4_GCM = 1
+SUITES = {1: "SM4-GCM/SM3/SM2", 2: "SM4-CTR+HMAC-SM3/SM3/SM2", 3: "AES-256-GCM/SHA-256/ECDSA"}
+KINDS = ("original", "archive", "derived")
+
+RECORD = struct.Struct(">HHII")
+TRAILER_BYTES = DIGEST_BYTES
+OVERHEAD_BYTES = RECORD.size + TRAILER_BYTES
+BLOB_CHUNK_BYTES = 256 * 1024
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""A reader refuses longer records before it makes room for them."""
+MAX_HEADER_BYTES = 64 * 1024
+FILE_ID_BYTES = 16
+KDF_LABEL = b"shuanglu sealed file v1 suite 1"
+
+INDEX_HEAD = struct.Struct(">QI32s")
+INDEX_ENTRY = struct.Struct(">QI")
+END = struct.Struct(">QQI32s")
+END_RECORD_BYTES = RECORD.size + END.size + TRAILER_BYTES
+
+
+class RecordType(IntEnum):
+    """The record types of version 1; public frames have numbers from 16 on."""
+
+    HEADER = 1
+    COMMITMENT = 2
+    CHUNK = 3
+    INDEX = 4
+    END = 5
+    CHECKPOINT = 16
+
+
+class Flag(IntFlag):
+    """Bits of a record's flags; the others are 0."""
+
+    CRITICAL = 1
+    """A reader that does not know the type must refuse the file, naming it."""
+    LAST = 2
+    """The last sealed record of the file (STREAM's last flag): the INDEX and nothing else."""
+    OPAQUE = 4
+    """The plain text is itself end-to-end encrypted by the callers and means nothing to us."""
+
+
+class SealedError(ValueError):
+    """A sealed file is not what it should be; names the record and the byte range, and never holds plain text.
+
+    ``code`` is one of incomplete, bad_magic, bad_header, unsupported_version, unsupported_suite, wrong_key,
+    unknown_critical, bad_record, changed, index_mismatch.
+    """
+
+    def __init__(
+        self, code: str, offset: int, detail: str, *, end: int | None = None, record: int | None = None
+    ) -> None:
+        self.code = code
+        self.offset = offset
+        self.end = end if end is not None else offset
+        self.record = record
+        self.detail = detail
+        where = f"record {record}, " if record is not None else ""
+        super().__init__(f"{code}: {detail} ({where}bytes {offset}–{self.end})")
+
+
+@dataclass(frozen=True)
+class DataKey:
+    """The secret all keys of one recording's files are derived from. ``repr`` does not show it."""
+
+    key_id: str
+    secret: bytes = field(repr=False)
+    """16 bytes."""
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != KEY_BYTES:
+            raise ValueError(f"a data key has {KEY_BYTES} bytes, not {len(self.secret)}")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a sealed file says about itself in the clear."""
+
+    file_id: str
+    """32 hex digits, fresh and random for every file ever begun."""
+    kind: str
+    media_type: str
+    key_id: str
+    previous: bytes | None = None
+    """Chain head of the file before in the same series."""
+    public: Mapping[str, JSON] = field(default_factory=dict)
+    suite: int = SUITE_SM4_GCM
+    version: int = VERSION
+
+    def to_bytes(self) -> bytes:
+        """Return the HEADER record's body: canonical JSON."""
+        return canonical(
+            {
+                "file_id": self.file_id,
+                "key_id": self.key_id,
+                "kind": self.kind,
+                "media_type": self.media_type,
+                "previous": named(self.previous) if self.previous is not None else None,
+                "public": self.public,
+                "suite": self.suite,
+                "version": self.version,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> Header:
+        """Parse a HEADER record's body. Raise SealedError (bad_header, unsupported_version, unsupported_suite)."""
+        offset = len(MAGIC) + RECORD.size
+        end = offset + len(body)
+        try:
+            fields = parse_canonical(body)
+            version, suite = fields["version"], fields["suite"]
+            if version != VERSION:
+                raise SealedError("unsupported_version", offset, f"version {version!r}", end=end, record=0)
+            if suite != SUITE_SM4_GCM:
+                name = SUITES.get(suite, "unknown") if isinstance(suite, int) else "unknown"
+                raise SealedError("unsupported_suite", offset, f"suite {suite!r} ({name})", end=end, record=0)
+            previous, public, kind = fields["previous"], fields["public"], fields["kind"]
+            file_id = fields["file_id"]
+            if not isinstance(public, Mapping) or kind not in KINDS or not isinstance(file_id, str):
+                raise CanonicalError("a member has the wrong type")
+            if len(bytes.fromhex(file_id)) != FILE_ID_BYTES:
+                raise CanonicalError("file_id is not 16 bytes")
+            return cls(
+                file_id=file_id,
+                kind=str(kind),
+                media_type=str(fields["media_type"]),
+                key_id=str(fields["key_id"]),
+                previous=None if previous is None else parse_named(str(previous)),
+                public=public,
+            )
+        except SealedError:
+            raise
+        except (KeyError, ValueError) as error:
+            raise SealedError("bad_header", offset, str(error), end=end, record=0) from None
+
+
+@dataclass(frozen=True)
+class FileKeys:
+    """What is derived for one file: its cipher and its key commitment's key."""
+
+    aead: Sm4Gcm
+    commitment_key: bytes = field(repr=False)
+
+    @classmethod
+    def derive(cls, data_key: DataKey, file_id: bytes) -> FileKeys:
+        """KDF of GB/T 32918.4 over data key ‖ file id ‖ label: 16 bytes SM4 key, 32 bytes commitment key."""
+        derived = kdf_sm3(data_key.secret + file_id + KDF_LABEL, KEY_BYTES + DIGEST_BYTES)
+        return cls(Sm4Gcm(derived[:KEY_BYTES]), derived[KEY_BYTES:])
+
+    def commitment(self, header_digest: bytes) -> bytes:
+        """Return HMAC-SM3 over the header's digest: no second key fits the same file."""
+        return hmac_sm3(self.commitment_key, header_digest)
+
+
+def nonce(number: int, *, last: bool) -> bytes:
+    """STREAM (Hoang et al. 2015): the record's number in 11 bytes, then 1 for the last sealed record, else 0."""
+    return number.to_bytes(11, "big") + (b"\x01" if last else b"\x00")
+
+
+def associated_data(header_digest: bytes, trailer_before: bytes, record_header: bytes) -> bytes:
+    """Return what a sealed record authenticates beside its own text: header, all bytes before it, its type, flags and length."""
+    return header_digest + trailer_before + record_header
+
+
+@dataclass(frozen=True)
+class Index:
+    """The INDEX record's plain text: where each chunk begins, what is in them together."""
+
+    plain_bytes: int
+    plain_sm3: bytes
+    entries: tuple[tuple[int, int], ...]
+    """(file offset of the CHUNK record, bytes of its plain text)."""
+
+    def to_bytes(self) -> bytes:
+        """Return total u64 ‖ count u32 ‖ SM3 of the plain text ‖ count × (offset u64 ‖ size u32)."""
+        head = INDEX_HEAD.pack(self.plain_bytes, len(self.entries), self.plain_sm3)
+        return head + b"".join(INDEX_ENTRY.pack(*entry) for entry in self.entries)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, offset: int) -> Index:
+        """Parse; raise SealedError index_mismatch if the numbers do not add up."""
+        if len(data) < INDEX_HEAD.size or (len(data) - INDEX_HEAD.size) % INDEX_ENTRY.size:
+            raise SealedError("index_mismatch", offset, "index has an impossible length")
+        plain_bytes, count, plain_sm3 = INDEX_HEAD.unpack_from(data)
+        entries = tuple(INDEX_ENTRY.iter_unpack(data[INDEX_HEAD.size :]))
+        if len(entries) != count or sum(size for _, size in entries) != plain_bytes:
+            raise SealedError("index_mismatch", offset, "index does not add up")
+        return cls(plain_bytes, plain_sm3, entries)
+
+
+def sealed_record_bytes(plain_bytes: int) -> int:
+    """Return how many bytes of file a chunk of this plain size takes."""
+    return OVERHEAD_BYTES + plain_bytes + TAG_BYTES

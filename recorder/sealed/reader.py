@@ -1,0 +1,241 @@
+"""Open a sealed file with its recording's data key: front to back, while it grows, or at any byte."""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from recorder.gm import selftest
+from recorder.gm.sm3 import sm3
+from recorder.gm.sm4 import TagError
+from recorder.sealed import format as fmt
+from recorder.sealed.format import DataKey, FileKeys, Flag, Index, RecordType, SealedError
+from recorder.sealed.source import RawRecord, RecordSource
+
+
+class SealedReader:
+    """Read one sealed file. Every byte returned was authenticated before; nothing is written anywhere.
+
+    ``read`` may be called from several threads; ``chunks`` from one.
+    """
+
+    def __init__(self, path: Path, data_key: DataKey) -> None:
+        """Open the file and check that the key is the one it was sealed with.
+
+        Raise SealedError: ``incomplete`` while the writer has not written the header yet, ``wrong_key``, and what
+        ``recorder.sealed.format.SealedError`` lists for damaged files. Raise OSError as open(2) does.
+        """
+        selftest.require()
+        self._source = RecordSource(path)
+        try:
+            self.header, first, second = self._source.header()
+            self._header_digest = sm3(fmt.MAGIC + first.data)
+            self._keys = FileKeys.derive(data_key, bytes.fromhex(self.header.file_id))
+            if not hmac.compare_digest(self._keys.commitment(self._header_digest), bytes(second.body)):
+                raise SealedError(
+                    "wrong_key",
+                    second.offset,
+                    f"not sealed with key {data_key.key_id}, or the header was changed (it names key {self.header.key_id})",
+                    end=second.end,
+                    record=1,
+                )
+        except BaseException:
+            self._source.close()
+            raise
+        self._begin = self._next = second.end
+        self._number = 2
+        self._trailer = second.trailer
+        self._seen: list[tuple[int, int]] = []
+        self._starts: list[int] = [0]
+        self._index: Index | None = None
+        self._ended = False
+        self._scan = (second.end, 2)
+        self._cached: tuple[int, bytes] = (-1, b"")
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> SealedReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        self._source.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the writer closed the file (it ends in a valid END and index)."""
+        with self._lock:
+            return self._finished()
+
+    @property
+    def size(self) -> int:
+        """Bytes of plain text in whole chunks; of a finished file, all of it."""
+        with self._lock:
+            self._locate()
+            return self._starts[-1]
+
+    @property
+    def plain_sm3(self) -> bytes | None:
+        """SM3 of the whole plain text as the writer sealed it in the index; None while unfinished."""
+        with self._lock:
+            return self._index.plain_sm3 if self._finished() and self._index else None
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the plain text of all whole chunks not yet yielded, in order.
+
+        Ends where the file ends for now; call again for what came since. A torn last record (the writer died, or is
+        writing) is waited for, not an error. At the END the index is compared with what was read. Raise SealedError
+        where anything was changed, removed or put elsewhere; what came before was good.
+        """
+        while not self._ended:
+            record = self._source.record(self._next)
+            if record is None:
+                return
+            if record.number != self._number:
+                raise SealedError(
+                    "bad_record",
+                    record.offset,
+                    f"record {self._number} should be here, number {record.number} is",
+                    end=record.end,
+                    record=self._number,
+                )
+            plaintext = None
+            if record.type == RecordType.CHUNK:
+                plaintext = self._open(record, self._trailer)
+                self._seen.append((record.offset, len(plaintext)))
+            elif record.type == RecordType.INDEX:
+                index = Index.from_bytes(self._open(record, self._trailer), record.offset)
+                if index.entries != tuple(self._seen):
+                    raise SealedError(
+                        "index_mismatch", record.offset, "index names other chunks", end=record.end
+                    )
+                with self._lock:
+                    self._index = index
+            elif record.type == RecordType.END:
+                self._check_end(record)
+                self._ended = True
+            elif record.type in (RecordType.HEADER, RecordType.COMMITMENT):
+                raise SealedError(
+                    "bad_record", record.offset, "a second header", end=record.end, record=record.number
+                )
+            self._next, self._number, self._trailer = record.end, record.number + 1, record.trailer
+            if plaintext is not None:
+                yield plaintext
+
+    @property
+    def unread(self) -> tuple[int, int]:
+        """File offsets between which ``chunks`` has not read: a torn or growing tail, empty when all was read."""
+        return self._next, self._source.size()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to ``size`` plain bytes from ``offset`` (fewer only at the end): what an HTTP Range needs.
+
+        Opens the one or two chunks concerned (256 KiB each in blobs). Raise ValueError for a negative argument,
+        SealedError where the file was changed.
+        """
+        if offset < 0 or size < 0:
+            raise ValueError("offset and size are not negative")
+        with self._lock:
+            self._locate()
+            parts: list[bytes] = []
+            end = min(offset + size, self._starts[-1])
+            position = offset
+            while position < end:
+                number = bisect_right(self._starts, position) - 1
+                text = self._chunk(number)
+                begin = position - self._starts[number]
+                part = text[begin : begin + end - position]
+                parts.append(part)
+                position += len(part)
+            return b"".join(parts)
+
+    def _chunk(self, number: int) -> bytes:
+        if self._cached[0] == number:
+            return self._cached[1]
+        assert self._entries is not None
+        at, size = self._entries[number]
+        record = self._source.record(at)
+        if record is None or record.type != RecordType.CHUNK:
+            raise SealedError("bad_record", at, f"chunk {number} is not where the index says", end=at)
+        text = self._open(record, self._source.pread(fmt.TRAILER_BYTES, at - fmt.TRAILER_BYTES))
+        if len(text) != size:
+            raise SealedError(
+                "index_mismatch", at, f"chunk {number} has another size than the index says", end=record.end
+            )
+        self._cached = (number, text)
+        return text
+
+    def _open(self, record: RawRecord, trailer_before: bytes) -> bytes:
+        aad = fmt.associated_data(self._header_digest, trailer_before, record.record_header)
+        nonce = fmt.nonce(record.number, last=bool(record.flags & Flag.LAST))
+        try:
+            return self._keys.aead.open(nonce, record.body, aad)
+        except TagError:
+            raise SealedError(
+                "changed", record.offset, "does not open", end=record.end, record=record.number
+            ) from None
+
+    def _finished(self) -> bool:
+        if self._index is None:
+            end = self._source.end_record()
+            if end is None:
+                return False
+            index_offset, _, _, _ = fmt.END.unpack(end.body)
+            record = self._source.record(index_offset) if self._begin <= index_offset < end.offset else None
+            if record is None or record.type != RecordType.INDEX or record.end != end.offset:
+                raise SealedError(
+                    "index_mismatch", end.offset, "END names no index", end=end.end, record=end.number
+                )
+            trailer_before = self._source.pread(fmt.TRAILER_BYTES, index_offset - fmt.TRAILER_BYTES)
+            self._index = Index.from_bytes(self._open(record, trailer_before), record.offset)
+            self._check_end(end)
+        return self._ended or self._source.end_record() is not None
+
+    def _check_end(self, end: RawRecord) -> None:
+        if len(end.body) != fmt.END.size:
+            raise SealedError(
+                "bad_record", end.offset, "END has another length", end=end.end, record=end.number
+            )
+        _, plain_bytes, chunks, plain_sm3 = fmt.END.unpack(end.body)
+        index = self._index
+        if index is None or (plain_bytes, chunks, plain_sm3) != (
+            index.plain_bytes,
+            len(index.entries),
+            index.plain_sm3,
+        ):
+            raise SealedError(
+                "index_mismatch", end.offset, "END and index disagree", end=end.end, record=end.number
+            )
+
+    def _locate(self) -> None:
+        """Know where every whole chunk begins: from the index, or by walking the record headers of a growing file."""
+        if self._finished() and self._index is not None:
+            if self._entries is not self._index.entries:
+                self._entries = self._index.entries
+                self._starts = [0]
+                for _, size in self._entries:
+                    self._starts.append(self._starts[-1] + size)
+            return
+        entries = list(self._entries)
+        offset, number = self._scan
+        while (record := self._source.record(offset)) is not None:
+            if record.number != number:
+                raise SealedError(
+                    "bad_record", offset, f"record {number} should be here", end=record.end, record=number
+                )
+            if record.type == RecordType.CHUNK:
+                entries.append((offset, len(record.body) - fmt.TAG_BYTES))
+                self._starts.append(self._starts[-1] + entries[-1][1])
+            offset, number = record.end, number + 1
+        self._scan = (offset, number)
+        self._entries = tuple(entries)
+
+    _entries: tuple[tuple[int, int], ...] = ()

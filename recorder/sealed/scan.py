@@ -1,0 +1,194 @@
+"""Check and describe a sealed file without any key: structure, numbering and the SM3 chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from recorder.gm.sm3 import Sm3, named
+from recorder.sealed import format as fmt
+from recorder.sealed.format import DataKey, Header, RecordType, SealedError
+from recorder.sealed.reader import SealedReader
+from recorder.sealed.source import RawRecord, RecordSource
+from recorder.sealed.summary import FileSummary
+
+_READ_BYTES = 1024 * 1024
+_KEPT_PAYLOAD_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RecordInfo:
+    """One record as seen without the key."""
+
+    number: int
+    type: int
+    flags: int
+    offset: int
+    end: int
+    head_before: bytes
+    """Chain head before the record: SM3 of all bytes of the file up to ``offset``."""
+    payload: bytes
+    """Body of a public frame (type 16 and up) of at most 64 KiB; else empty."""
+
+
+@dataclass
+class FileScan:
+    """What ``scan`` saw. Records are listed as far as the chain holds; ``problem`` says where and why it does not."""
+
+    path: Path
+    size: int = 0
+    header: Header | None = None
+    records: list[RecordInfo] = field(default_factory=list)
+    finished: bool = False
+    """The file ends in END, and nothing is behind it."""
+    good_bytes: int = 0
+    """Bytes up to which every record is whole and chained."""
+    head: bytes = b""
+    """SM3 of the first ``good_bytes`` bytes."""
+    digest: bytes = b""
+    """SM3 of all bytes of the file."""
+    chunks: int = 0
+    plain_bytes: int = 0
+    plain_sm3: bytes = b""
+    """As END says; empty while unfinished."""
+    problem: SealedError | None = None
+    torn_bytes: int = 0
+    """Bytes of an incomplete last record (of an unfinished file whose chain holds otherwise)."""
+
+
+def read_header(path: Path) -> Header:
+    """Return the clear-text header. Raise SealedError or OSError."""
+    source = RecordSource(path)
+    try:
+        return source.header()[0]
+    finally:
+        source.close()
+
+
+def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -> FileScan:
+    """Read the file once, front to back, checking every record's number and trailer; no key is needed.
+
+    Never raises for what is in the file: see ``FileScan.problem``. Raises OSError if it cannot be read.
+    """
+    source = RecordSource(path)
+    result = FileScan(path, size=source.size())
+    running = Sm3()
+    try:
+        try:
+            for record in _records(source, result, running):
+                result.records.append(record)
+                if on_record is not None:
+                    on_record(record)
+        except SealedError as problem:
+            result.problem = problem
+        result.size = source.size()
+        result.head = running.digest() if result.good_bytes else b""
+        offset = result.good_bytes
+        while data := source.pread(_READ_BYTES, offset):
+            running.update(data)
+            offset += len(data)
+        result.digest = running.digest()
+        if result.problem is None and not result.finished:
+            result.torn_bytes = result.size - result.good_bytes
+        return result
+    finally:
+        source.close()
+
+
+def _records(source: RecordSource, result: FileScan, running: Sm3) -> Iterator[RecordInfo]:
+    try:
+        header, _, _ = source.header()
+    except SealedError as error:
+        if error.code not in ("unsupported_version", "unsupported_suite", "unknown_critical"):
+            raise
+        raise
+    result.header = header
+    running.update(fmt.MAGIC)
+    offset = len(fmt.MAGIC)
+    number = 0
+    while (record := source.record(offset)) is not None:
+        head_before = running.digest()
+        if record.number != number:
+            kind = "removed" if record.number > number else "repeated or moved"
+            raise SealedError(
+                "bad_record",
+                offset,
+                f"record {number} should be here, number {record.number} is: records {kind}",
+                end=record.end,
+                record=number,
+            )
+        data = memoryview(record.data)
+        after = running.copy()
+        after.update(data[: -fmt.TRAILER_BYTES])
+        if after.digest() != record.trailer:
+            raise SealedError(
+                "changed", offset, "the SM3 chain does not hold here", end=record.end, record=number
+            )
+        after.update(record.trailer)
+        running._hash = after._hash
+        _count(record, result)
+        result.good_bytes = record.end
+        payload = bytes(record.body) if record.type >= RecordType.CHECKPOINT else b""
+        yield RecordInfo(
+            number, record.type, record.flags, offset, record.end, head_before, payload[:_KEPT_PAYLOAD_BYTES]
+        )
+        offset, number = record.end, number + 1
+        if record.type == RecordType.END:
+            if source.size() > offset:
+                raise SealedError(
+                    "bad_record", offset, "bytes behind the END", end=source.size(), record=number
+                )
+            result.finished = True
+            return
+
+
+def _count(record: RawRecord, result: FileScan) -> None:
+    if record.type == RecordType.CHUNK:
+        result.chunks += 1
+        result.plain_bytes += len(record.body) - fmt.TAG_BYTES
+    elif record.type == RecordType.END:
+        if len(record.body) != fmt.END.size:
+            raise SealedError(
+                "bad_record", record.offset, "END has another length", end=record.end, record=record.number
+            )
+        _, plain_bytes, chunks, result.plain_sm3 = fmt.END.unpack(record.body)
+        if (plain_bytes, chunks) != (result.plain_bytes, result.chunks):
+            raise SealedError(
+                "bad_record", record.offset, "END miscounts", end=record.end, record=record.number
+            )
+    elif record.type in (RecordType.HEADER, RecordType.COMMITMENT) and record.number != record.type - 1:
+        raise SealedError(
+            "bad_record", record.offset, "a second header", end=record.end, record=record.number
+        )
+
+
+def summarise(path: Path, data_key: DataKey | None = None) -> FileSummary:
+    """Describe a file from its bytes alone, finished or left by a dead writer.
+
+    With the key the SM3 of the plain text of an unfinished file is told too. Raise SealedError if it has no valid header
+    or, with the key, a chunk that does not open.
+    """
+    found = scan(path)
+    if found.header is None:
+        raise found.problem or SealedError("bad_header", 0, "no header")
+    plain_sm3 = found.plain_sm3
+    if not plain_sm3 and data_key is not None:
+        running = Sm3()
+        with SealedReader(path, data_key) as reader:
+            for chunk in reader.chunks():
+                running.update(chunk)
+        plain_sm3 = running.digest()
+    return FileSummary(
+        name=path.name,
+        file_id=found.header.file_id,
+        kind=found.header.kind,
+        media_type=found.header.media_type,
+        bytes=found.size,
+        plain_bytes=found.plain_bytes,
+        chunks=found.chunks,
+        sm3=named(found.digest),
+        plain_sm3=named(plain_sm3) if plain_sm3 else "",
+        head=named(found.head) if found.head else "",
+        finished=found.finished,
+    )

@@ -1,0 +1,161 @@
+"""Read records off a file descriptor, the whole ones only: what reader and scan share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from recorder.sealed import format as fmt
+from recorder.sealed.format import RECORD, TRAILER_BYTES, Flag, Header, RecordType, SealedError
+
+_ALL_FLAGS = Flag.CRITICAL | Flag.LAST | Flag.OPAQUE
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One record as it lies in the file."""
+
+    number: int
+    type: int
+    flags: int
+    offset: int
+    data: bytes
+    """Record header, body and trailer."""
+
+    @property
+    def end(self) -> int:
+        """File offset just after the trailer."""
+        return self.offset + len(self.data)
+
+    @property
+    def record_header(self) -> bytes:
+        """The 12 bytes before the body."""
+        return self.data[: RECORD.size]
+
+    @property
+    def body(self) -> memoryview:
+        """The body alone."""
+        return memoryview(self.data)[RECORD.size : -TRAILER_BYTES]
+
+    @property
+    def trailer(self) -> bytes:
+        """The stated SM3 of all bytes of the file before the trailer."""
+        return self.data[-TRAILER_BYTES:]
+
+
+class RecordSource:
+    """Positioned reading of one sealed file; safe from several threads (pread only)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def size(self) -> int:
+        """Return the file's size now."""
+        return os.fstat(self._fd).st_size
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Return up to ``size`` bytes; fewer only at the end of the file."""
+        data = os.pread(self._fd, size, offset)
+        while len(data) < size:
+            more = os.pread(self._fd, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def record(self, offset: int) -> RawRecord | None:
+        """Return the record at ``offset``, or None while it is not wholly there.
+
+        Raise SealedError bad_record for a record header that no writer writes, unknown_critical for a critical
+        record of a type this version does not know.
+        """
+        head = self.pread(RECORD.size, offset)
+        if len(head) < RECORD.size:
+            return None
+        kind, flags, number, length = RECORD.unpack(head)
+        check_record_header(kind, flags, number, length, offset)
+        rest = self.pread(length + TRAILER_BYTES, offset + RECORD.size)
+        if len(rest) < length + TRAILER_BYTES:
+            return None
+        return RawRecord(number, kind, flags, offset, head + rest)
+
+    def header(self) -> tuple[Header, RawRecord, RawRecord]:
+        """Return the parsed header, its record and the commitment record.
+
+        Raise SealedError incomplete while they are not wholly there, else for what is wrong with them.
+        """
+        magic = self.pread(len(fmt.MAGIC), 0)
+        if magic != fmt.MAGIC[: len(magic)]:
+            raise SealedError("bad_magic", 0, "not a sealed file", end=len(fmt.MAGIC))
+        if len(magic) < len(fmt.MAGIC):
+            raise SealedError("incomplete", 0, "shorter than the magic", end=len(magic))
+        first = self.record(len(fmt.MAGIC))
+        if first is None:
+            raise SealedError(
+                "incomplete", len(fmt.MAGIC), "header not wholly there", end=self.size(), record=0
+            )
+        if (first.type, first.number) != (RecordType.HEADER, 0) or len(first.body) > fmt.MAX_HEADER_BYTES:
+            raise SealedError(
+                "bad_header", first.offset, "first record is no header", end=first.end, record=0
+            )
+        header = Header.from_bytes(bytes(first.body))
+        second = self.record(first.end)
+        if second is None:
+            raise SealedError(
+                "incomplete", first.end, "commitment not wholly there", end=self.size(), record=1
+            )
+        if (second.type, second.number) != (RecordType.COMMITMENT, 1) or len(second.body) != fmt.DIGEST_BYTES:
+            raise SealedError("bad_header", second.offset, "no key commitment", end=second.end, record=1)
+        return header, first, second
+
+    def end_record(self) -> RawRecord | None:
+        """Return the END record if the file ends in one."""
+        size = self.size()
+        offset = size - fmt.END_RECORD_BYTES
+        if offset < len(fmt.MAGIC):
+            return None
+        data = self.pread(fmt.END_RECORD_BYTES, offset)
+        if len(data) < fmt.END_RECORD_BYTES:
+            return None
+        kind, flags, number, length = RECORD.unpack_from(data)
+        if (kind, flags, length) != (RecordType.END, Flag.CRITICAL, fmt.END.size):
+            return None
+        return RawRecord(number, kind, flags, offset, data)
+
+
+def check_record_header(kind: int, flags: int, number: int, length: int, offset: int) -> None:
+    """Raise SealedError for a record header that no writer of version 1 writes or this reader may not skip."""
+    end = offset + RECORD.size
+    if length > fmt.MAX_BODY_BYTES:
+        raise SealedError("bad_record", offset, f"length {length} is over the limit", end=end, record=number)
+    if flags & ~_ALL_FLAGS:
+        raise SealedError("bad_record", offset, f"unknown flags {flags:#06x}", end=end, record=number)
+    known = kind in RecordType.__members__.values()
+    if not known and flags & Flag.CRITICAL:
+        raise SealedError(
+            "unknown_critical",
+            offset,
+            f"record type {kind} is critical and unknown to this version",
+            end=end + length + TRAILER_BYTES,
+            record=number,
+        )
+    sealed = kind in (RecordType.CHUNK, RecordType.INDEX)
+    must_be_critical = known and kind < RecordType.CHECKPOINT
+    if bool(flags & Flag.LAST) != (kind == RecordType.INDEX) or (
+        must_be_critical and not flags & Flag.CRITICAL
+    ):
+        raise SealedError(
+            "bad_record", offset, f"flags {flags:#06x} do not fit type {kind}", end=end, record=number
+        )
+    if (flags & Flag.OPAQUE and kind != RecordType.CHUNK) or (sealed and length < fmt.TAG_BYTES):
+        raise SealedError(
+            "bad_record", offset, f"length {length} or flags do not fit type {kind}", end=end, record=number
+        )
