@@ -1,0 +1,116 @@
+"""The figures of ``GET /metrics`` (Prometheus). No label names a room, a person or a business.
+
+Labels have few values each: worker index, state, kind. Workers report their counters in the heartbeat
+(``stats``); ``Metrics.from_worker`` adds them up so that a worker's death never makes a counter go
+backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+WORKER_COUNTERS = {
+    "packets_received": "RTP and RTCP packets received",
+    "packets_sent": "RTP and RTCP packets sent",
+    "bytes_received": "Bytes of media received, headers included",
+    "bytes_sent": "Bytes of media sent, headers included",
+    "packets_rejected": "Packets that were no valid STUN, DTLS, SRTP or RTP and were dropped",
+    "packets_resent": "Packets sent again because a subscriber asked (NACK)",
+    "keyframe_requests": "Keyframes asked from publishers (PLI)",
+    "journal_bytes": "Bytes written to journals",
+    "journal_dropped_packets": "Packets that could not be kept because the disk was too slow",
+}
+"""Numbers in a worker's ``stats`` that only grow; the metric is ``shuanglu_<name>_total``."""
+
+WORKER_GAUGES = {
+    "rooms": "Rooms open",
+    "participants": "Participants connected",
+    "recordings": "Recordings running",
+    "journal_queue_bytes": "Bytes waiting to be written to journals",
+    "cpu_s_per_s": "Cores in use",
+    "resident_bytes": "Resident memory",
+}
+"""Numbers in a worker's ``stats`` that go up and down; the metric is ``shuanglu_<name>``."""
+
+
+class Metrics:
+    """All metrics of one control process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._last: dict[tuple[int, str], float] = {}
+        self._pids: dict[int, int] = {}
+        self._counters = {
+            name: Counter(f"shuanglu_{name}", text, ["worker"], registry=self.registry)
+            for name, text in WORKER_COUNTERS.items()
+        }
+        self._gauges = {
+            name: Gauge(f"shuanglu_{name}", text, ["worker"], registry=self.registry)
+            for name, text in WORKER_GAUGES.items()
+        }
+        self.workers_up = Gauge("shuanglu_workers_up", "Media workers running", registry=self.registry)
+        self.native_forwarder = Gauge(
+            "shuanglu_native_forwarder",
+            "1 if the compiled packet loop runs, 0 if its slow twin does",
+            ["worker"],
+            registry=self.registry,
+        )
+        self.worker_deaths = Counter("shuanglu_worker_deaths", "Workers that died", registry=self.registry)
+        self.requests = Counter(
+            "shuanglu_http_requests", "HTTP requests answered", ["method", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "shuanglu_http_request_seconds",
+            "Time to answer an HTTP request, streams left out",
+            registry=self.registry,
+            buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+        )
+        self.recordings_ended = Counter(
+            "shuanglu_recordings_ended", "Recordings that ended", ["state"], registry=self.registry
+        )
+        self.jobs = Counter(
+            "shuanglu_jobs", "Background jobs ended", ["kind", "outcome"], registry=self.registry
+        )
+        self.compose_seconds = Histogram(
+            "shuanglu_compose_ready_seconds",
+            "Time from a recording's stop until its composite is ready",
+            registry=self.registry,
+            buckets=(1, 2, 5, 10, 30, 60, 300, 1800),
+        )
+        self.webhooks = Counter(
+            "shuanglu_webhook_deliveries", "Webhook tries", ["outcome"], registry=self.registry
+        )
+        self.disk_free_bytes = Gauge(
+            "shuanglu_disk_free_bytes", "Free space in the data directory", registry=self.registry
+        )
+        self.draining = Gauge("shuanglu_draining", "1 while the server drains", registry=self.registry)
+
+    def from_worker(self, index: int, pid: int, stats: Mapping[str, Any]) -> None:
+        """Take over a worker's figures. A new ``pid`` starts from zero; odd values are left out."""
+        if self._pids.get(index) != pid:
+            self._pids[index] = pid
+            for name in WORKER_COUNTERS:
+                self._last.pop((index, name), None)
+        label = str(index)
+        for name, counter in self._counters.items():
+            value = stats.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                before = self._last.get((index, name), 0.0)
+                counter.labels(label).inc(max(0.0, value - before))
+                self._last[index, name] = max(before, float(value))
+        for name, gauge in self._gauges.items():
+            value = stats.get(name)
+            if isinstance(value, int | float):
+                gauge.labels(label).set(value)
+        if "forwarder" in stats:
+            self.native_forwarder.labels(label).set(stats["forwarder"] == "native")
+
+    def text(self) -> bytes:
+        """Return the exposition text."""
+        return generate_latest(self.registry)
