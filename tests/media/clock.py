@@ -104,6 +104,7 @@ class ClockReader:
 
 
 def _normal(pixels: Floats) -> Floats:
+    """Flatten to zero mean and length 1; a flat cell becomes zeros."""
     flat = pixels.ravel() - pixels.mean()
-    length = float(np.sqrt((flat * flat).sum()))
-    return (flat / np.float32(max(length, 1e-3))).astype(np.float32)
+    length = max(float(np.sqrt((flat * flat).sum())), 1e-3)
+    return np.asarray(flat / np.float32(length), np.float32)
