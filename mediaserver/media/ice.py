@@ -112,8 +112,10 @@ def is_well_formed(data: bytes) -> bool:
 class IceAgent:
     """The controlled, lite side of every session of a worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, consent_ns: int = CONSENT_NS) -> None:
+        """Let sessions live for ``consent_ns`` without a valid check (RFC 7675 allows 30 s at most)."""
         self.counters = IceCounters()
+        self._consent_ns = min(consent_ns, CONSENT_NS)
         self._legs: dict[str, _Leg] = {}
         self._by_ufrag: dict[str, _Leg] = {}
         self._failures: OrderedDict[str, int] = OrderedDict()
@@ -158,10 +160,15 @@ class IceAgent:
         leg = self._legs.get(session)
         return leg.state if leg is not None else IceState.EXPIRED
 
-    def address(self, session: str) -> Address | None:
-        """Return the address a session is bound to, if any."""
+    def knows_remote(self, session: str, ufrag: str) -> bool:
+        """Tell whether a client's name is the one its session has already."""
         leg = self._legs.get(session)
-        return leg.address if leg is not None else None
+        return leg is not None and leg.remote_ufrag == ufrag
+
+    def place(self, session: str) -> tuple[Address, int] | None:
+        """Return address and socket a session is bound to, if any."""
+        leg = self._legs.get(session)
+        return (leg.address, leg.socket) if leg is not None and leg.address is not None else None
 
     def saw_media(self, session: str, now: int) -> None:
         """Note that authenticated packets came from a session: it is not disconnected (consent is not renewed)."""
@@ -224,7 +231,7 @@ class IceAgent:
                 continue
             if leg.state is IceState.EXPIRED:
                 continue
-            if now - leg.last_check_ns > CONSENT_NS:
+            if now - leg.last_check_ns > self._consent_ns:
                 leg.state = IceState.EXPIRED
                 changes.append((leg.session, leg.state))
                 continue

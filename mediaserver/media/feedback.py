@@ -1,0 +1,193 @@
+"""Decide when to ask a publisher again: lost packets, keyframes, rate; and what reports say. No I/O, time given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mediaserver.forwarder.interface import RouteStats, StreamStats
+from recorder import rtcp
+
+SERVER_SSRC = 1
+"""SSRC of our own feedback, as libwebrtc uses 1 for a sender without media."""
+
+MS = 1_000_000
+SECOND_NS = 1_000 * MS
+
+REORDER_NS = 10 * MS
+"""A missing packet is given so long to arrive by itself: most reordering is shorter (RFC 4653 speaks of a few ms)."""
+RETRY_NS = 80 * MS
+"""Asked again after this: above most round trips, below a viewer's patience."""
+GIVE_UP_NS = 1_000 * MS
+"""Later than this a retransmission serves neither viewers nor, with a 2 s horizon, the compositor."""
+MAX_PENDING = 512
+"""More missing packets than this are an outage: a keyframe is cheaper than resending."""
+MAX_ASKS = 8
+
+KEYFRAME_INTERVAL_NS = 500 * MS
+"""Least time between two keyframe requests of a stream: each costs the publisher a burst of 3-10 times a frame."""
+KEYFRAME_RETRY_NS = 1_000 * MS
+
+
+@dataclass(slots=True)
+class _Missing:
+    since_ns: int
+    asked_ns: int = 0
+    asks: int = 0
+
+
+class NackGenerator:
+    """Which packets of one stream to ask for again, and when."""
+
+    def __init__(self) -> None:
+        self._missing: dict[int, _Missing] = {}
+        self.asked = 0
+        self.given_up = 0
+        self.overrun = False
+        """More was lost than is worth resending; the caller asks for a keyframe and clears this."""
+
+    @property
+    def pending(self) -> bool:
+        """Tell whether ``to_ask`` has work."""
+        return bool(self._missing)
+
+    def add(self, first: int, last: int, now: int) -> None:
+        """Note that the numbers ``first`` … ``last`` (inclusive, wrapping) were skipped."""
+        count = ((last - first) & 0xFFFF) + 1
+        if count + len(self._missing) > MAX_PENDING:
+            self.given_up += count + len(self._missing)
+            self._missing.clear()
+            self.overrun = True
+            return
+        for offset in range(count):
+            self._missing[(first + offset) & 0xFFFF] = _Missing(now)
+
+    def to_ask(self, still_missing: Sequence[int], now: int) -> list[int]:
+        """Return the numbers to ask for now; those no longer in ``still_missing`` have come."""
+        absent = set(still_missing)
+        ask: list[int] = []
+        for sequence, entry in list(self._missing.items()):
+            if sequence not in absent:
+                del self._missing[sequence]
+            elif now - entry.since_ns > GIVE_UP_NS or entry.asks >= MAX_ASKS:
+                del self._missing[sequence]
+                self.given_up += 1
+            elif now - entry.since_ns >= REORDER_NS and now - entry.asked_ns >= RETRY_NS:
+                entry.asked_ns = now
+                entry.asks += 1
+                ask.append(sequence)
+        self.asked += len(ask)
+        return ask
+
+
+class KeyframeRequester:
+    """When to ask one video stream for a keyframe: soon, not too often, again until one comes."""
+
+    def __init__(self) -> None:
+        self._wanted_ns: int | None = None
+        self._asked_ns: int | None = None
+        self.asked = 0
+
+    @property
+    def pending(self) -> bool:
+        """Tell whether a keyframe is being waited for."""
+        return self._wanted_ns is not None
+
+    def want(self, now: int) -> None:
+        """Note that somebody needs a keyframe (a subscriber, a recording, a switch, a receiver's PLI)."""
+        if self._wanted_ns is None:
+            self._wanted_ns = now
+
+    def came(self, arrival_ns: int) -> None:
+        """Note that a keyframe began to arrive; one that was under way before the wish serves it as well."""
+        self._wanted_ns = None
+
+    def should_ask(self, now: int) -> bool:
+        """Tell whether to send a request now; the caller sends it if so."""
+        if self._wanted_ns is None:
+            return False
+        if self._asked_ns is not None:
+            waited = now - self._asked_ns
+            first = self._asked_ns < self._wanted_ns
+            if waited < (KEYFRAME_INTERVAL_NS if first else KEYFRAME_RETRY_NS):
+                return False
+        self._asked_ns = now
+        self.asked += 1
+        return True
+
+
+@dataclass(slots=True)
+class ReceptionReporter:
+    """Makes the report block of one received stream."""
+
+    ssrc: int
+    _expected: int = 0
+    _received: int = 0
+    _report: rtcp.SenderReport | None = None
+    _report_ns: int = 0
+
+    def heard(self, report: rtcp.SenderReport, arrival_ns: int) -> None:
+        """Note the sender's latest report."""
+        self._report, self._report_ns = report, arrival_ns
+
+    @property
+    def sender(self) -> tuple[rtcp.SenderReport, int] | None:
+        """Return the latest sender report and when it arrived."""
+        return None if self._report is None else (self._report, self._report_ns)
+
+    def block(self, stats: StreamStats, now: int) -> rtcp.ReportBlock:
+        """Build the block for the time since the last one (RFC 3550 appendix A.3)."""
+        expected = stats.expected - self._expected
+        received = stats.expected - stats.lost - self._received
+        self._expected, self._received = stats.expected, stats.expected - stats.lost
+        lost = max(0, expected - received)
+        fraction = min(255, lost * 256 // expected) if expected > 0 else 0
+        last_sr = delay = 0
+        if self._report is not None:
+            last_sr = self._report.ntp >> 16 & 0xFFFFFFFF
+            delay = (now - self._report_ns) * 65_536 // SECOND_NS
+        return rtcp.ReportBlock(
+            ssrc=self.ssrc,
+            fraction_lost=fraction,
+            lost=max(-(1 << 23), min(stats.lost, (1 << 23) - 1)),
+            highest_sequence=max(0, stats.max_sequence) & 0xFFFFFFFF,
+            jitter=min(stats.jitter, 0xFFFFFFFF),
+            last_sr=last_sr,
+            delay_since_last_sr=min(delay, 0xFFFFFFFF),
+        )
+
+
+def forwarded_report(
+    sender: rtcp.SenderReport, heard_ns: int, route: RouteStats, clock_rate: int, now: int
+) -> rtcp.SenderReport:
+    """Move a publisher's NTP-to-RTP map to a route's time stamps and to ``now``.
+
+    A subscriber must learn when media was captured, not when we had it (mediasoup#1881, janus PR#2007).
+    """
+    passed = now - heard_ns
+    return rtcp.SenderReport(
+        ssrc=route.ssrc,
+        ntp=(sender.ntp + (passed << 32) // SECOND_NS) & (2**64 - 1),
+        rtp_timestamp=(sender.rtp_timestamp + route.timestamp_offset + passed * clock_rate // SECOND_NS) & 0xFFFFFFFF,
+        packets=route.packets & 0xFFFFFFFF,
+        octets=route.bytes & 0xFFFFFFFF,
+    )
+
+
+@dataclass(slots=True)
+class RateByLoss:
+    """A bitrate to allow a publisher that knows only REMB, from the loss it suffers (RFC-less; GCC's loss rule)."""
+
+    ceiling_bps: int = 3_000_000
+    floor_bps: int = 150_000
+    bps: int = 1_000_000
+
+    def update(self, fraction_lost: int) -> int:
+        """Take the loss of the last second (of 256) and return the rate now allowed, bit/s."""
+        loss = fraction_lost / 256
+        if loss > 0.10:
+            self.bps = int(self.bps * (1 - 0.5 * loss))
+        elif loss < 0.02:
+            self.bps = int(self.bps * 1.08) + 1_000
+        self.bps = max(self.floor_bps, min(self.bps, self.ceiling_bps))
+        return self.bps

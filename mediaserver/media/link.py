@@ -1,0 +1,67 @@
+"""One client's transport: a forwarder peer, its ICE credentials and its DTLS association."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from mediaserver.forwarder.interface import Gap, Keyframe, NewSsrc, Rtcp, Switched
+from mediaserver.media.dtls import DtlsEndpoint
+from mediaserver.media.ice import Credentials
+
+
+class LinkState(Enum):
+    """Where a link stands. All changes happen in ``Transport``."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+    CLOSED = "closed"
+
+
+class LinkOwner(Protocol):
+    """Whom a link tells what happens to it: its session."""
+
+    def link_changed(self, state: LinkState, reason: str) -> None:
+        """Learn the new state; CLOSED is the last, ``reason`` a stable code or empty."""
+
+    def received_rtcp(self, event: Rtcp) -> None:
+        """Take a compound packet of the client."""
+
+    def found_ssrc(self, event: NewSsrc) -> None:
+        """Decide what an SSRC nobody announced is."""
+
+
+class StreamOwner(Protocol):
+    """Whom the forwarder's news of a stream concern: its publication."""
+
+    def keyframe_came(self, event: Keyframe) -> None:
+        """Note a keyframe."""
+
+    def gap_seen(self, event: Gap) -> None:
+        """Note skipped sequence numbers."""
+
+    def handle_timer(self, now: int) -> bool:
+        """Ask for what is due; true while more is to come soon."""
+
+
+class RouteOwner(Protocol):
+    """Whom the forwarder's news of a route concern: its subscription."""
+
+    def switched(self, event: Switched) -> None:
+        """Note that the route began to send a stream."""
+
+
+@dataclass(slots=True)
+class Link:
+    """One client's transport as the worker knows it."""
+
+    session: str
+    peer: int
+    owner: LinkOwner
+    dtls: DtlsEndpoint
+    credentials: Credentials
+    state: LinkState = LinkState.CONNECTING
+    last_received_ns: int = 0
+    extensions: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,310 @@
+"""Sessions: what one WHIP or WHEP request began, from offer to goodbye."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mediaserver.forwarder.interface import NewSsrc, Rtcp
+from mediaserver.ipc import IpcError
+from mediaserver.media import answer
+from mediaserver.media.answer import MediaAnswer
+from mediaserver.media.feedback import SERVER_SSRC, RateByLoss
+from mediaserver.media.link import Link, LinkState
+from mediaserver.media.publication import Publication, Sender
+from mediaserver.media.sdp import Codec, IceFragment, MediaOffer, Offer
+from mediaserver.media.subscription import SOURCE_ORDER, Subscription
+from mediaserver.media.transport import FEEDBACK_MS, Transport
+from recorder import rtcp
+from recorder.ids import uuid7
+from recorder.rtp import RtpError
+
+SOURCES = ("camera", "screen", "document")
+
+
+class SessionOwner(Protocol):
+    """Whom a session tells what happens to it: its room."""
+
+    def session_changed(self, session: Session, state: LinkState, reason: str) -> None:
+        """Learn that a session connected, lost its client for a while, or ended."""
+
+    def publication_found(self, publication: Publication) -> None:
+        """Learn that a publication's SSRC is known now."""
+
+
+@dataclass(eq=False)
+class Session:
+    """What publishing and subscribing sessions share: a link, an ETag, a place in a room."""
+
+    owner: SessionOwner
+    transport: Transport
+    identity: str
+    token_id: str = ""
+    id: str = field(default_factory=lambda: str(uuid7()))
+    state: LinkState = LinkState.CONNECTING
+    ever_connected: bool = False
+    sdp: str = field(default="", repr=False)
+    rtcp_malformed: int = 0
+    _link: Link | None = None
+    kind = "session"
+
+    @property
+    def link(self) -> Link:
+        """Return the transport; there is one from ``open`` on."""
+        assert self._link is not None, "open() comes first"
+        return self._link
+
+    @property
+    def etag(self) -> str:
+        """Return the entity tag of the ICE session (RFC 9725 section 4.3.1)."""
+        return f'"{self.link.credentials.ufrag}"'
+
+    def close(self, reason: str) -> None:
+        """End the session for a reason of ours."""
+        self.transport.shut(self.link, reason)
+
+    def patch(self, fragment: IceFragment, if_match: str | None) -> str | None:
+        """Take a trickle or restart PATCH; returns the body to answer, None if there is nothing to say.
+
+        Raises IpcError ``etag_mismatch`` (412) when the client speaks of an older ICE session.
+        """
+        link = self.link
+        restart = bool(fragment.ufrag) and not self.transport.ice.knows_remote(self.id, fragment.ufrag)
+        if if_match is not None and if_match.strip() != "*" and self.etag not in if_match:
+            raise IpcError("etag_mismatch", "the ICE session has been restarted since", 412)
+        if not restart:
+            return None
+        self.transport.restart(link, fragment)
+        return answer.fragment(self.transport.local(link), self.mids())
+
+    def mids(self) -> list[str]:
+        """Return the mids of the accepted m-lines."""
+        return []
+
+    def link_changed(self, state: LinkState, reason: str) -> None:
+        """Pass the link's news on to the room."""
+        self.state = state
+        self.ever_connected = self.ever_connected or state is LinkState.CONNECTED
+        self.owner.session_changed(self, state, reason)
+
+    def received_rtcp(self, event: Rtcp) -> None:
+        """Take a compound of the client; what is malformed is counted."""
+        try:
+            packets = rtcp.parse(event.data)
+        except RtpError:
+            self.rtcp_malformed += 1
+            return
+        self.take_rtcp(packets, event.arrival_ns)
+
+    def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
+        """Act on the client's reports."""
+
+    def found_ssrc(self, event: NewSsrc) -> None:
+        """Refuse SSRCs nobody announced."""
+        self.transport.forwarder.ignore_ssrc(event.peer, event.ssrc)
+
+    def report(self, now: int) -> None:
+        """Send what is due every second."""
+
+
+class PublishSession(Session):
+    """A client that sends: one source, at most one audio and one video track."""
+
+    kind = "publish"
+
+    def open(
+        self, offer: Offer, room_codecs: list[str], source: str, sender: Sender, taps: list[int]
+    ) -> None:
+        """Answer an offer; ``taps`` are two unused tap numbers. Raises IpcError ``codec_mismatch`` (409) and others."""
+        self.source = source
+        self.publications: list[Publication] = []
+        self._rate: RateByLoss | None = None
+        answers: list[MediaAnswer] = []
+        chosen: list[tuple[MediaOffer, Codec, dict[str, int]]] = []
+        for media in offer.media:
+            reply = MediaAnswer(media)
+            answers.append(reply)
+            taken = any(other.kind == media.kind for other, _, _ in chosen)
+            if not media.is_media or taken or media.direction not in ("sendonly", "sendrecv"):
+                continue
+            codecs = fitting_codecs(media, room_codecs)
+            reply.codecs, reply.direction = codecs[:1], "recvonly"
+            wanted = [uri for uri in answer.PUBLISH_EXTENSIONS if media.rids or uri not in _RIDS]
+            reply.extensions = answer.extensions(media.extensions, wanted)
+            reply.receive_rid = media.rids[-1] if media.rids else ""
+            chosen.append((media, codecs[0], reply.extensions))
+        if not chosen:
+            raise IpcError("sdp_invalid", "the offer sends neither audio nor video", 400)
+        extensions: dict[str, int] = {}
+        for _, _, own in chosen:
+            extensions.update(own)
+        link = self._link = self.transport.open(self.id, offer.transport, extensions, self)
+        if answer.TRANSPORT_CC in extensions:
+            self.transport.forwarder.set_feedback(link.peer, FEEDBACK_MS, SERVER_SSRC)
+        for reply, tap in zip([a for a in answers if a.codecs], taps, strict=False):
+            codec = reply.codecs[0]
+            feedback = answer.feedback(codec, publishing=True)
+            kind_source = "microphone" if reply.offer.kind == "audio" and source == "camera" else source
+            self.publications.append(
+                Publication(
+                    session=self.id,
+                    peer=link.peer,
+                    sender=sender,
+                    source=kind_source,
+                    media=reply.offer,
+                    codec=codec,
+                    extensions=reply.extensions,
+                    feedback=feedback,
+                    transport=self.transport,
+                    tap=tap,
+                    rid=reply.receive_rid,
+                )
+            )
+            if "goog-remb" in feedback and reply.offer.kind == "video":
+                self._rate = RateByLoss()
+        self.sdp = answer.write(offer, answers, self.transport.local(link))
+
+    def mids(self) -> list[str]:
+        """Return the mids of the accepted m-lines."""
+        return [publication.media.mid for publication in self.publications]
+
+    def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
+        """Note the client's sender reports."""
+        for packet in packets:
+            if isinstance(packet, rtcp.SenderReport):
+                for publication in self.publications:
+                    if publication.ssrc == packet.ssrc and publication.reporter is not None:
+                        publication.reporter.heard(packet, arrival_ns)
+
+    def found_ssrc(self, event: NewSsrc) -> None:
+        """Give an SSRC to the publication it belongs to: by mid, else by payload type."""
+        for publication in self.publications:
+            if event.mid and publication.media.mid and event.mid != publication.media.mid:
+                continue
+            fresh = publication.stream is None
+            if publication.found_ssrc(event):
+                if fresh and publication.ssrc == event.ssrc:
+                    self.owner.publication_found(publication)
+                return
+        self.transport.forwarder.ignore_ssrc(event.peer, event.ssrc)
+
+    def report(self, now: int) -> None:
+        """Send a receiver report for all tracks, and the rate allowed to those that only know REMB."""
+        if self.state is LinkState.CONNECTING:
+            return
+        forwarder = self.transport.forwarder
+        blocks = []
+        for publication in self.publications:
+            if publication.stream is not None and publication.reporter is not None:
+                stats = forwarder.stream_stats(publication.stream)
+                if stats.packets:
+                    block = publication.reporter.block(stats, now)
+                    publication.last_fraction_lost = block.fraction_lost
+                    blocks.append(block)
+        packets: list[rtcp.RtcpPacket] = [rtcp.ReceiverReport(SERVER_SSRC, tuple(blocks))]
+        if self._rate is not None and blocks:
+            rate = self._rate.update(max(block.fraction_lost for block in blocks))
+            video = [p.ssrc for p in self.publications if p.kind == "video" and p.ssrc is not None]
+            packets.append(rtcp.Remb(SERVER_SSRC, rate, tuple(video)))
+        forwarder.send_rtcp(self.link.peer, rtcp.build(packets))
+
+
+class SubscribeSession(Session):
+    """A client that receives the tracks of one participant."""
+
+    kind = "subscribe"
+    target: str = ""
+    hidden: bool = False
+
+    def open(self, offer: Offer, room_codecs: list[str], target: str) -> None:
+        """Answer an offer; every receiving m-line gets its SSRCs now and stays silent until there is a track."""
+        self.target = target
+        self.subscriptions: list[Subscription] = []
+        cname = secrets.token_hex(8)
+        answers: list[MediaAnswer] = []
+        extensions: dict[str, int] = {}
+        for media in offer.media:
+            reply = MediaAnswer(media)
+            answers.append(reply)
+            if not media.is_media or media.direction not in ("recvonly", "sendrecv"):
+                continue
+            reply.codecs, reply.direction = fitting_codecs(media, room_codecs), "sendonly"
+            reply.extensions = answer.extensions(media.extensions, answer.SUBSCRIBE_EXTENSIONS)
+            extensions.update(reply.extensions)
+        if not any(reply.codecs for reply in answers):
+            raise IpcError("sdp_invalid", "the offer receives neither audio nor video", 400)
+        link = self._link = self.transport.open(self.id, offer.transport, extensions, self)
+        for reply in answers:
+            if not reply.codecs:
+                continue
+            subscription = Subscription(
+                session=self.id,
+                peer=link.peer,
+                media=reply.offer,
+                codecs=reply.codecs,
+                extensions=reply.extensions,
+                cname=cname,
+                ordinal=sum(1 for other in self.subscriptions if other.kind == reply.offer.kind),
+                allow_mixed=offer.mixed_extensions,
+                transport=self.transport,
+            )
+            reply.ssrc, reply.rtx_ssrc, reply.cname = subscription.ssrc, subscription.rtx_ssrc, cname
+            reply.stream_id, reply.track_id = subscription.stream_name, f"{subscription.kind}-{reply.offer.mid}"
+            self.subscriptions.append(subscription)
+        self.sdp = answer.write(offer, answers, self.transport.local(link))
+
+    def mids(self) -> list[str]:
+        """Return the mids of the accepted m-lines."""
+        return [subscription.media.mid for subscription in self.subscriptions]
+
+    def place_for(self, publication: Publication) -> Subscription | None:
+        """Return the m-line a publication is to be sent on: the one kept for its source, its favourite, any free one."""
+        fitting = [s for s in self.subscriptions if s.kind == publication.kind]
+        for subscription in fitting:
+            if subscription.source == publication.source:
+                return subscription
+        free = [s for s in fitting if s.publication is None and not s.source]
+        favourite = SOURCE_ORDER.get(publication.source, 0)
+        for subscription in free:
+            if subscription.ordinal == favourite:
+                return subscription
+        if free:
+            return free[0]
+        return next((s for s in fitting if s.publication is None), None)
+
+    def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
+        """Pass keyframe requests on to the publishers."""
+        for packet in packets:
+            wanted: list[int] = []
+            if isinstance(packet, rtcp.PictureLossIndication):
+                wanted = [packet.media_ssrc]
+            elif isinstance(packet, rtcp.FullIntraRequest):
+                wanted = [ssrc for ssrc, _ in packet.entries]
+            for subscription in self.subscriptions if wanted else ():
+                if subscription.ssrc in wanted and subscription.publication is not None:
+                    subscription.publication.want_keyframe()
+
+    def report(self, now: int) -> None:
+        """Send the sender reports of all m-lines in one compound."""
+        packets = [packet for subscription in self.subscriptions for packet in subscription.report(now)]
+        if packets:
+            self.transport.forwarder.send_rtcp(self.link.peer, rtcp.build(packets))
+
+
+_RIDS = (answer.RID, answer.REPAIRED_RID)
+
+
+def fitting_codecs(media: MediaOffer, room_codecs: list[str]) -> list[Codec]:
+    """Return the room's codecs an m-line offers; raises IpcError ``codec_mismatch`` naming both sides."""
+    codecs = answer.choose(media, room_codecs)
+    if not codecs:
+        ours = [name for name in room_codecs if answer.KINDS.get(name.lower()) == media.kind]
+        raise IpcError(
+            "codec_mismatch",
+            f"{media.kind}: the room takes {', '.join(ours) or 'none'}; "
+            f"the offer has {', '.join(answer.names(media)) or 'none'}",
+            409,
+        )
+    return codecs
+

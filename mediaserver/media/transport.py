@@ -1,0 +1,306 @@
+"""The thin shell around the cores: moves datagrams and events between forwarder, ICE, DTLS and sessions.
+
+Everything runs in the event loop's thread; the forwarder's own thread moves the media. One function, ``_drain``,
+takes everything the forwarder has to say, each time its event descriptor becomes readable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from mediaserver.forwarder.interface import (
+    Forwarder,
+    ForwarderError,
+    Gap,
+    Keyframe,
+    NewSsrc,
+    Profile,
+    RawDatagram,
+    Rtcp,
+    Switched,
+    TapDropped,
+    Tapped,
+)
+from mediaserver.media.answer import Candidate, Local
+from mediaserver.media.dtls import SHA1, DtlsEndpoint, DtlsIdentity, DtlsState
+from mediaserver.media.ice import SECOND_NS, IceAgent, IceState
+from mediaserver.media.link import Link, LinkOwner, LinkState, RouteOwner, StreamOwner
+from mediaserver.media.sdp import IceFragment, MediaOffer
+
+TICK_S = 0.02
+"""While something is asked for again (NACK, keyframe, handshake)."""
+REST_S = 0.1
+FEEDBACK_MS = 50
+"""Between two transport-cc feedback packets; libwebrtc's receivers use 50-250 ms."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class TransportCounters:
+    """What did not belong anywhere."""
+
+    dtls_unbound: int = 0
+    unknown_datagrams: int = 0
+    internal_errors: int = 0
+
+
+class Transport:
+    """All links of a worker on its sockets."""
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        *,
+        candidates: Sequence[Candidate],
+        consent_ns: int,
+        tapped: Callable[[list[Tapped]], None],
+        tap_dropped: Callable[[TapDropped], None],
+    ) -> None:
+        self.forwarder = forwarder
+        self.ice = IceAgent(consent_ns)
+        self.identity = DtlsIdentity()
+        self.counters = TransportCounters()
+        self.candidates = list(candidates)
+        self.links: dict[str, Link] = {}
+        self._by_peer: dict[int, Link] = {}
+        self._streams: dict[int, StreamOwner] = {}
+        self._routes: dict[int, RouteOwner] = {}
+        self._shaking: set[str] = set()
+        self._busy: set[int] = set()
+        self._tapped = tapped
+        self._tap_dropped = tap_dropped
+        self._second_ns = 0
+        self._each_second: list[Callable[[int], None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # --- life
+
+    def start(self, each_second: Iterable[Callable[[int], None]] = ()) -> None:
+        """Begin to listen in the running loop; ``each_second`` is called with ``now`` once a second."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.forwarder.event_fd, self._drain)
+        self._each_second = list(each_second)
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def close(self) -> None:
+        """Stop and free the forwarder; links are told nothing any more."""
+        if self._loop is not None:
+            self._loop.remove_reader(self.forwarder.event_fd)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.forwarder.close()
+
+    # --- links
+
+    def open(
+        self, session: str, media: MediaOffer, extensions: Mapping[str, int], owner: LinkOwner
+    ) -> Link:
+        """Make a link for a client's offer; raises ``ForwarderError`` when the worker is full."""
+        now = time.monotonic_ns()
+        peer = self.forwarder.add_peer(extensions)
+        credentials = self.ice.add(session, media.ufrag, now)
+        dtls = DtlsEndpoint(self.identity, media.fingerprints, now)
+        link = Link(session, peer, owner, dtls, credentials)
+        self.links[session] = self._by_peer[peer] = link
+        self._shaking.add(session)
+        return link
+
+    def local(self, link: Link) -> Local:
+        """Return our side as the answer states it."""
+        return Local(link.credentials, self.identity.fingerprint, self.candidates)
+
+    def restart(self, link: Link, fragment: IceFragment) -> None:
+        """Give a link new ICE credentials for the client's new ones."""
+        link.credentials = self.ice.restart(link.session, fragment.ufrag, time.monotonic_ns())
+
+    def shut(self, link: Link, reason: str) -> None:
+        """End a link: say goodbye, free its peer, tell its owner. Does nothing the second time."""
+        if link.state is LinkState.CLOSED:
+            return
+        self._send(link, link.dtls.close())
+        link.state = LinkState.CLOSED
+        self.ice.remove(link.session)
+        self.links.pop(link.session, None)
+        self._shaking.discard(link.session)
+        link.owner.link_changed(LinkState.CLOSED, reason)
+        self._by_peer.pop(link.peer, None)
+        self.forwarder.remove_peer(link.peer)
+
+    # --- who hears of streams and routes
+
+    def watch_stream(self, stream: int, owner: StreamOwner) -> None:
+        """Send a stream's news to ``owner``."""
+        self._streams[stream] = owner
+
+    def forget_stream(self, stream: int) -> None:
+        """Send no more news of a stream."""
+        self._streams.pop(stream, None)
+        self._busy.discard(stream)
+
+    def watch_route(self, route: int, owner: RouteOwner) -> None:
+        """Send a route's news to ``owner``."""
+        self._routes[route] = owner
+
+    def forget_route(self, route: int) -> None:
+        """Send no more news of a route."""
+        self._routes.pop(route, None)
+
+    def wake(self, stream: int) -> None:
+        """Have the owner of ``stream`` asked for its due work soon."""
+        if stream in self._streams:
+            self._busy.add(stream)
+            if self._loop is not None and self._timer is not None:
+                if self._timer.when() - self._loop.time() > TICK_S:
+                    self._timer.cancel()
+                    self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def take_tapped(self) -> None:
+        """Hand everything tapped so far to the recordings now."""
+        packets = self.forwarder.take_tapped()
+        if packets:
+            self._tapped(packets)
+
+    # --- the pump
+
+    def _drain(self) -> None:
+        for event in self.forwarder.take_events():
+            try:
+                self._dispatch(event)
+            except Exception:
+                # One session's fault must not stop the others' calls; it is counted and logged with its trace.
+                self.counters.internal_errors += 1
+                _log.exception("event_failed", event=type(event).__name__)
+        try:
+            self.take_tapped()
+        except Exception:
+            self.counters.internal_errors += 1
+            _log.exception("tap_failed")
+
+    def _dispatch(self, event: object) -> None:
+        match event:
+            case RawDatagram():
+                self._datagram(event)
+            case Rtcp():
+                if (link := self._by_peer.get(event.peer)) is not None:
+                    link.owner.received_rtcp(event)
+            case NewSsrc():
+                if (link := self._by_peer.get(event.peer)) is not None:
+                    link.owner.found_ssrc(event)
+            case Keyframe():
+                if (owner := self._streams.get(event.stream)) is not None:
+                    owner.keyframe_came(event)
+            case Gap():
+                if (owner := self._streams.get(event.stream)) is not None:
+                    owner.gap_seen(event)
+                    self.wake(event.stream)
+            case Switched():
+                if (subscriber := self._routes.get(event.route)) is not None:
+                    subscriber.switched(event)
+            case TapDropped():
+                self._tap_dropped(event)
+
+    def _datagram(self, event: RawDatagram) -> None:
+        first = event.data[0] if event.data else 255
+        if first < 4:
+            result = self.ice.receive(event.data, event.address, event.arrival_ns, event.socket)
+            link = self.links.get(result.session) if result.session is not None else None
+            if link is not None and result.bind:
+                self.forwarder.bind(link.peer, event.address, event.socket)
+            if result.reply is not None:
+                self.forwarder.send_raw(event.address, result.reply, event.socket)
+        elif 20 <= first <= 63:
+            link = self._by_peer.get(event.peer) if event.peer is not None else None
+            if link is None:
+                self.counters.dtls_unbound += 1
+                return
+            flight = link.dtls.receive(event.data, time.monotonic_ns())
+            if link.dtls.state is DtlsState.CONNECTED:
+                # Keys before our last flight: the client's first packet must find them.
+                self._after_dtls(link)
+                self._send(link, flight)
+            else:
+                self._send(link, flight)
+                self._after_dtls(link)
+        else:
+            self.counters.unknown_datagrams += 1
+
+    def _send(self, link: Link, datagrams: Sequence[bytes]) -> None:
+        place = self.ice.place(link.session)
+        if place is not None:
+            for datagram in datagrams:
+                self.forwarder.send_raw(place[0], datagram, place[1])
+
+    def _after_dtls(self, link: Link) -> None:
+        state = link.dtls.state
+        if state is DtlsState.CONNECTED and link.state is LinkState.CONNECTING:
+            keys = link.dtls.keys
+            assert keys is not None, "a connected endpoint has exported its keys"
+            profile = (
+                Profile.AES_CM_128_HMAC_SHA1_80 if keys.profile is SHA1 else Profile.AEAD_AES_128_GCM
+            )
+            self._shaking.discard(link.session)
+            self._change(link, LinkState.CONNECTED)  # the owner's streams are there before the first packet
+            if link.session in self.links:
+                self.forwarder.set_keys(
+                    link.peer, profile, keys.rx_key, keys.rx_salt, keys.tx_key, keys.tx_salt
+                )
+        elif state is DtlsState.FAILED:
+            self.shut(link, link.dtls.error)
+        elif state is DtlsState.CLOSED:
+            self.shut(link, "client_closed")
+
+    def _change(self, link: Link, state: LinkState, reason: str = "") -> None:
+        if link.state is not state:
+            link.state = state
+            link.owner.link_changed(state, reason)
+
+    # --- time
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        now = time.monotonic_ns()
+        for session in list(self._shaking):
+            link = self.links[session]
+            due = link.dtls.next_timer()
+            if due is not None and due <= now:
+                self._send(link, link.dtls.handle_timer(now))
+                self._after_dtls(link)
+        for stream in list(self._busy):
+            owner = self._streams.get(stream)
+            try:
+                if owner is None or not owner.handle_timer(now):
+                    self._busy.discard(stream)
+            except ForwarderError:  # the stream ended between two ticks
+                self._busy.discard(stream)
+        if now - self._second_ns >= SECOND_NS:
+            self._second_ns = now
+            self._second(now)
+        delay = TICK_S if self._busy or self._shaking else REST_S
+        self._timer = self._loop.call_later(delay, self._tick)
+
+    def _second(self, now: int) -> None:
+        for link in list(self.links.values()):
+            link.last_received_ns = self.forwarder.peer_stats(link.peer).last_received_ns
+            self.ice.saw_media(link.session, link.last_received_ns)
+        for session, state in self.ice.handle_timer(now):
+            found = self.links.get(session)
+            if found is None:
+                continue
+            if state is IceState.EXPIRED:
+                self.shut(found, "ice_timeout" if found.state is LinkState.CONNECTING else "consent_expired")
+            elif found.state is not LinkState.CONNECTING:
+                connected = state is IceState.CONNECTED
+                self._change(found, LinkState.CONNECTED if connected else LinkState.DISCONNECTED)
+        for call in self._each_second:
+            try:
+                call(now)
+            except Exception:
+                self.counters.internal_errors += 1
+                _log.exception("second_failed")
