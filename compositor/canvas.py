@@ -203,7 +203,7 @@ def clear_layers(height: int, width: int) -> tuple[Floats, ...]:
 
 
 def _mix(plane: Bytes, product: Words, keep: Words) -> None:
-    # round((plane * keep + product) / 255) in integers: with v = n + 128, (v + (v >> 8)) >> 8 is exact for n ≤ 65025
+    # round(n / 255), n = plane * keep + product: with v = n + 128, (v + (v >> 8)) >> 8 is exact for n ≤ 65025
     work = np.multiply(plane, keep, dtype=np.uint16)
     work += product
     work += 128

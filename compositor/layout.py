@@ -27,7 +27,7 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A rectangle of the canvas in even pixels and whose picture it shows; no seat: nobody yet, of ``role``."""
+    """A rectangle of the canvas in even pixels and whose picture it shows; seat None: nobody yet."""
 
     x: int
     y: int
@@ -131,6 +131,8 @@ def _from_slots(slots: Sequence[Slot], ordered: Sequence[Party]) -> list[_Subjec
 def _geometry(layout: Layout, subjects: Sequence[_Subject]) -> tuple[list[_Box], list[Fit]]:
     count = len(subjects)
     contain: list[Fit] = ["contain"] * count
+    small: list[Fit] = ["contain"]  # the first is large, the others small
+    small += ["crop"] * (count - 1)
     if layout.name == "single":
         return [(0.0, 0.0, 1.0, 1.0)], contain
     if layout.name == "side_by_side" and count <= 2:
@@ -138,9 +140,9 @@ def _geometry(layout: Layout, subjects: Sequence[_Subject]) -> tuple[list[_Box],
     if layout.name == "top_bottom" and count <= 2:
         return [(0.0, index / count, 1.0, 1.0 / count) for index in range(count)], contain
     if layout.name == "pip":
-        return _pip(layout, count), ["contain", *(["crop"] * (count - 1))]
+        return _pip(layout, count), small
     if layout.name == "screen_main":
-        return _screen_main(count), ["contain", *(["crop"] * (count - 1))]
+        return _screen_main(count), small
     return _grid(count), contain
 
 
@@ -209,7 +211,7 @@ def _even(pixels: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Which part of the source goes to which part of the place, in even pixels; target relative to the place."""
+    """Which part of the source goes to which part of the place (relative to it), x y w h in even pixels."""
 
     source: tuple[int, int, int, int]
     target: tuple[int, int, int, int]

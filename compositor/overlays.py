@@ -1,0 +1,250 @@
+"""Overlays as stamps on the canvas: made when the scene changes, blended on every frame."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from compositor.canvas import Planes, SparseStamp, Stamp, blend, make_stamp, rgb_to_yuv, yuv
+from compositor.layout import Place
+from compositor.text import GlyphRow, Style, masks, text_stamp, text_width
+from compositor.wallclock import clock_text
+from recorder.template import (
+    Anchor,
+    CaptionOverlay,
+    ClockOverlay,
+    ImageOverlay,
+    LabelOverlay,
+    TextOverlay,
+    TileOverlay,
+    fill_text,
+    time_zone,
+)
+
+Values = Mapping[str, str]
+
+
+class ImageError(Exception):
+    """An overlay's image cannot be decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Still:
+    stamp: Stamp
+    x: int
+    y: int
+
+    def draw(self, canvas: Planes, utc_ns: int | None) -> None:
+        blend(canvas, self.stamp, self.x, self.y)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiled:
+    stamp: SparseStamp
+
+    def draw(self, canvas: Planes, utc_ns: int | None) -> None:
+        self.stamp.blend(canvas)
+
+
+class _Clock:
+    def __init__(self, overlay: ClockOverlay, width: int, height: int, row: GlyphRow) -> None:
+        self._overlay = overlay
+        self._zone = time_zone(overlay.zone)
+        self._row = row
+        self._size = (width, height)
+
+    def draw(self, canvas: Planes, utc_ns: int | None) -> None:
+        cells = self._row.stamps(clock_text(utc_ns, self._overlay.format, self._zone))
+        wide = sum(cell.width for cell in cells)
+        overlay = self._overlay
+        x, y = _corner(overlay.anchor, overlay.x, overlay.y, *self._size, wide, self._row.height)
+        x &= ~1
+        for cell in cells:
+            blend(canvas, cell, x, y)
+            x += cell.width
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a label can say of the place it lies in."""
+
+    place: Place
+    values: Values
+    muted: bool
+
+
+def _corner(
+    anchor: Anchor, x: float, y: float, width: int, height: int, stamp_w: int, stamp_h: int
+) -> tuple[int, int]:
+    """Return the top left pixel of a stamp whose ``anchor`` point lies at x, y of a width x height area."""
+    left, top = x * width, y * height
+    if anchor in ("top", "center", "bottom"):
+        left -= stamp_w / 2
+    elif anchor.endswith("right"):
+        left -= stamp_w
+    if anchor in ("left", "center", "right"):
+        top -= stamp_h / 2
+    elif anchor.startswith("bottom"):
+        top -= stamp_h
+    return round(left), round(top)
+
+
+class OverlaySet:
+    """All overlays of one moment's scene, ready to be drawn frame after frame in the template's order."""
+
+    def __init__(self, width: int, height: int, missing: Callable[[str], None]) -> None:
+        self._width = width
+        self._height = height
+        self._missing = missing
+        self._items: list[_Still | _Tiled | _Clock] = []
+        self._made: dict[Any, Any] = {}
+
+    def draw(self, canvas: Planes, utc_ns: int | None) -> None:
+        """Blend every overlay over ``canvas``; ``utc_ns`` is the frame's wall-clock time."""
+        for item in self._items:
+            item.draw(canvas, utc_ns)
+
+    def arrange(self, overlays: Sequence[Any], values: Values, named: Sequence[Named]) -> None:
+        """Make the stamps for a new scene. What did not change is taken over."""
+        made, self._made = self._made, {}
+        self._items = []
+
+        def once(key: Any, make: Callable[[], Any]) -> Any:
+            self._made[key] = made[key] if key in made else make()
+            return self._made[key]
+
+        key: tuple[str, ...]
+        for overlay in overlays:
+            if isinstance(overlay, ClockOverlay):
+                key = ("clock", overlay.model_dump_json())
+                self._items.append(once(key, partial(self._clock, overlay)))
+            elif isinstance(overlay, ImageOverlay):
+                key = ("image", overlay.model_dump_json())
+                self._items.append(once(key, partial(self._image, overlay)))
+            elif isinstance(overlay, TileOverlay):
+                text = fill_text(overlay.text, values).strip()
+                if text:
+                    key = ("tile", overlay.model_dump_json(), text)
+                    self._items.append(once(key, partial(self._tile, overlay, text)))
+            elif isinstance(overlay, LabelOverlay):
+                self._labels(overlay, named, once)
+            elif isinstance(overlay, TextOverlay | CaptionOverlay):
+                if isinstance(overlay, CaptionOverlay) and not values.get("step"):
+                    continue
+                text = fill_text(overlay.text, values).strip()
+                if text:
+                    key = (overlay.model_dump_json(), text)
+                    self._items.append(once(key, partial(self._line, overlay, text)))
+
+    def _style(self, overlay: TextOverlay | CaptionOverlay | LabelOverlay | ClockOverlay) -> Style:
+        size_px = max(8, round(overlay.size * self._height))
+        return Style(size_px, overlay.colour, overlay.alpha, overlay.shade)
+
+    def _clock(self, overlay: ClockOverlay) -> _Clock:
+        return _Clock(overlay, self._width, self._height, GlyphRow(self._style(overlay)))
+
+    def _line(self, overlay: TextOverlay | CaptionOverlay, text: str) -> _Still:
+        style = _narrowed(text, self._style(overlay), self._width)
+        stamp = text_stamp(text, style, self._missing)
+        at = _corner(
+            overlay.anchor, overlay.x, overlay.y, self._width, self._height, stamp.width, stamp.height
+        )
+        return _Still(stamp, *at)
+
+    def _labels(
+        self, overlay: LabelOverlay, named: Sequence[Named], once: Callable[[Any, Callable[[], Any]], Any]
+    ) -> None:
+        for name in named:
+            text = fill_text(overlay.text, name.values).strip()
+            if name.muted:
+                text += " (已静音 muted)"
+            if text.strip():
+                place = name.place
+                key = (overlay.model_dump_json(), text, place)
+                self._items.append(once(key, partial(self._label, overlay, text, place)))
+
+    def _label(self, overlay: LabelOverlay, text: str, place: Place) -> _Still:
+        style = _narrowed(text, self._style(overlay), place.w)
+        stamp = text_stamp(text, style, self._missing)
+        x, y = _corner(overlay.anchor, overlay.x, overlay.y, place.w, place.h, stamp.width, stamp.height)
+        return _Still(stamp, place.x + x, place.y + y)
+
+    def _image(self, overlay: ImageOverlay) -> _Still:
+        stamp = image_stamp(overlay.data(), max(2, round(overlay.w * self._width)), overlay.alpha)
+        at = _corner(
+            overlay.anchor, overlay.x, overlay.y, self._width, self._height, stamp.width, stamp.height
+        )
+        return _Still(stamp, *at)
+
+    def _tile(self, overlay: TileOverlay, text: str) -> _Tiled:
+        return _Tiled(SparseStamp(tile_stamp(overlay, text, self._width, self._height, self._missing)))
+
+
+def _narrowed(text: str, style: Style, width: int) -> Style:
+    """Shrink letters so that a line is no wider than 96 % of ``width``."""
+    wide = text_width(text, style.size_px) + 2 * style.padding_px
+    if wide <= width * 0.96:
+        return style
+    size_px = max(8, int(style.size_px * width * 0.96 / wide))
+    return Style(size_px, style.colour, style.alpha, style.shade)
+
+
+def image_stamp(png: bytes, width: int, alpha: float) -> Stamp:
+    """Decode a PNG, scale it to ``width`` pixels, keep its alpha. Raises ImageError."""
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            image.load()
+            height = max(2, round(image.height * width / image.width))
+            # premultiplied while scaling: transparent pixels must not bleed their colour over the edge
+            scaled = image.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"the image of an overlay cannot be read: {error}") from error
+    rgba = np.asarray(scaled, np.float32)
+    opacity = rgba[..., 3] / np.float32(255.0)
+    zero = rgb_to_yuv(np.zeros((1, 1, 3), np.float32))
+    # the conversion is affine: convert the premultiplied colour, weight only the constant part by alpha
+    converted = rgb_to_yuv(rgba[..., :3])
+    layers = [
+        (plane - base[0, 0] + base[0, 0] * opacity) for plane, base in zip(converted, zero, strict=True)
+    ]
+    factor = np.float32(alpha)
+    return make_stamp(opacity * factor, *(layer.astype(np.float32) * factor for layer in layers))
+
+
+def tile_stamp(
+    overlay: TileOverlay, text: str, width: int, height: int, missing: Callable[[str], None]
+) -> Stamp:
+    """Repeat a turned line of text over the whole canvas, every second row moved by half a step."""
+    style = Style(max(8, round(overlay.size * height)), overlay.colour)
+    letters, _ = masks(text, style, missing)
+    alpha = np.zeros((height, width), np.float32)
+    mark = Image.fromarray((letters * 255).astype(np.uint8)).rotate(
+        -overlay.angle, expand=True, resample=Image.Resampling.BICUBIC
+    )
+    turned = np.asarray(mark, np.float32) / np.float32(255.0)
+    radians = math.radians(abs(overlay.angle))
+    row = max(turned.shape[0] * 0.6, overlay.gap * height, 8.0)
+    column = max(letters.shape[1] * math.cos(radians) + overlay.gap * height, turned.shape[1] * 0.5, 8.0)
+    for index in range(-1, math.ceil(height / row) + 1):
+        offset = (index % 2) * column / 2
+        for step in range(-2, math.ceil(width / column) + 2):
+            _lay(alpha, turned, round(step * column + offset), round(index * row))
+    alpha *= np.float32(overlay.alpha)
+    y, u, v = yuv(overlay.colour)
+    return make_stamp(alpha, alpha * np.float32(y), alpha * np.float32(u), alpha * np.float32(v))
+
+
+def _lay(alpha: Any, mark: Any, x: int, y: int) -> None:
+    """Put a mask into a larger one by maximum, clipped."""
+    left, top = max(0, x), max(0, y)
+    right, bottom = min(alpha.shape[1], x + mark.shape[1]), min(alpha.shape[0], y + mark.shape[0])
+    if left < right and top < bottom:
+        part = alpha[top:bottom, left:right]
+        np.maximum(part, mark[top - y : bottom - y, left - x : right - x], out=part)
