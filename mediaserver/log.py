@@ -24,8 +24,9 @@ _SECRET_NAMES = re.compile(
 _JWT = re.compile(r"eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*\.?[A-Za-z0-9_-]*")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]+")
 _IN_TEXT = re.compile(
-    r"(?i)([\"']?\b(?:secret|passphrase|password|pwd|code|token|ice-pwd)[\"']?\s*[=:]\s*[\"']?)([^\s\"',;&}]+)"
+    r"(?i)([\"']?\b(?:secret|passphrase|password|pwd|token|ice-pwd)[\"']?\s*[=:]\s*[\"']?)([^\s\"',;&}]+)"
 )
+_INVITE = re.compile(r"(#code=)[^\s&\"']+")
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]+:)[^@\s/]+@")
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*-----|\Z)", re.S)
 
@@ -35,6 +36,7 @@ def redact(text: str) -> str:
     text = _PEM.sub(STARS, text)
     text = _JWT.sub(STARS, text)
     text = _BEARER.sub(rf"\1 {STARS}", text)
+    text = _INVITE.sub(rf"\1{STARS}", text)
     text = _URL_PASSWORD.sub(rf"\1{STARS}@", text)
     return _IN_TEXT.sub(rf"\1{STARS}", text)
 
@@ -83,7 +85,6 @@ def configure(settings: Log, **bound: Any) -> None:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        structlog.processors.UnicodeDecoder(),
     ]
     renderer: Any = (
         structlog.processors.JSONRenderer(ensure_ascii=False)

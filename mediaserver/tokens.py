@@ -269,7 +269,8 @@ class Tokens:
 
     def _claims(self, token: str, secret: str, audiences: tuple[str, ...]) -> dict[str, Any]:
         """Check the signature and what the token is for. Times are checked apart, against the given now."""
-        unchecked = {"verify_exp": False, "verify_iat": False, "verify_nbf": False, "verify_aud": False}
+        names = ("exp", "iat", "nbf", "aud", "sub", "jti")
+        unchecked = {f"verify_{name}": False for name in names}
         try:
             claims = jwt.decode(token, secret, algorithms=[ALGORITHM], options=unchecked)  # type: ignore[arg-type]
         except (jwt.PyJWTError, ValueError) as error:
