@@ -1,8 +1,8 @@
 """Load libgcrypt 1.9 or newer, if the machine has it: SM4-GCM at 500 MB/s and SM3 at 290 MB/s a core.
 
-Loaded by soname through cffi (ABI mode, no compiler, no headers; the GIL is released in every call). ``library``
-is None where it is missing or too old; nothing here raises for that, ``recorder.gm.selftest`` decides
-which implementation is used, and says so.
+Loaded by soname through cffi (ABI mode, no compiler, no headers; the GIL is released in every call).
+``library`` is None where it is missing or too old; nothing here raises for that, ``recorder.gm.selftest``
+decides which implementation is used, and says so.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ ffi.cdef(
     unsigned int gcry_cipher_setkey(gcry_cipher_hd_t handle, const void *key, size_t length);
     unsigned int gcry_cipher_setiv(gcry_cipher_hd_t handle, const void *iv, size_t length);
     unsigned int gcry_cipher_authenticate(gcry_cipher_hd_t handle, const void *data, size_t length);
-    unsigned int gcry_cipher_encrypt(gcry_cipher_hd_t handle, void *out, size_t out_size, const void *in, size_t in_length);
-    unsigned int gcry_cipher_decrypt(gcry_cipher_hd_t handle, void *out, size_t out_size, const void *in, size_t in_length);
+    unsigned int gcry_cipher_encrypt(
+        gcry_cipher_hd_t handle, void *out, size_t out_size, const void *in, size_t in_length);
+    unsigned int gcry_cipher_decrypt(
+        gcry_cipher_hd_t handle, void *out, size_t out_size, const void *in, size_t in_length);
     unsigned int gcry_cipher_gettag(gcry_cipher_hd_t handle, void *tag, size_t length);
     unsigned int gcry_cipher_checktag(gcry_cipher_hd_t handle, const void *tag, size_t length);
     typedef struct gcry_md_handle *gcry_md_hd_t;
@@ -51,11 +53,17 @@ class GcryptError(RuntimeError):
     """libgcrypt refused a call; the text is its own."""
 
 
+def text(pointer: Any) -> str:
+    """Return the C string at ``pointer``."""
+    value = ffi.string(pointer)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
 def _load() -> tuple[Any, str]:
     if os.environ.get("SHUANGLU_NO_LIBGCRYPT"):
         return None, "switched off by SHUANGLU_NO_LIBGCRYPT"
     try:
-        loaded = ffi.dlopen("libgcrypt.so.20")
+        loaded: Any = ffi.dlopen("libgcrypt.so.20")
     except OSError as error:
         return None, f"not on this machine ({error})"
     version = loaded.gcry_check_version(b"1.9.0")
@@ -70,7 +78,7 @@ def _load() -> tuple[Any, str]:
         or loaded.gcry_md_map_name(b"SM3") != GCRY_MD_SM3
     ):
         return None, "built without SM3 or SM4"
-    return loaded, ffi.string(version).decode()
+    return loaded, text(version)
 
 
 library, version = _load()
@@ -80,4 +88,4 @@ library, version = _load()
 def check(error: int) -> None:
     """Raise GcryptError unless ``error`` is 0."""
     if error:
-        raise GcryptError(ffi.string(library.gcry_strerror(error)).decode())
+        raise GcryptError(text(library.gcry_strerror(error)))

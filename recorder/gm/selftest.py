@@ -1,4 +1,4 @@
-"""Run the published vectors on what this machine will use, once per process, and refuse to go on when one fails."""
+"""Run the published vectors on what this machine will use, once a process; refuse to go on if one fails."""
 
 from __future__ import annotations
 

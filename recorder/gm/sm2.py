@@ -1,9 +1,10 @@
 """SM2 (GM/T 0003-2012, GB/T 32918): signatures and public-key encryption through OpenSSL 3's libcrypto.
 
-libcrypto.so.3 is loaded through cffi: 0.8 ms a signature, nonces from OpenSSL's generator, C3 and curve checked when
-decrypting. (gmssl does none of that: its nonces come from ``random``; it is only a second opinion in tests and verification.)
-Signatures are DER SEQUENCE(r, s) over SM3(Z ‖ message) with the signer id 1234567812345678 (GM/T 0009-2012 section 10);
-cipher texts are GM/T 0009 SM2Cipher DER, which ``openssl pkeyutl -decrypt`` opens.
+libcrypto.so.3 is loaded through cffi: 0.8 ms a signature, nonces from OpenSSL's generator, C3 and curve
+checked when decrypting. (gmssl does none of that: its nonces come from ``random``; it is only a second
+opinion in tests and verification.) Signatures are DER SEQUENCE(r, s) over SM3(Z ‖ message) with the signer
+id 1234567812345678 (GM/T 0009-2012 section 10); cipher texts are GM/T 0009 SM2Cipher DER, which
+``openssl pkeyutl -decrypt`` opens.
 """
 
 from __future__ import annotations
@@ -50,13 +51,16 @@ ffi.cdef(
     void EVP_MD_CTX_free(EVP_MD_CTX *context);
     void EVP_MD_CTX_set_pkey_ctx(EVP_MD_CTX *context, EVP_PKEY_CTX *key_context);
     int EVP_DigestSignInit(EVP_MD_CTX *c, EVP_PKEY_CTX **p, const EVP_MD *md, void *e, EVP_PKEY *key);
-    int EVP_DigestSign(EVP_MD_CTX *c, unsigned char *sig, size_t *siglen, const unsigned char *tbs, size_t size);
+    int EVP_DigestSign(EVP_MD_CTX *c, unsigned char *out, size_t *n, const unsigned char *tbs, size_t size);
     int EVP_DigestVerifyInit(EVP_MD_CTX *c, EVP_PKEY_CTX **p, const EVP_MD *md, void *e, EVP_PKEY *key);
-    int EVP_DigestVerify(EVP_MD_CTX *c, const unsigned char *sig, size_t siglen, const unsigned char *tbs, size_t size);
+    int EVP_DigestVerify(EVP_MD_CTX *c, const unsigned char *sig, size_t n,
+                         const unsigned char *tbs, size_t size);
     int EVP_PKEY_encrypt_init(EVP_PKEY_CTX *context);
-    int EVP_PKEY_encrypt(EVP_PKEY_CTX *c, unsigned char *out, size_t *outlen, const unsigned char *in, size_t inlen);
+    int EVP_PKEY_encrypt(EVP_PKEY_CTX *c, unsigned char *out, size_t *n,
+                         const unsigned char *in, size_t size);
     int EVP_PKEY_decrypt_init(EVP_PKEY_CTX *context);
-    int EVP_PKEY_decrypt(EVP_PKEY_CTX *c, unsigned char *out, size_t *outlen, const unsigned char *in, size_t inlen);
+    int EVP_PKEY_decrypt(EVP_PKEY_CTX *c, unsigned char *out, size_t *n,
+                         const unsigned char *in, size_t size);
     EVP_PKEY *d2i_AutoPrivateKey(EVP_PKEY **key, const unsigned char **data, long size);
     EVP_PKEY *d2i_PUBKEY(EVP_PKEY **key, const unsigned char **data, long size);
     int i2d_PUBKEY(const EVP_PKEY *key, unsigned char **out);
@@ -93,9 +97,7 @@ def _load() -> Any:
     try:
         return ffi.dlopen("libcrypto.so.3")
     except OSError as error:
-        raise LibcryptoMissing(
-            f"OpenSSL 3 (libcrypto.so.3, Debian package libssl3) is needed for SM2: {error}"
-        ) from None
+        raise LibcryptoMissing(f"SM2 needs OpenSSL 3 (libcrypto.so.3, Debian's libssl3): {error}") from None
 
 
 _lib = _load()
@@ -103,7 +105,12 @@ _lib = _load()
 
 def library_version() -> str:
     """Return libcrypto's version text."""
-    return str(ffi.string(_lib.OpenSSL_version(0)).decode())
+    return _text(_lib.OpenSSL_version(0))
+
+
+def _text(pointer: Any) -> str:
+    value = ffi.string(pointer)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _fail(what: str) -> Sm2Error:
@@ -111,7 +118,7 @@ def _fail(what: str) -> Sm2Error:
     code, reasons = _lib.ERR_get_error(), []
     while code:
         _lib.ERR_error_string_n(code, text, 256)
-        reasons.append(ffi.string(text).decode(errors="replace").split(":")[-1])
+        reasons.append(_text(text).split(":")[-1])
         code = _lib.ERR_get_error()
     return Sm2Error(f"{what}: {', '.join(reasons) or 'refused by libcrypto'}")
 
@@ -153,7 +160,7 @@ class PublicKey:
 
     @classmethod
     def from_certificate_der(cls, data: bytes) -> PublicKey:
-        """Take the key out of an X.509 certificate; nothing about the certificate is checked. Raise Sm2Error."""
+        """Take the key out of an X.509 certificate, checking nothing else about it. Raise Sm2Error."""
         place = ffi.new("const unsigned char **", ffi.from_buffer("unsigned char[]", data))
         certificate = _owned(_lib.d2i_X509(ffi.NULL, place, len(data)), _lib.X509_free, "certificate")
         return cls(_sm2_key(_lib.X509_get_pubkey(certificate), "certificate's key"))
@@ -172,11 +179,11 @@ class PublicKey:
         return self.to_der()[-POINT_BYTES:]
 
     def verify(self, message: bytes, signature: bytes) -> bool:
-        """Tell whether ``signature`` (DER) is this key's over ``message``. Never raises for what is in them."""
+        """Tell whether ``signature`` (DER) is this key's over ``message``. Never raises for bad ones."""
         context, _key_context = _digest_context(self._key)
         if _lib.EVP_DigestVerifyInit(context, ffi.NULL, _lib.EVP_sm3(), ffi.NULL, self._key) != 1:
             raise _fail("verify")
-        good = _lib.EVP_DigestVerify(context, signature, len(signature), message, len(message)) == 1
+        good: bool = _lib.EVP_DigestVerify(context, signature, len(signature), message, len(message)) == 1
         _lib.ERR_clear_error()
         return good
 
@@ -268,7 +275,7 @@ class PrivateKey:
         return bytes(ffi.buffer(out, size[0]))
 
     def decrypt(self, ciphertext: bytes) -> bytes:
-        """Open GM/T 0009 SM2Cipher DER. Raise Sm2Error if it is malformed, changed (C3) or for another key."""
+        """Open GM/T 0009 SM2Cipher DER. Raise Sm2Error if it is changed (C3) or for another key."""
         context = _owned(_lib.EVP_PKEY_CTX_new(self._key, ffi.NULL), _lib.EVP_PKEY_CTX_free, "context")
         size = ffi.new("size_t *")
         if (

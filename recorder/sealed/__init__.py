@@ -1,4 +1,5 @@
-"""The sealed file: one container for journal segments, composites and reports. docs/container.md has the bytes.
+"""The sealed file: one container for journal segments, composites and reports. docs/container.md has the
+bytes.
 
 Writing: ``SealedWriter``. Opening with the key: ``SealedReader``. Checking and describing without: ``scan``.
 """

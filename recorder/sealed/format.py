@@ -1,11 +1,13 @@
-"""Sealed file version 1, the bytes: magic, records, header, key derivation. docs/container.md is the authority.
+"""Sealed file version 1, the bytes: magic, records, header, key derivation. docs/container.md is the
+authority.
 
     magic (8) | record 0: HEADER | record 1: COMMITMENT | CHUNK … and public frames … | INDEX | END
 
-    record:  type u16 | flags u16 | number u32 | length u32 | body (length) | SM3 of all bytes of the file before (32)
+    record:  type u16 | flags u16 | number u32 | length u32 | body (length) | SM3 of all bytes of the file
+    before (32)
 
-All integers big-endian. Every record ends in the running SM3 of the file, so a change is placed in its record without any
-key, and the chain head of a finished file is simply the SM3 of its bytes.
+All integers big-endian. Every record ends in the running SM3 of the file, so a change is placed in its
+record without any key, and the chain head of a finished file is simply the SM3 of its bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Flag(IntFlag):
 
 
 class SealedError(ValueError):
-    """A sealed file is not what it should be; names the record and the byte range, and never holds plain text.
+    """A sealed file is not what it should be; names the record and the byte range, and never holds plain
+    text.
 
     ``code`` is one of incomplete, bad_magic, bad_header, unsupported_version, unsupported_suite, wrong_key,
     unknown_critical, bad_record, changed, index_mismatch.
@@ -129,7 +132,7 @@ class Header:
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Header:
-        """Parse a HEADER record's body. Raise SealedError (bad_header, unsupported_version, unsupported_suite)."""
+        """Parse a HEADER record's body. Raise SealedError (bad_header, unsupported_…)."""
         offset = len(MAGIC) + RECORD.size
         end = offset + len(body)
         try:
@@ -179,12 +182,12 @@ class FileKeys:
 
 
 def nonce(number: int, *, last: bool) -> bytes:
-    """STREAM (Hoang et al. 2015): the record's number in 11 bytes, then 1 for the last sealed record, else 0."""
+    """STREAM (Hoang et al. 2015): record number in 11 bytes, then 1 for the last sealed one, else 0."""
     return number.to_bytes(11, "big") + (b"\x01" if last else b"\x00")
 
 
 def associated_data(header_digest: bytes, trailer_before: bytes, record_header: bytes) -> bytes:
-    """Return what a sealed record authenticates beside its own text: header, all bytes before it, its type, flags and length."""
+    """Return what a record authenticates beside its text: file header, all bytes before, own header."""
     return header_digest + trailer_before + record_header
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from recorder.gm import selftest
 from recorder.gm.sm3 import sm3
-from recorder.gm.sm4 import TagError
+from recorder.gm.sm4 import TAG_BYTES, TagError
 from recorder.sealed import format as fmt
 from recorder.sealed.format import DataKey, FileKeys, Flag, Index, RecordType, SealedError
 from recorder.sealed.source import RawRecord, RecordSource
@@ -26,8 +26,8 @@ class SealedReader:
     def __init__(self, path: Path, data_key: DataKey) -> None:
         """Open the file and check that the key is the one it was sealed with.
 
-        Raise SealedError: ``incomplete`` while the writer has not written the header yet, ``wrong_key``, and what
-        ``recorder.sealed.format.SealedError`` lists for damaged files. Raise OSError as open(2) does.
+        Raise SealedError: ``incomplete`` while the writer has not written the header yet, ``wrong_key``, and
+        what ``recorder.sealed.format.SealedError`` lists for damaged files. Raise OSError as open(2) does.
         """
         selftest.require()
         self._source = RecordSource(path)
@@ -39,7 +39,7 @@ class SealedReader:
                 raise SealedError(
                     "wrong_key",
                     second.offset,
-                    f"not sealed with key {data_key.key_id}, or the header was changed (it names key {self.header.key_id})",
+                    f"not sealed with key {data_key.key_id}, or changed (it names {self.header.key_id})",
                     end=second.end,
                     record=1,
                 )
@@ -91,9 +91,10 @@ class SealedReader:
     def chunks(self) -> Iterator[bytes]:
         """Yield the plain text of all whole chunks not yet yielded, in order.
 
-        Ends where the file ends for now; call again for what came since. A torn last record (the writer died, or is
-        writing) is waited for, not an error. At the END the index is compared with what was read. Raise SealedError
-        where anything was changed, removed or put elsewhere; what came before was good.
+        Ends where the file ends for now; call again for what came since. A torn last record (the writer
+        died, or is writing) is waited for, not an error. At the END the index is compared with what was
+        read. Raise SealedError where anything was changed, removed or put elsewhere; what came before was
+        good.
         """
         while not self._ended:
             record = self._source.record(self._next)
@@ -132,14 +133,15 @@ class SealedReader:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """File offsets between which ``chunks`` has not read: a torn or growing tail, empty when all was read."""
+        """File offsets between which ``chunks`` has not read: a torn or growing tail, or nothing."""
         return self._next, self._source.size()
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return up to ``size`` plain bytes from ``offset`` (fewer only at the end): what an HTTP Range needs.
+        """Return up to ``size`` plain bytes from ``offset`` (fewer only at the end): what an HTTP Range
+        needs.
 
-        Opens the one or two chunks concerned (256 KiB each in blobs). Raise ValueError for a negative argument,
-        SealedError where the file was changed.
+        Opens the one or two chunks concerned (256 KiB each in blobs). Raise ValueError for a negative
+        argument, SealedError where the file was changed.
         """
         if offset < 0 or size < 0:
             raise ValueError("offset and size are not negative")
@@ -216,7 +218,7 @@ class SealedReader:
             )
 
     def _locate(self) -> None:
-        """Know where every whole chunk begins: from the index, or by walking the record headers of a growing file."""
+        """Know where every whole chunk begins: from the index, or by walking a growing file's records."""
         if self._finished() and self._index is not None:
             if self._entries is not self._index.entries:
                 self._entries = self._index.entries
@@ -232,7 +234,7 @@ class SealedReader:
                     "bad_record", offset, f"record {number} should be here", end=record.end, record=number
                 )
             if record.type == RecordType.CHUNK:
-                entries.append((offset, len(record.body) - fmt.TAG_BYTES))
+                entries.append((offset, len(record.body) - TAG_BYTES))
                 self._starts.append(self._starts[-1] + entries[-1][1])
             offset, number = record.end, number + 1
         self._scan = (offset, number)

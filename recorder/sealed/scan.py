@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recorder.gm.sm3 import Sm3, named
+from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
 from recorder.sealed.format import DataKey, Header, RecordType, SealedError
 from recorder.sealed.reader import SealedReader
@@ -34,7 +35,7 @@ class RecordInfo:
 
 @dataclass
 class FileScan:
-    """What ``scan`` saw. Records are listed as far as the chain holds; ``problem`` says where and why it does not."""
+    """What ``scan`` saw: the records as far as the chain holds; ``problem`` says where and why it ends."""
 
     path: Path
     size: int = 0
@@ -73,16 +74,17 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
     """
     source = RecordSource(path)
     result = FileScan(path, size=source.size())
-    running = Sm3()
+    walk = _Walk(source, result)
     try:
         try:
-            for record in _records(source, result, running):
+            for record in walk.records():
                 result.records.append(record)
                 if on_record is not None:
                     on_record(record)
         except SealedError as problem:
             result.problem = problem
         result.size = source.size()
+        running = walk.running
         result.head = running.digest() if result.good_bytes else b""
         offset = result.good_bytes
         while data := source.pread(_READ_BYTES, offset):
@@ -96,57 +98,57 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
         source.close()
 
 
-def _records(source: RecordSource, result: FileScan, running: Sm3) -> Iterator[RecordInfo]:
-    try:
-        header, _, _ = source.header()
-    except SealedError as error:
-        if error.code not in ("unsupported_version", "unsupported_suite", "unknown_critical"):
-            raise
-        raise
-    result.header = header
-    running.update(fmt.MAGIC)
-    offset = len(fmt.MAGIC)
-    number = 0
-    while (record := source.record(offset)) is not None:
-        head_before = running.digest()
-        if record.number != number:
-            kind = "removed" if record.number > number else "repeated or moved"
-            raise SealedError(
-                "bad_record",
-                offset,
-                f"record {number} should be here, number {record.number} is: records {kind}",
-                end=record.end,
-                record=number,
-            )
-        data = memoryview(record.data)
-        after = running.copy()
-        after.update(data[: -fmt.TRAILER_BYTES])
-        if after.digest() != record.trailer:
-            raise SealedError(
-                "changed", offset, "the SM3 chain does not hold here", end=record.end, record=number
-            )
-        after.update(record.trailer)
-        running._hash = after._hash
-        _count(record, result)
-        result.good_bytes = record.end
-        payload = bytes(record.body) if record.type >= RecordType.CHECKPOINT else b""
-        yield RecordInfo(
-            number, record.type, record.flags, offset, record.end, head_before, payload[:_KEPT_PAYLOAD_BYTES]
-        )
-        offset, number = record.end, number + 1
-        if record.type == RecordType.END:
-            if source.size() > offset:
+class _Walk:
+    """Go from record to record; ``running`` hashes exactly the bytes found good."""
+
+    def __init__(self, source: RecordSource, result: FileScan) -> None:
+        self._source = source
+        self._result = result
+        self.running = Sm3()
+
+    def records(self) -> Iterator[RecordInfo]:
+        """Yield records while they hold. Raise SealedError at the first that does not."""
+        source, result = self._source, self._result
+        result.header, _, _ = source.header()
+        self.running.update(fmt.MAGIC)
+        offset, number = len(fmt.MAGIC), 0
+        while (record := source.record(offset)) is not None:
+            _check_number(record, number)
+            head_before = self.running.digest()
+            after = self.running.copy()
+            after.update(memoryview(record.data)[: -fmt.TRAILER_BYTES])
+            if after.digest() != record.trailer:
                 raise SealedError(
-                    "bad_record", offset, "bytes behind the END", end=source.size(), record=number
+                    "changed", offset, "the SM3 chain does not hold here", end=record.end, record=number
                 )
-            result.finished = True
-            return
+            _count(record, result)
+            after.update(record.trailer)
+            self.running = after
+            result.good_bytes = record.end
+            public = record.type >= RecordType.CHECKPOINT
+            payload = bytes(record.body[:_KEPT_PAYLOAD_BYTES]) if public else b""
+            yield RecordInfo(number, record.type, record.flags, offset, record.end, head_before, payload)
+            offset, number = record.end, number + 1
+            if record.type == RecordType.END:
+                if source.size() > offset:
+                    raise SealedError(
+                        "bad_record", offset, "bytes behind the END", end=source.size(), record=number
+                    )
+                result.finished = True
+                return
+
+
+def _check_number(record: RawRecord, number: int) -> None:
+    if record.number != number:
+        what = "records are missing before it" if record.number > number else "it is repeated or moved"
+        detail = f"record {number} should be here, number {record.number} is: {what}"
+        raise SealedError("bad_record", record.offset, detail, end=record.end, record=number)
 
 
 def _count(record: RawRecord, result: FileScan) -> None:
     if record.type == RecordType.CHUNK:
         result.chunks += 1
-        result.plain_bytes += len(record.body) - fmt.TAG_BYTES
+        result.plain_bytes += len(record.body) - TAG_BYTES
     elif record.type == RecordType.END:
         if len(record.body) != fmt.END.size:
             raise SealedError(
@@ -166,8 +168,8 @@ def _count(record: RawRecord, result: FileScan) -> None:
 def summarise(path: Path, data_key: DataKey | None = None) -> FileSummary:
     """Describe a file from its bytes alone, finished or left by a dead writer.
 
-    With the key the SM3 of the plain text of an unfinished file is told too. Raise SealedError if it has no valid header
-    or, with the key, a chunk that does not open.
+    With the key the SM3 of the plain text of an unfinished file is told too. Raise SealedError if it has no
+    valid header or, with the key, a chunk that does not open.
     """
     found = scan(path)
     if found.header is None:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from recorder.gm.sm3 import DIGEST_BYTES
+from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
 from recorder.sealed.format import RECORD, TRAILER_BYTES, Flag, Header, RecordType, SealedError
 
@@ -74,8 +76,8 @@ class RecordSource:
     def record(self, offset: int) -> RawRecord | None:
         """Return the record at ``offset``, or None while it is not wholly there.
 
-        Raise SealedError bad_record for a record header that no writer writes, unknown_critical for a critical
-        record of a type this version does not know.
+        Raise SealedError bad_record for a record header that no writer writes, unknown_critical for a
+        critical record of a type this version does not know.
         """
         head = self.pread(RECORD.size, offset)
         if len(head) < RECORD.size:
@@ -112,7 +114,7 @@ class RecordSource:
             raise SealedError(
                 "incomplete", first.end, "commitment not wholly there", end=self.size(), record=1
             )
-        if (second.type, second.number) != (RecordType.COMMITMENT, 1) or len(second.body) != fmt.DIGEST_BYTES:
+        if (second.type, second.number) != (RecordType.COMMITMENT, 1) or len(second.body) != DIGEST_BYTES:
             raise SealedError("bad_header", second.offset, "no key commitment", end=second.end, record=1)
         return header, first, second
 
@@ -132,7 +134,7 @@ class RecordSource:
 
 
 def check_record_header(kind: int, flags: int, number: int, length: int, offset: int) -> None:
-    """Raise SealedError for a record header that no writer of version 1 writes or this reader may not skip."""
+    """Raise SealedError for a record header version 1 does not write, or whose record may not be skipped."""
     end = offset + RECORD.size
     if length > fmt.MAX_BODY_BYTES:
         raise SealedError("bad_record", offset, f"length {length} is over the limit", end=end, record=number)
@@ -155,7 +157,7 @@ def check_record_header(kind: int, flags: int, number: int, length: int, offset:
         raise SealedError(
             "bad_record", offset, f"flags {flags:#06x} do not fit type {kind}", end=end, record=number
         )
-    if (flags & Flag.OPAQUE and kind != RecordType.CHUNK) or (sealed and length < fmt.TAG_BYTES):
+    if (flags & Flag.OPAQUE and kind != RecordType.CHUNK) or (sealed and length < TAG_BYTES):
         raise SealedError(
             "bad_record", offset, f"length {length} or flags do not fit type {kind}", end=end, record=number
         )

@@ -25,9 +25,9 @@ class FileSummary:
     sm3: str
     """``sm3:…`` of all bytes of the file; ``openssl dgst -sm3`` prints the same."""
     plain_sm3: str
-    """``sm3:…`` of all plain text; empty if the file was left unfinished and no key was there to tell."""
+    """``sm3:…`` of all plain text; empty if the file is unfinished and no key was there to tell."""
     head: str
-    """Chain head. Of a finished file the same as ``sm3``; of one left unfinished, that of its last whole record."""
+    """Chain head: of a finished file the same as ``sm3``, of others that after the last whole record."""
     finished: bool = True
 
     def to_json(self) -> dict[str, JSON]:
@@ -58,6 +58,6 @@ class FileSummary:
 
 
 def plain_name(name: str) -> str:
-    """Return the name people know: ``composite.mp4`` of ``composite.mp4.{file id}.sealed``; others unchanged."""
+    """Return ``composite.mp4`` of ``composite.mp4.{file id}.sealed``; other names unchanged."""
     match = _SEALED_NAME.match(name)
     return match["name"] if match else name

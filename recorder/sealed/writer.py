@@ -10,7 +10,7 @@ from types import TracebackType
 
 from recorder.canonical import JSON
 from recorder.gm import selftest
-from recorder.gm.sm3 import Sm3, named
+from recorder.gm.sm3 import DIGEST_BYTES, Sm3, named
 from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
 from recorder.sealed.format import RECORD, TRAILER_BYTES, DataKey, FileKeys, Flag, Header, Index, RecordType
@@ -22,10 +22,10 @@ FIRST_PUBLIC_TYPE = 16
 class SealedWriter:
     """Seal one new file. Not for two threads at once.
 
-    Two ways of use, never mixed: ``append`` seals each call as one chunk at once (journals: a reader may follow), ``write``
-    gathers chunks of 256 KiB (finished media: byte ranges are cheap to open). Each record is one write(2), nothing is
-    left in a buffer. When a write fails half-way the file is left as it is and every later call raises: the record's
-    number, and with it its nonce, has been used.
+    Two ways of use, never mixed: ``append`` seals each call as one chunk at once (journals: a reader may
+    follow), ``write`` gathers chunks of 256 KiB (finished media: byte ranges are cheap to open). Each record
+    is one write(2), nothing is left in a buffer. When a write fails half-way the file is left as it is and
+    every later call raises: the record's number, and with it its nonce, has been used.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SealedWriter:
         selftest.require()
         if kind not in fmt.KINDS or suite != fmt.SUITE_SM4_GCM:
             raise ValueError(f"kind {kind!r} or suite {suite!r} is not one this version writes")
-        if previous is not None and len(previous) != fmt.DIGEST_BYTES:
+        if previous is not None and len(previous) != DIGEST_BYTES:
             raise ValueError("previous is a chain head of 32 bytes")
         file_id = secrets.token_bytes(fmt.FILE_ID_BYTES)
         self.path = path.with_name(path.name.replace("{file_id}", file_id.hex()))
@@ -123,7 +123,7 @@ class SealedWriter:
         return len(data)
 
     def public_frame(self, frame_type: int, payload: bytes) -> None:
-        """Write a clear-text record of a type from 16 on (such as a checkpoint), chained like the others, not critical."""
+        """Write a clear-text, non-critical record of a type from 16 on (a checkpoint), chained like all."""
         if not FIRST_PUBLIC_TYPE <= frame_type <= 0xFFFF or len(payload) > fmt.MAX_BODY_BYTES:
             raise ValueError("public frames have types 16 to 65535 and at most 16 MiB")
         self._check_open()
@@ -135,7 +135,7 @@ class SealedWriter:
         os.fdatasync(self._fd)
 
     def close(self) -> FileSummary:
-        """Seal what is gathered, write index and end, sync. Return the summary. Raise OSError if a write fails."""
+        """Seal what is gathered, write index and end, sync. Raise OSError if a write fails."""
         self._check_open()
         if self._buffer:
             rest, self._buffer = self._buffer, bytearray()
@@ -163,7 +163,7 @@ class SealedWriter:
         )
 
     def abandon(self) -> None:
-        """Leave the file as it is, unfinished; what was gathered and not sealed is lost. May be called twice."""
+        """Leave the file as it is, unfinished; what is gathered and not sealed is lost. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,0 +1,338 @@
+"""Keys: who makes, wraps, opens and signs. The provider is a seam: files here, a KMS or an SM2 device
+elsewhere.
+
+A recording's data key lies wrapped (SM2, GM/T 0009) in its sidecar ``keys.json``, outside every digest:
+rotating rewrites sidecars and never touches media; deleting them is crypto-erase. The sidecar is itself a
+signed page, so that a changed bit or another recording's wrap is found without any key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal, Protocol
+
+from recorder import clock
+from recorder.canonical import JSON
+from recorder.gm import selftest
+from recorder.gm.kdf import kdf_sm3
+from recorder.gm.sm2 import PrivateKey, Sm2Error
+from recorder.gm.sm4 import KEY_BYTES
+from recorder.gm.x509 import Certificate, self_signed
+from recorder.sealed import DataKey
+from recorder.signed import SignedError, SignedPage, Signer, open_page, sign_page
+
+SIDECAR = "keys.json"
+SIDECAR_TYPE = "shuanglu.keys.v1"
+WRAP_ALGORITHM = "sm2-gmt0009"
+_KEY_ID_LABEL = b"shuanglu data key id v1"
+_VALID_DAYS = 3650
+
+_log = logging.getLogger(__name__)
+
+
+class KeyProblem(Exception):
+    """A key is missing, unusable, readable by others, or not for this recording; says which and why."""
+
+
+@dataclass(frozen=True)
+class ProviderInfo:
+    """What a provider is, as every manifest states it."""
+
+    name: str
+    version: str
+    certificate: str
+    """Number of the product's cryptography certificate, or ``none``."""
+    assurance: str
+    """``development`` (self-signed keys in files) or ``operator`` (certificates of an authority)."""
+    signing_certificate_pem: str
+    encryption_certificate_pem: str
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return what a manifest's public part says of the provider."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "certificate": self.certificate,
+            "assurance": self.assurance,
+            "encryption_certificate": self.encryption_certificate_pem,
+        }
+
+
+class CryptoProvider(Protocol):
+    """Makes and opens data keys and signs; asynchronous, because a device or KMS is across a wire."""
+
+    def info(self) -> ProviderInfo:
+        """Say what this is."""
+
+    def signer(self) -> Signer:
+        """Return a signer for worker threads."""
+
+    async def random(self, size: int) -> bytes:
+        """Return random bytes fit for keys."""
+
+    async def new_data_key(self, recording_id: str) -> tuple[DataKey, dict[str, JSON]]:
+        """Make a recording's data key; return it and its wrap, an entry for ``write_sidecar``."""
+
+    async def unwrap(
+        self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
+    ) -> DataKey:
+        """Open a recording's data key for a stated purpose. Raise KeyProblem."""
+
+    async def sign(self, message: bytes) -> bytes:
+        """Return the DER signature of the signing key over ``message``."""
+
+
+def data_key_id(secret: bytes) -> str:
+    """Return the id of a data key, derived from it: a wrap that opens to another key is noticed."""
+    return kdf_sm3(_KEY_ID_LABEL + secret, 16).hex()
+
+
+@dataclass(frozen=True)
+class FileSigner:
+    """Signs with a private key in memory; for any thread."""
+
+    certificate_pem: str
+    _key: PrivateKey
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the DER signature over ``message``."""
+        return self._key.sign(message)
+
+
+class FileProvider:
+    """SM2 keys in PEM files of one directory: ``signing.key.pem``, ``encryption.key.pem`` and their
+    ``….cert.pem``.
+
+    All files are 0600 and belong to the running user, or ``open`` refuses. Made by ``create``, they are
+    self-signed and recordings say ``assurance: development``; certificates of an authority in their place
+    make it ``operator``.
+    """
+
+    NAME = "file"
+    VERSION = "1"
+
+    def __init__(
+        self,
+        directory: Path,
+        signing: PrivateKey,
+        encryption: PrivateKey,
+        certificates: Mapping[str, Certificate],
+    ) -> None:
+        """Use keys already loaded; see ``create`` and ``open``."""
+        self.directory = directory
+        self._signing = signing
+        self._encryption = encryption
+        self._certificates = certificates
+
+    @classmethod
+    def create(cls, directory: Path, passphrase: str | None = None) -> FileProvider:
+        """Make both keys and self-signed certificates (first start). Raise KeyProblem if any is there."""
+        selftest.require()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        existing = [name for name in _FILES if (directory / name).exists()]
+        if existing:
+            raise KeyProblem(f"{directory} holds {', '.join(existing)} already; keys are never overwritten")
+        usages: tuple[tuple[str, Literal["sign", "encrypt"]], ...] = (
+            ("signing", "sign"),
+            ("encryption", "encrypt"),
+        )
+        for name, usage in usages:
+            key = PrivateKey.generate()
+            title = f"Shuanglu development {name} {secrets.token_hex(4)}"
+            # An hour back: a certificate must not begin after the first thing it signs, whatever the clock
+            # does.
+            since = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+            certificate = self_signed(key, title, usage=usage, not_before=since, days=_VALID_DAYS)
+            _write_private(directory / f"{name}.key.pem", key.to_pem(passphrase))
+            _write_private(directory / f"{name}.cert.pem", certificate.encode())
+        return cls.open(directory, passphrase)
+
+    @classmethod
+    def open(cls, directory: Path, passphrase: str | None = None) -> FileProvider:
+        """Load both keys. Raise KeyProblem naming the file that is missing, open to others or does not fit."""
+        selftest.require()
+        keys: dict[str, PrivateKey] = {}
+        certificates: dict[str, Certificate] = {}
+        for name in ("signing", "encryption"):
+            key_path, certificate_path = directory / f"{name}.key.pem", directory / f"{name}.cert.pem"
+            try:
+                keys[name] = PrivateKey.from_pem(_read_private(key_path), passphrase)
+                certificates[name] = Certificate.from_pem(certificate_path.read_text("ascii"))
+            except FileNotFoundError as error:
+                raise KeyProblem(f"{error.filename} is missing") from None
+            except (Sm2Error, UnicodeDecodeError) as error:
+                hint = "" if passphrase else " (is a passphrase needed?)"
+                raise KeyProblem(f"{key_path} or its certificate does not load: {error}{hint}") from None
+            if certificates[name].public_key.point != keys[name].public.point:
+                raise KeyProblem(f"{certificate_path} is not the certificate of {key_path.name}")
+        if keys["signing"].public.point == keys["encryption"].public.point:
+            raise KeyProblem(f"{directory}: signing and encryption key must be two keys")
+        return cls(directory, keys["signing"], keys["encryption"], certificates)
+
+    def __repr__(self) -> str:
+        return f"FileProvider({str(self.directory)!r})"
+
+    def info(self) -> ProviderInfo:
+        """Say what this is; ``development`` if the signing certificate is self-signed."""
+        development = any(certificate.self_signed for certificate in self._certificates.values())
+        return ProviderInfo(
+            name=self.NAME,
+            version=self.VERSION,
+            certificate="none",
+            assurance="development" if development else "operator",
+            signing_certificate_pem=self._certificates["signing"].pem,
+            encryption_certificate_pem=self._certificates["encryption"].pem,
+        )
+
+    def signer(self) -> FileSigner:
+        """Return a signer for worker threads."""
+        return FileSigner(self._certificates["signing"].pem, self._signing)
+
+    async def random(self, size: int) -> bytes:
+        """Return bytes of the kernel's generator."""
+        return secrets.token_bytes(size)
+
+    async def new_data_key(self, recording_id: str) -> tuple[DataKey, dict[str, JSON]]:
+        """Make a recording's data key; return it and its wrap for this provider's encryption key."""
+        secret = secrets.token_bytes(KEY_BYTES)
+        wrap: dict[str, JSON] = {
+            "algorithm": WRAP_ALGORITHM,
+            "recipient": self._certificates["encryption"].fingerprint,
+            "provider": self.NAME,
+            "ciphertext": base64.b64encode(self._encryption.public.encrypt(secret)).decode(),
+        }
+        _log.info("made the data key of recording %s", recording_id)
+        return DataKey(data_key_id(secret), secret), wrap
+
+    async def unwrap(
+        self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
+    ) -> DataKey:
+        """Open a recording's data key; purpose and actor go to the log. Raise KeyProblem."""
+        return self.unwrap_now(sidecar, recording_id=recording_id, purpose=purpose, actor=actor)
+
+    def unwrap_now(
+        self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
+    ) -> DataKey:
+        """Do what ``unwrap`` does (1 ms) for callers without an event loop."""
+        if sidecar.get("recording") != recording_id:
+            raise KeyProblem(
+                f"this sidecar is recording {sidecar.get('recording')!r}'s, not {recording_id}'s"
+            )
+        wraps = sidecar.get("wraps")
+        own = self._certificates["encryption"].fingerprint
+        found = [
+            wrap
+            for wrap in (wraps if isinstance(wraps, list) else [])
+            if isinstance(wrap, Mapping)
+            and (wrap.get("recipient"), wrap.get("algorithm")) == (own, WRAP_ALGORITHM)
+        ]
+        if not found:
+            raise KeyProblem(f"the data key of recording {recording_id} is not wrapped for {own}")
+        try:
+            secret = self._encryption.decrypt(
+                base64.b64decode(str(found[0].get("ciphertext")), validate=True)
+            )
+        except (Sm2Error, binascii.Error) as error:
+            raise KeyProblem(f"the data key of recording {recording_id} does not unwrap: {error}") from None
+        if len(secret) != KEY_BYTES or data_key_id(secret) != sidecar.get("key_id"):
+            raise KeyProblem(f"the wrap of recording {recording_id} holds another key than it names")
+        _log.info("opened the data key of recording %s for %s by %s", recording_id, purpose, actor)
+        return DataKey(str(sidecar["key_id"]), secret)
+
+    async def sign(self, message: bytes) -> bytes:
+        """Return the DER signature of the signing key over ``message``."""
+        return self._signing.sign(message)
+
+
+_FILES = tuple(f"{name}.{kind}.pem" for name in ("signing", "encryption") for kind in ("key", "cert"))
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_private(path: Path) -> bytes:
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise KeyProblem(
+                f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):o}); chmod 600 it"
+            )
+        if status.st_uid != os.geteuid():
+            raise KeyProblem(f"{path} belongs to user {status.st_uid}, not to the one running this")
+        return file.read()
+
+
+def write_sidecar(
+    directory: Path,
+    recording_id: str,
+    key_id: str,
+    wraps: list[dict[str, JSON]],
+    signer: Signer,
+    *,
+    revision: int = 1,
+    utc_ns: int | None = None,
+) -> dict[str, JSON]:
+    """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members."""
+    fields: dict[str, JSON] = {
+        "type": SIDECAR_TYPE,
+        "recording": recording_id,
+        "key_id": key_id,
+        "revision": revision,
+        "written_at": clock.rfc3339(utc_ns if utc_ns is not None else clock.SystemClock().utc_ns()),
+        "wraps": list(wraps),
+    }
+    replace_file(directory / SIDECAR, sign_page(fields, signer))
+    return fields
+
+
+def read_sidecar(directory: Path) -> dict[str, JSON]:
+    """Return the members of ``keys.json``, its signature checked. Raise KeyProblem, also where it is missing."""
+    return dict(open_sidecar(directory).fields)
+
+
+def open_sidecar(directory: Path) -> SignedPage:
+    """Return ``keys.json`` with its signer's certificate. Raise KeyProblem."""
+    path = directory / SIDECAR
+    try:
+        return open_page(path.read_bytes(), page_type=SIDECAR_TYPE)
+    except FileNotFoundError:
+        raise KeyProblem(
+            f"{path} is missing: the recording cannot be opened (erased, or not yet begun)"
+        ) from None
+    except SignedError as error:
+        raise KeyProblem(f"{path} {error}") from None
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file so that readers and crashes see the old bytes or the new ones, never a mixture."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        _write_private(temporary, data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
