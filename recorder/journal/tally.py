@@ -1,0 +1,73 @@
+"""Count what passes, record by record: the same summary for a living writer and for recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from recorder.journal.encoding import record_time
+from recorder.journal.summary import PartSummary, TrackSummary
+from recorder.records import (
+    ClockRecord,
+    EndRecord,
+    GapRecord,
+    Record,
+    RtcpRecord,
+    RtpRecord,
+    SessionRecord,
+    TrackInfo,
+    TrackRecord,
+)
+
+
+class Tally:
+    """Running summary of one part. ``add`` is called for records that are kept, in order."""
+
+    def __init__(self, part: int) -> None:
+        self.summary = PartSummary(part)
+        self._tracks: dict[int, TrackInfo] = {}
+        self._counts: dict[int, TrackSummary] = {}
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Count records."""
+        summary, counts = self.summary, self._counts
+        summary.records += len(records)
+        latest = summary.ended_ns
+        for record in records:
+            kind = type(record)
+            if kind is RtpRecord or kind is RtcpRecord:
+                assert isinstance(record, RtpRecord | RtcpRecord)
+                arrival = record.arrival_ns
+                count = counts.get(record.track)
+                if count is None:
+                    count = counts[record.track] = TrackSummary(record.track)
+                if kind is RtcpRecord:
+                    count.rtcp_packets += 1
+                else:
+                    if not count.packets:
+                        count.first_arrival_ns = arrival
+                    count.packets += 1
+                    count.bytes += len(record.packet)
+                    count.last_arrival_ns = max(arrival, count.last_arrival_ns)
+                latest = max(arrival, latest)
+                continue
+            latest = max(record_time(record), latest)
+            match record:
+                case SessionRecord():
+                    summary.began_ns = record.at_ns
+                case TrackRecord():
+                    self._tracks[record.info.track] = record.info
+                case GapRecord():
+                    summary.gaps.append(record)
+                case ClockRecord():
+                    summary.clocks[1:] = [record] if summary.clocks else []
+                    if not summary.clocks:
+                        summary.clocks.append(record)
+                case EndRecord():
+                    summary.ended, summary.final, summary.reason = True, record.final, record.reason
+        summary.ended_ns = latest
+
+    def finish(self) -> PartSummary:
+        """Return the summary so far, tracks in the order of their numbers."""
+        self.summary.tracks = [self._tracks[track] for track in sorted(self._tracks)]
+        self.summary.counts = [self._counts[track] for track in sorted(self._counts)]
+        return self.summary
