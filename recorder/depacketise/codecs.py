@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from recorder.depacketise import av1, h264
 from recorder.depacketise.audio import AudioDepacketiser, opus_duration
 from recorder.depacketise.frame import Depacketiser
-from recorder.depacketise.video import VideoDepacketiser
+from recorder.depacketise.video import FrameBuilder, VideoDepacketiser
 from recorder.depacketise.vpx import Vp8Builder, Vp9Builder, parse_vp8, parse_vp9
 from recorder.rtp import RtpError
 
-VIDEO = {"video/vp8": Vp8Builder, "video/vp9": Vp9Builder, "video/h264": h264.H264Builder, "video/av1":
-av1.Av1Builder} AUDIO = {"audio/opus": opus_duration, "audio/pcmu": len, "audio/pcma": len}
+VIDEO: dict[str, Callable[[], FrameBuilder]] = {
+    "video/vp8": Vp8Builder,
+    "video/vp9": Vp9Builder,
+    "video/h264": h264.H264Builder,
+    "video/av1": av1.Av1Builder,
+}
+AUDIO: dict[str, Callable[[bytes], int]] = {"audio/opus": opus_duration, "audio/pcmu": len, "audio/pcma": len}
 
 
 def depacketiser(mime: str) -> Depacketiser:

@@ -74,7 +74,7 @@ class VideoDepacketiser:
             self._damaged = True
         else:
             if begins:
-                self._damaged |= (lost or self._lost_before) and not info.starts
+                self._damaged |= lost and not info.starts
                 if info.picture_id is not None:
                     self._picture = (info.picture_id, info.picture_id_bits)
             self._keyframe |= info.keyframe
