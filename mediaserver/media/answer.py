@@ -1,4 +1,5 @@
-"""Choose codecs and write answers (RFC 8829): one bundled, lite, passive transport with all our candidates."""
+"""Choose codecs and write answers (RFC 8829): one bundled, lite, passive transport with all our
+candidates."""
 
 from __future__ import annotations
 
@@ -75,8 +76,8 @@ def mime(codec: Codec, kind: str) -> str:
 def _h264_rank(codec: Codec) -> int | None:
     """Order H.264 offers: constrained baseline only, packetization-mode 1 before 0; None is not usable."""
     profile = codec.fmtp.get("profile-level-id", "42001f").lower()
-    # RFC 6184 table 5, reduced: 42xx with or without constraint flags; senders of plain 42001f in WebRTC (Chromium,
-    # aiortc) keep to the constrained tools.
+    # RFC 6184 table 5, reduced: 42xx with or without constraint flags; senders of plain 42001f in WebRTC
+    # (Chromium, aiortc) keep to the constrained tools.
     if len(profile) != 6 or not profile.startswith("42"):
         return None
     constrained = profile[2:4] in ("e0", "c0")
@@ -129,7 +130,8 @@ def names(media: MediaOffer) -> list[str]:
 
 
 def feedback(codec: Codec, *, publishing: bool) -> list[str]:
-    """Return what we answer to the offered feedback: transport-cc from publishers, REMB where there is none."""
+    """Return what we answer to the offered feedback: transport-cc from publishers, REMB where there is
+    none."""
     kept = [item for item in _FEEDBACK if item in codec.feedback]
     if not publishing or "transport-cc" in kept:
         kept = [item for item in kept if item != "goog-remb"]
@@ -165,7 +167,11 @@ def write(offer: Offer, answers: Sequence[MediaAnswer], local: Local) -> str:
 
 def fragment(local: Local, mids: Sequence[str]) -> str:
     """Write the body that answers an ICE restart (RFC 9725 section 4.3.3)."""
-    lines = [f"a=ice-ufrag:{local.credentials.ufrag}", f"a=ice-pwd:{local.credentials.password}", "a=ice-lite"]
+    lines = [
+        f"a=ice-ufrag:{local.credentials.ufrag}",
+        f"a=ice-pwd:{local.credentials.password}",
+        "a=ice-lite",
+    ]
     if mids:
         lines += ["m=audio 9 UDP/TLS/RTP/SAVPF 0", f"a=mid:{mids[0]}"]
     lines += _candidates(local.candidates)

@@ -1,7 +1,9 @@
 """DTLS-SRTP in the server role (RFC 5763, RFC 5764), without I/O: records in, records and SRTP keys out.
 
-pyOpenSSL over memory BIOs, one shared context per worker: half the cost of a context per session (0.6 ms against
-1.2 ms for our side of a handshake). Being the server lets us choose the protection profile: AES-128-GCM first.
+pyOpenSSL over memory BIOs, one shared context per worker: half the cost of a context per session (0.6 ms
+against
+1.2 ms for our side of a handshake). Being the server lets us choose the protection profile: AES-128-GCM
+first.
 """
 
 from __future__ import annotations
@@ -129,7 +131,8 @@ def is_well_formed(data: bytes) -> bool:
 
 
 def split_datagrams(stream: bytes) -> list[bytes]:
-    """Pack the records of a flight, as a memory BIO runs them together, into datagrams of at most ``MTU`` bytes."""
+    """Pack the records of a flight, as a memory BIO runs them together, into datagrams of at most ``MTU``
+    bytes."""
     datagrams: list[bytes] = []
     current = b""
     position = 0

@@ -1,4 +1,5 @@
-"""Decide when to ask a publisher again: lost packets, keyframes, rate; and what reports say. No I/O, time given."""
+"""Decide when to ask a publisher again: lost packets, keyframes, rate; and what reports say. No I/O, time
+given."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ MS = 1_000_000
 SECOND_NS = 1_000 * MS
 
 REORDER_NS = 10 * MS
-"""A missing packet is given so long to arrive by itself: most reordering is shorter (RFC 4653 speaks of a few ms)."""
+"""A missing packet is given so long to arrive by itself: most reordering is shorter (RFC 4653 speaks of a
+few ms)."""
 RETRY_NS = 80 * MS
 """Asked again after this: above most round trips, below a viewer's patience."""
 GIVE_UP_NS = 1_000 * MS
@@ -25,7 +27,8 @@ MAX_PENDING = 512
 MAX_ASKS = 8
 
 KEYFRAME_INTERVAL_NS = 500 * MS
-"""Least time between two keyframe requests of a stream: each costs the publisher a burst of 3-10 times a frame."""
+"""Least time between two keyframe requests of a stream: each costs the publisher a burst of 3-10 times a
+frame."""
 KEYFRAME_RETRY_NS = 1_000 * MS
 
 
@@ -168,7 +171,8 @@ def forwarded_report(
     return rtcp.SenderReport(
         ssrc=route.ssrc,
         ntp=(sender.ntp + (passed << 32) // SECOND_NS) & (2**64 - 1),
-        rtp_timestamp=(sender.rtp_timestamp + route.timestamp_offset + passed * clock_rate // SECOND_NS) & 0xFFFFFFFF,
+        rtp_timestamp=(sender.rtp_timestamp + route.timestamp_offset + passed * clock_rate // SECOND_NS)
+        & 0xFFFFFFFF,
         packets=route.packets & 0xFFFFFFFF,
         octets=route.bytes & 0xFFFFFFFF,
     )
@@ -176,7 +180,8 @@ def forwarded_report(
 
 @dataclass(slots=True)
 class RateByLoss:
-    """A bitrate to allow a publisher that knows only REMB, from the loss it suffers (RFC-less; GCC's loss rule)."""
+    """A bitrate to allow a publisher that knows only REMB, from the loss it suffers (RFC-less; GCC's loss
+    rule)."""
 
     ceiling_bps: int = 3_000_000
     floor_bps: int = 150_000

@@ -1,6 +1,7 @@
 """ICE-lite for all sessions of a worker on its single UDP port (RFC 8445 section 2.5, RFC 7675), without I/O.
 
-Bytes and ``now`` go in, answers and verdicts come out. A session is found by the first half of USERNAME, which we
+Bytes and ``now`` go in, answers and verdicts come out. A session is found by the first half of USERNAME,
+which we
 chose; nothing is bound to an address before MESSAGE-INTEGRITY has been checked with that session's password.
 """
 
@@ -18,18 +19,23 @@ Address = tuple[str, int]
 
 SECOND_NS = 1_000_000_000
 DISCONNECTED_NS = 8 * SECOND_NS
-"""Without a check or a packet for so long a session counts as disconnected. Chromium checks every 2.5 s, aiortc 5 s."""
+"""Without a check or a packet for so long a session counts as disconnected. Chromium checks every 2.5 s,
+aiortc 5 s."""
 CONSENT_NS = 30 * SECOND_NS
 """RFC 7675 section 5.1: consent ends 30 s after the last valid check."""
 CONNECT_NS = 30 * SECOND_NS
 """A session that never had a valid check ends after this."""
 REBIND_NS = 3 * SECOND_NS + SECOND_NS // 2
-"""A check from another address without USE-CANDIDATE moves the session only if its address was silent for so long:
-longer than Chromium's 2.5 s interval (else its checks of spare paths would move it), shorter than aiortc's 4-6 s."""
+"""A check from another address without USE-CANDIDATE moves the session only if its address was silent for
+so long:
+longer than Chromium's 2.5 s interval (else its checks of spare paths would move it), shorter than aiortc's
+4-6 s."""
 UNAUTHENTICATED_PER_SECOND = 2_000
-"""Checks of unknown origin looked at per second in total (about 70 us each: 14 % of a core), the rest is dropped."""
+"""Checks of unknown origin looked at per second in total (about 70 us each: 14 % of a core), the rest is
+dropped."""
 FAILURES_PER_SOURCE = 200
-"""Failed checks per IP address and second before its unknown ports are no longer listened to in that second."""
+"""Failed checks per IP address and second before its unknown ports are no longer listened to in that
+second."""
 SOURCES_KEPT = 4_096
 
 
@@ -97,7 +103,8 @@ def new_credentials() -> Credentials:
 
 
 def is_well_formed(data: bytes) -> bool:
-    """Walk header and attributes: every length must stay inside the datagram (``aioice`` would slice silently)."""
+    """Walk header and attributes: every length must stay inside the datagram (``aioice`` would slice
+    silently)."""
     if len(data) < 20 or len(data) > 1500 or data[0] & 0xC0 or data[4:8] != b"\x21\x12\xa4\x42":
         return False
     if struct.unpack_from("!H", data, 2)[0] != len(data) - 20 or len(data) % 4:
@@ -131,7 +138,8 @@ class IceAgent:
         return local
 
     def restart(self, session: str, remote_ufrag: str, now: int) -> Credentials:
-        """Give a session new credentials (RFC 8445 section 9); the old ones hold until the first check with the new."""
+        """Give a session new credentials (RFC 8445 section 9); the old ones hold until the first check with
+        the new."""
         leg = self._legs[session]
         if leg.old is not None:
             self._by_ufrag.pop(leg.old.ufrag, None)
@@ -171,7 +179,8 @@ class IceAgent:
         return (leg.address, leg.socket) if leg is not None and leg.address is not None else None
 
     def saw_media(self, session: str, now: int) -> None:
-        """Note that authenticated packets came from a session: it is not disconnected (consent is not renewed)."""
+        """Note that authenticated packets came from a session: it is not disconnected (consent is not
+        renewed)."""
         leg = self._legs.get(session)
         if leg is not None:
             leg.last_media_ns = max(leg.last_media_ns, now)
@@ -257,7 +266,8 @@ class IceAgent:
             leg.last_bound_ns = now
             leg.nominated = leg.nominated or nominated
             return False
-        # Before nomination the first valid path serves, so that DTLS can begin; the nominated one replaces it.
+        # Before nomination the first valid path serves, so that DTLS can begin; the nominated one replaces
+        # it.
         if leg.address is None or nominated or now - leg.last_bound_ns > REBIND_NS:
             if leg.address is not None:
                 self._bound.discard(leg.address)

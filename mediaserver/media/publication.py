@@ -48,7 +48,8 @@ class PublicationCounters:
 
 @dataclass(eq=False)
 class Publication:
-    """One m-line of a publishing session. ``stream`` is None until its SSRC is known and its client connected."""
+    """One m-line of a publishing session. ``stream`` is None until its SSRC is known and its client
+    connected."""
 
     session: str
     peer: int
@@ -162,6 +163,10 @@ class Publication:
             "session": self.session,
         }
 
+    def track_info_json(self, numbers: dict[str, int]) -> dict[str, object]:
+        """Return its summary with the number it has in a journal."""
+        return {**self.summary(), "number": numbers.get(self.id, 0)}
+
     # --- asking the sender
 
     def want_keyframe(self) -> None:
@@ -227,7 +232,6 @@ class Publication:
             self._send(rtcp.FullIntraRequest(SERVER_SSRC, ((self.ssrc, self._fir & 255),)))
 
     def _send(self, packet: rtcp.RtcpPacket) -> None:
-        # A compound begins with a report (RFC 3550 section 6.1); reduced size (RFC 5506) is not agreed with everybody.
-        self.transport.forwarder.send_rtcp(
-            self.peer, rtcp.build([rtcp.ReceiverReport(SERVER_SSRC), packet])
-        )
+        # A compound begins with a report (RFC 3550 section 6.1); reduced size (RFC 5506) is not agreed with
+        # everybody.
+        self.transport.forwarder.send_rtcp(self.peer, rtcp.build([rtcp.ReceiverReport(SERVER_SSRC), packet]))

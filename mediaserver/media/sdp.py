@@ -89,7 +89,9 @@ class Offer:
     @property
     def transport(self) -> MediaOffer:
         """Return the m-line whose transport attributes count: the first of the bundle."""
-        return next((media for media in self.media if self.bundle and media.mid == self.bundle[0]), self.media[0])
+        return next(
+            (media for media in self.media if self.bundle and media.mid == self.bundle[0]), self.media[0]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ def _lines(text: str) -> list[str]:
 
 
 def parse_fragment(text: str) -> IceFragment:
-    """Read the body of a PATCH (``application/trickle-ice-sdpfrag``); candidates in it are of no use to a lite agent."""
+    """Read the body of a PATCH (``application/trickle-ice-sdpfrag``); candidates in it are of no use to a
+    lite agent."""
     ufrag = password = ""
     for number, line in enumerate(_lines(text), 1):
         if line.startswith("a=ice-ufrag:"):
@@ -239,7 +242,9 @@ def _media_attribute(media: MediaOffer, name: str, value: str, number: int) -> N
                     codec.fmtp[key.lower() if separator else key] = setting
     elif name == "rtcp-fb":
         word, _, rest = value.partition(" ")
-        chosen = media.codecs.values() if word == "*" else [media.codecs.get(int(word))] if word.isdigit() else []
+        chosen = (
+            media.codecs.values() if word == "*" else [media.codecs.get(int(word))] if word.isdigit() else []
+        )
         for codec in chosen:
             if codec is not None and len(codec.feedback) < 16:
                 codec.feedback.append(rest.strip())

@@ -116,7 +116,8 @@ class PublishSession(Session):
     def open(
         self, offer: Offer, room_codecs: list[str], source: str, sender: Sender, taps: list[int]
     ) -> None:
-        """Answer an offer; ``taps`` are two unused tap numbers. Raises IpcError ``codec_mismatch`` (409) and others."""
+        """Answer an offer; ``taps`` are two unused tap numbers. Raises IpcError ``codec_mismatch`` (409)
+        and others."""
         self.source = source
         self.publications: list[Publication] = []
         self._rate: RateByLoss | None = None
@@ -218,7 +219,8 @@ class SubscribeSession(Session):
     hidden: bool = False
 
     def open(self, offer: Offer, room_codecs: list[str], target: str) -> None:
-        """Answer an offer; every receiving m-line gets its SSRCs now and stays silent until there is a track."""
+        """Answer an offer; every receiving m-line gets its SSRCs now and stays silent until there is a
+        track."""
         self.target = target
         self.subscriptions: list[Subscription] = []
         cname = secrets.token_hex(8)
@@ -250,7 +252,10 @@ class SubscribeSession(Session):
                 transport=self.transport,
             )
             reply.ssrc, reply.rtx_ssrc, reply.cname = subscription.ssrc, subscription.rtx_ssrc, cname
-            reply.stream_id, reply.track_id = subscription.stream_name, f"{subscription.kind}-{reply.offer.mid}"
+            reply.stream_id, reply.track_id = (
+                subscription.stream_name,
+                f"{subscription.kind}-{reply.offer.mid}",
+            )
             self.subscriptions.append(subscription)
         self.sdp = answer.write(offer, answers, self.transport.local(link))
 
@@ -259,7 +264,8 @@ class SubscribeSession(Session):
         return [subscription.media.mid for subscription in self.subscriptions]
 
     def place_for(self, publication: Publication) -> Subscription | None:
-        """Return the m-line a publication is to be sent on: the one kept for its source, its favourite, any free one."""
+        """Return the m-line a publication is to be sent on: the one kept for its source, its favourite, any
+        free one."""
         fitting = [s for s in self.subscriptions if s.kind == publication.kind]
         for subscription in fitting:
             if subscription.source == publication.source:
@@ -307,4 +313,3 @@ def fitting_codecs(media: MediaOffer, room_codecs: list[str]) -> list[Codec]:
             409,
         )
     return codecs
-

@@ -64,11 +64,9 @@ class Subscription:
         for codec in self.codecs:
             if answer.mime(codec, self.kind).lower() != publication.mime.lower():
                 continue
-            ours, theirs = codec.fmtp, publication.codec.fmtp
-            if codec.name.upper() == "H264" and theirs.get("packetization-mode", "0") == "1":
-                if ours.get("packetization-mode", "0") != "1":
-                    continue
-            return codec
+            ours, theirs = (c.fmtp.get("packetization-mode", "0") for c in (codec, publication.codec))
+            if codec.name.upper() != "H264" or ours == "1" or theirs != "1":
+                return codec
         return None
 
     def attach(self, publication: Publication) -> bool:
@@ -132,7 +130,8 @@ class Subscription:
         self.waiting = False
 
     def report(self, now: int) -> list[rtcp.RtcpPacket]:
-        """Return sender report and CNAME of the route, empty while nothing was sent or the sender has not reported."""
+        """Return sender report and CNAME of the route, empty while nothing was sent or the sender has not
+        reported."""
         publication = self.publication
         if self.route is None or publication is None or publication.reporter is None:
             return []

@@ -1,7 +1,7 @@
 """The thin shell around the cores: moves datagrams and events between forwarder, ICE, DTLS and sessions.
 
-Everything runs in the event loop's thread; the forwarder's own thread moves the media. One function, ``_drain``,
-takes everything the forwarder has to say, each time its event descriptor becomes readable.
+Everything runs in the event loop's thread; the forwarder's own thread moves the media. One function,
+``_drain``, takes everything the forwarder has to say, each time its event descriptor becomes readable.
 """
 
 from __future__ import annotations
@@ -99,9 +99,7 @@ class Transport:
 
     # --- links
 
-    def open(
-        self, session: str, media: MediaOffer, extensions: Mapping[str, int], owner: LinkOwner
-    ) -> Link:
+    def open(self, session: str, media: MediaOffer, extensions: Mapping[str, int], owner: LinkOwner) -> Link:
         """Make a link for a client's offer; raises ``ForwarderError`` when the worker is full."""
         now = time.monotonic_ns()
         peer = self.forwarder.add_peer(extensions)
@@ -156,10 +154,10 @@ class Transport:
         """Have the owner of ``stream`` asked for its due work soon."""
         if stream in self._streams:
             self._busy.add(stream)
-            if self._loop is not None and self._timer is not None:
-                if self._timer.when() - self._loop.time() > TICK_S:
-                    self._timer.cancel()
-                    self._timer = self._loop.call_later(TICK_S, self._tick)
+            loop, timer = self._loop, self._timer
+            if loop is not None and timer is not None and timer.when() - loop.time() > TICK_S:
+                timer.cancel()
+                self._timer = loop.call_later(TICK_S, self._tick)
 
     def take_tapped(self) -> None:
         """Hand everything tapped so far to the recordings now."""
@@ -174,7 +172,8 @@ class Transport:
             try:
                 self._dispatch(event)
             except Exception:
-                # One session's fault must not stop the others' calls; it is counted and logged with its trace.
+                # One session's fault must not stop the others' calls; it is counted and logged with its
+                # trace.
                 self.counters.internal_errors += 1
                 _log.exception("event_failed", event=type(event).__name__)
         try:
@@ -242,9 +241,7 @@ class Transport:
         if state is DtlsState.CONNECTED and link.state is LinkState.CONNECTING:
             keys = link.dtls.keys
             assert keys is not None, "a connected endpoint has exported its keys"
-            profile = (
-                Profile.AES_CM_128_HMAC_SHA1_80 if keys.profile is SHA1 else Profile.AEAD_AES_128_GCM
-            )
+            profile = Profile.AES_CM_128_HMAC_SHA1_80 if keys.profile is SHA1 else Profile.AEAD_AES_128_GCM
             self._shaking.discard(link.session)
             self._change(link, LinkState.CONNECTED)  # the owner's streams are there before the first packet
             if link.session in self.links:

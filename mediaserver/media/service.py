@@ -1,0 +1,334 @@
+"""What control may ask of a worker, and what the worker tells: the methods and events of the IPC."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from mediaserver.forwarder import ForwarderError
+from mediaserver.forwarder.interface import Forwarder
+from mediaserver.ipc import Handler, IpcError
+from mediaserver.media import answer, sdp
+from mediaserver.media.answer import Candidate
+from mediaserver.media.recording import Order, Recording
+from mediaserver.media.recordings import Recordings
+from mediaserver.media.room import Participant, Room
+from mediaserver.media.session import SOURCES, Session
+from mediaserver.media.stats import snapshot
+from mediaserver.media.transport import Transport
+from recorder.clock import Clock, rfc3339
+from recorder.ids import uuid7
+from recorder.journal import GroupCommit, JournalTrouble
+
+JsonObject = dict[str, Any]
+MAX_ROOMS = 10_000
+
+_log = structlog.get_logger(__name__)
+
+
+class Service:
+    """The rooms of a worker behind the methods of the contract with control."""
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        forwarder: Forwarder,
+        candidates: Sequence[Candidate],
+        udp: Sequence[str],
+        consent_ns: int,
+        codecs: Sequence[str],
+        commit: Callable[[Callable[[JournalTrouble], None]], GroupCommit],
+        clock: Clock,
+        publish_event: Callable[[JsonObject], object],
+    ) -> None:
+        self._index = index
+        self._udp = list(udp)
+        self._codecs = [_codec_name(name) for name in codecs]
+        self._clock = clock
+        self._publish_event = publish_event
+        self.started_ns = clock.now_ns()
+        self.draining = False
+        self.quit = asyncio.Event()
+        self.heard_ns = clock.now_ns()
+        """When control last asked for something."""
+        self.rooms: dict[tuple[str, str], Room] = {}
+        self.sessions: dict[str, tuple[Session, Room]] = {}
+        self.transport = Transport(
+            forwarder,
+            candidates=candidates,
+            consent_ns=consent_ns,
+            tapped=lambda packets: self.recordings.take(packets),
+            tap_dropped=lambda event: self.recordings.lost(event),
+        )
+        self.recordings = Recordings(commit, clock, drain=self.transport.take_tapped, told=self._told)
+
+    def start(self) -> None:
+        """Begin to move media in the running loop."""
+        self.transport.start([self._reports])
+
+    async def close(self, reason: str) -> None:
+        """Close recordings, say goodbye to every client, free the sockets' thread."""
+        await self.recordings.stop_all(reason)
+        for room in list(self.rooms.values()):
+            room.close(reason)
+        await asyncio.sleep(0.02)  # the goodbyes leave
+        self.transport.close()
+        await asyncio.to_thread(self.recordings.close)
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the IPC methods by name."""
+        methods: dict[str, Handler] = {
+            "hello": self.hello,
+            "room.open": self.room_open,
+            "room.close": self.room_close,
+            "whip": self.whip,
+            "whep": self.whep,
+            "session.patch": self.session_patch,
+            "session.delete": self.session_delete,
+            "participant.mute": self.participant_mute,
+            "participant.remove": self.participant_remove,
+            "recording.start": self.recording_start,
+            "recording.event": self.recording_event,
+            "recording.stop": self.recording_stop,
+            "stats": self.stats,
+            "drain": self.drain,
+            "quit": self.end,
+        }
+        return {name: self._checked(method) for name, method in methods.items()}
+
+    # --- the worker
+
+    async def hello(self, params: JsonObject) -> JsonObject:
+        """Return the whole state: who control is dealing with, and every room with its sessions."""
+        return {
+            "pid": os.getpid(),
+            "index": self._index,
+            "started_ns": self.started_ns,
+            "udp": self._udp,
+            "forwarder": self.transport.forwarder.kind,
+            "draining": self.draining,
+            "rooms": [room.describe() for room in self.rooms.values()],
+            "recordings": self.recordings.describe(),
+        }
+
+    async def stats(self, params: JsonObject) -> JsonObject:
+        """Return the counters for metrics and load."""
+        return snapshot(self.transport, self.rooms.values(), len(self.recordings))
+
+    async def drain(self, params: JsonObject) -> JsonObject:
+        """Take no new rooms; calls go on."""
+        self.draining = True
+        return {"rooms": len(self.rooms), "recordings": len(self.recordings)}
+
+    async def end(self, params: JsonObject) -> JsonObject:
+        """Close everything cleanly and exit."""
+        self.quit.set()
+        return {}
+
+    # --- rooms
+
+    async def room_open(self, params: JsonObject) -> JsonObject:
+        """Make a room, or return the one that is there."""
+        key = (_text(params, "tenant"), _text(params, "room"))
+        room = self.rooms.get(key)
+        if room is None:
+            if self.draining or len(self.rooms) >= MAX_ROOMS:
+                raise IpcError("worker_draining" if self.draining else "worker_full", key[1], 503)
+            codecs = [_codec_name(str(name)) for name in params.get("codecs") or self._codecs]
+            unknown = [name for name in codecs if name.lower() not in answer.KINDS]
+            if unknown:
+                raise IpcError("codec_unknown", ", ".join(unknown)[:200], 422)
+            room = self.rooms[key] = Room(
+                *key,
+                codecs,
+                self.transport,
+                publish_event=self._publish,
+                make_event=self._make_event,
+                draw_tap=self.recordings.draw_tap,
+                forget=self._forget,
+            )
+        return room.describe()
+
+    async def room_close(self, params: JsonObject) -> JsonObject:
+        """End a room: its recordings' parts, then its sessions."""
+        room = self._room(params)
+        for recording in list(room.recordings):
+            await self.recordings.stop(recording, final=False, reason="room_closed")
+        room.close()
+        self.rooms.pop((room.tenant, room.name), None)
+        return {}
+
+    # --- sessions
+
+    async def whip(self, params: JsonObject) -> JsonObject:
+        """Begin to publish: answers the offer."""
+        room = self._room(params)
+        source = str(params.get("source") or "camera")
+        if source not in SOURCES:
+            raise IpcError("source_unknown", source[:64], 400)
+        offer = _offer(params)
+        session = room.publish(offer, self._person(room, params), source, str(params.get("token_id") or ""))
+        return self._entered(session, room)
+
+    async def whep(self, params: JsonObject) -> JsonObject:
+        """Begin to receive a participant's tracks: answers the offer."""
+        room = self._room(params)
+        target = _text(params, "target")
+        offer = _offer(params)
+        person = self._person(room, params)
+        session = room.subscribe(offer, person, target, str(params.get("token_id") or ""))
+        return self._entered(session, room)
+
+    async def session_patch(self, params: JsonObject) -> JsonObject:
+        """Take a trickle candidate or restart ICE."""
+        session, _ = self._session(params)
+        try:
+            fragment = sdp.parse_fragment(_text(params, "sdpfrag", limit=sdp.MAX_BYTES))
+        except sdp.SdpError as error:
+            raise IpcError("sdp_invalid", str(error), 400) from None
+        if_match = params.get("if_match")
+        body = session.patch(fragment, str(if_match) if if_match is not None else None)
+        return {"etag": session.etag} if body is None else {"etag": session.etag, "sdpfrag": body}
+
+    async def session_delete(self, params: JsonObject) -> JsonObject:
+        """End a session as its client asked."""
+        session, _ = self._session(params)
+        session.close("deleted")
+        return {}
+
+    # --- participants
+
+    async def participant_mute(self, params: JsonObject) -> JsonObject:
+        """Mute or unmute tracks of a participant."""
+        kind, source = params.get("kind"), params.get("source")
+        muted = params.get("muted")
+        if not isinstance(muted, bool):
+            raise IpcError("bad_request", "muted must be true or false", 400)
+        tracks = self._room(params).mute(_text(params, "identity"), kind, source, muted)
+        return {"tracks": tracks}
+
+    async def participant_remove(self, params: JsonObject) -> JsonObject:
+        """Throw a participant out."""
+        self._room(params).remove(_text(params, "identity"))
+        return {}
+
+    # --- recordings
+
+    async def recording_start(self, params: JsonObject) -> JsonObject:
+        """Begin a part; answers when its first record is on disk."""
+        order = Order.read(params)
+        room = self.rooms.get((order.tenant, order.room))
+        if room is None:
+            raise IpcError("room_not_found", order.room, 404)
+        return await self.recordings.start(order, room)
+
+    async def recording_event(self, params: JsonObject) -> JsonObject:
+        """Write an event into a running part."""
+        event = params.get("event")
+        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+            raise IpcError("bad_request", "event must be an object with a type", 400)
+        self.recordings.note(_text(params, "recording"), event)
+        return {}
+
+    async def recording_stop(self, params: JsonObject) -> JsonObject:
+        """End a part and return its summary."""
+        final = params.get("final", True)
+        reason = str(params.get("reason") or "stopped")
+        return await self.recordings.stop(_text(params, "recording"), final=bool(final), reason=reason)
+
+    # --- inside
+
+    def _checked(self, method: Handler) -> Handler:
+        async def call(params: JsonObject) -> JsonObject:
+            self.heard_ns = self._clock.now_ns()
+            try:
+                return await method(params)
+            except ForwarderError as error:
+                raise IpcError("worker_full", str(error), 503) from None
+
+        return call
+
+    def _entered(self, session: Session, room: Room) -> JsonObject:
+        self.sessions[session.id] = (session, room)
+        _log.info(
+            "session_opened", session=session.id, kind=session.kind, room=room.name, identity=session.identity
+        )
+        return {"session": session.id, "sdp": session.sdp, "etag": session.etag}
+
+    def _forget(self, session: Session) -> None:
+        self.sessions.pop(session.id, None)
+
+    def _room(self, params: JsonObject) -> Room:
+        name = _text(params, "room")
+        room = self.rooms.get((_text(params, "tenant"), name))
+        if room is None:
+            raise IpcError("room_not_found", name, 404)
+        return room
+
+    def _session(self, params: JsonObject) -> tuple[Session, Room]:
+        name = _text(params, "session")
+        found = self.sessions.get(name)
+        if found is None:
+            raise IpcError("session_not_found", name, 404)
+        return found
+
+    def _person(self, room: Room, params: JsonObject) -> Participant:
+        return room.participant(
+            _text(params, "identity"),
+            role=str(params.get("role") or ""),
+            seat=str(params.get("seat") or ""),
+            name=str(params.get("name") or ""),
+            hidden=bool(params.get("hidden")),
+        )
+
+    def _make_event(self, tenant: str, room: str, kind: str, data: JsonObject) -> JsonObject:
+        at_ns = self._clock.now_ns()
+        return {
+            "id": str(uuid7()),
+            "type": kind,
+            "time": rfc3339(self._clock.utc_ns()),
+            "at_ns": at_ns,
+            "tenant": tenant,
+            "room": room,
+            "recording": None,
+            "actor": f"worker-{self._index}",
+            "data": data,
+        }
+
+    def _publish(self, event: JsonObject) -> None:
+        self._publish_event(event)
+
+    def _told(self, recording: Recording, kind: str, data: JsonObject) -> None:
+        event = self._make_event(recording.room.tenant, recording.room.name, kind, data)
+        self._publish({**event, "recording": recording.id})
+
+    def _reports(self, now: int) -> None:
+        for session, _ in list(self.sessions.values()):
+            session.report(now)
+
+    def is_orphan(self, now: int, orphan_ns: int) -> bool:
+        """Tell whether nobody needs this worker: no control for so long, no session, no recording."""
+        return not self.sessions and not len(self.recordings) and now - self.heard_ns > orphan_ns
+
+
+def _text(params: JsonObject, name: str, limit: int = 1024) -> str:
+    value = params.get(name)
+    if not isinstance(value, str) or not value or len(value) > limit:
+        raise IpcError("bad_request", f"{name} must be a text of 1 to {limit} characters", 400)
+    return value
+
+
+def _codec_name(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _offer(params: JsonObject) -> sdp.Offer:
+    try:
+        return sdp.parse_offer(_text(params, "sdp", limit=sdp.MAX_BYTES))
+    except sdp.SdpError as error:
+        raise IpcError("sdp_invalid", f"the offer {error}", 400) from None
