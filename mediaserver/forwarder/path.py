@@ -1,0 +1,366 @@
+"""The way of a packet through the Python forwarder: tables, receiving, forwarding, resending.
+
+Everything here runs under the forwarder's lock (``batch.py``). A packet is copied once out of its receive slot after it was
+decrypted there, taken apart once, and written once for each subscriber into a send slot, where it is encrypted.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final
+
+from mediaserver.forwarder.feedback import nack_sequences, read_feedback
+from mediaserver.forwarder.interface import (
+    MAX_HELD_PACKETS,
+    REPLAY_NS,
+    Gap,
+    Keyframe,
+    NewSsrc,
+    RawDatagram,
+    Rtcp,
+    Switched,
+)
+from mediaserver.forwarder.outbox import Outbox
+from mediaserver.forwarder.peer import Peer, Role, Source
+from mediaserver.forwarder.receive import CacheBudget, Stream
+from mediaserver.forwarder.route import Route
+from mediaserver.forwarder.sockets import SLOT_BYTES, Destination, Receiver, Sender, ffi, unpack_address
+from mediaserver.forwarder.srtp import OK, REPLAYED, TRAILER_BYTES, lib, srtp_ffi
+from mediaserver.forwarder.wire import RtpPacket, element, parse_rtp, rtcp_packets
+
+_SENDER_REPORT: Final = 200
+_BYE: Final = 203
+_TRANSPORT_FEEDBACK: Final = 205
+_NACK: Final = 1
+_TRANSPORT_CC: Final = 15
+
+
+class PacketPath:
+    """Tables of a forwarder and what happens to its packets."""
+
+    def __init__(self, sockets: list[socket.socket], outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.receivers = [Receiver(sock, index) for index, sock in enumerate(sockets)]
+        self.sender = Sender(sockets)
+        self.budget = CacheBudget()
+        self.peers: dict[int, Peer] = {}
+        self.streams: dict[int, Stream] = {}
+        self.routes: dict[int, Route] = {}
+        self.bound: list[dict[bytes, Peer]] = [{} for _ in sockets]
+        self.received = self.batches = self.unknown = self.malformed = 0
+        self.now_ns = 0
+        self._seconds = 0
+        self._length: Any = srtp_ffi.new("int *")
+
+    def tick(self, now_ns: int) -> None:
+        """Set the time for what follows."""
+        self.now_ns = now_ns
+        # abs-send-time: 24 bits of seconds in 6.18 fixed point.
+        self._seconds = (now_ns << 18) // 1_000_000_000 & 0xFFFFFF
+
+    # --- receiving
+
+    def receive(self, receiver: Receiver) -> int:
+        """Take one batch of a socket; return how many datagrams it had."""
+        batch = receiver.receive(self.now_ns)
+        if not batch:
+            return 0
+        self.batches += 1
+        self.received += len(batch)
+        bound = self.bound[receiver.index]
+        buffer = receiver.buffer
+        for slot, length, name, arrival_ns in batch:
+            if length < 2:
+                self.malformed += 1
+                continue
+            at = slot * SLOT_BYTES
+            first = buffer[at][0]
+            peer = bound.get(name)
+            if 128 <= first <= 191:
+                if peer is None:
+                    self.unknown += 1
+                elif 192 <= buffer[at + 1][0] <= 223:  # RFC 5761 section 4
+                    self._receive_rtcp(peer, receiver, slot, length, arrival_ns)
+                else:
+                    self._receive_rtp(peer, receiver, slot, length, arrival_ns)
+            elif first <= 3 or (20 <= first <= 63 and peer is not None):  # RFC 7983
+                number = peer.number if peer else None
+                data = buffer[at : at + length]
+                self.outbox.put(
+                    RawDatagram(number, unpack_address(name), receiver.index, data, arrival_ns)
+                )
+            elif 20 <= first <= 63:
+                self.unknown += 1
+            else:
+                self.malformed += 1
+        return len(batch)
+
+    def _receive_rtp(
+        self, peer: Peer, receiver: Receiver, slot: int, length: int, arrival_ns: int
+    ) -> None:
+        at = slot * SLOT_BYTES
+        if length < 12:
+            peer.malformed += 1
+            return
+        ssrc = int.from_bytes(receiver.buffer[at + 8 : at + 12], "big")
+        if not peer.admits(ssrc):
+            peer.refused += 1
+            return
+        size = self._unprotect(peer, lib.srtp_unprotect, receiver.pointers[slot], length)
+        if size < 0:
+            return
+        packet = parse_rtp(receiver.buffer[at : at + size], arrival_ns)
+        peer.packets_received += 1
+        peer.bytes_received += length
+        peer.last_received_ns = arrival_ns
+        source = peer.sources.get(ssrc)
+        if packet is None:
+            peer.malformed += 1
+            if source is None:
+                peer.sources[ssrc] = Source(Role.IGNORED)  # authenticated rubbish: it has an SRTP stream now
+            elif source.stream is not None:
+                source.stream.malformed += 1
+            return
+        if peer.transport_cc_id:
+            value = element(packet, peer.transport_cc_id)
+            if value is not None and len(value) >= 2:
+                peer.log.add(value[0] << 8 | value[1], arrival_ns, ssrc)
+        if source is None:
+            source = peer.sources[ssrc] = Source(Role.HELD)
+            self.outbox.put(
+                NewSsrc(
+                    peer.number,
+                    ssrc,
+                    packet.payload_type,
+                    peer.described(packet, peer.mid_id),
+                    peer.described(packet, peer.rid_id),
+                    peer.described(packet, peer.repaired_rid_id),
+                    arrival_ns,
+                )
+            )
+        self.dispatch(peer, source, packet)
+
+    def _unprotect(self, peer: Peer, function: Any, pointer: Any, length: int) -> int:
+        if peer.rx is None:
+            peer.auth_failed += 1
+            return -1
+        self._length[0] = length
+        status = function(peer.rx.session, pointer, self._length)
+        if status == OK:
+            return int(self._length[0])
+        if status in REPLAYED:
+            peer.replayed += 1
+        else:
+            peer.auth_failed += 1
+        return -1
+
+    def dispatch(self, peer: Peer, source: Source, packet: RtpPacket) -> None:
+        """Give an authenticated packet to its stream, or hold it."""
+        stream = source.stream
+        if source.role is Role.HELD:
+            if len(peer.held) < MAX_HELD_PACKETS:
+                peer.held.append(packet)
+            else:
+                peer.refused += 1
+        elif stream is None:
+            peer.refused += 1
+        elif source.role is Role.MEDIA:
+            self._media(stream, packet, recovered=False)
+        else:
+            self._retransmission(stream, packet)
+
+    def _retransmission(self, stream: Stream, packet: RtpPacket) -> None:
+        # RFC 4588 section 4: the payload begins with the original sequence number.
+        if stream.rtx_payload_type is not None and packet.payload_type != stream.rtx_payload_type:
+            stream.other_payload += 1
+            return
+        start = packet.payload_start
+        if packet.payload_end - start < 2:
+            return  # a padding probe
+        data = packet.data
+        original = (
+            bytes((data[0], packet.marker | stream.payload_type))
+            + data[start : start + 2]
+            + data[4:8]
+            + stream.ssrc.to_bytes(4, "big")
+            + data[12:start]
+            + data[start + 2 :]
+        )
+        unwrapped = parse_rtp(original, packet.arrival_ns)
+        if unwrapped is None:
+            stream.malformed += 1
+        else:
+            self._media(stream, unwrapped, recovered=True)
+
+    def _media(self, stream: Stream, packet: RtpPacket, *, recovered: bool) -> None:
+        if packet.payload_type != stream.payload_type:
+            stream.other_payload += 1
+            return
+        gap = stream.account(packet, recovered=recovered)
+        if gap is False:
+            return
+        if isinstance(gap, tuple):
+            self.outbox.put(Gap(stream.number, gap[0], gap[1], packet.arrival_ns))
+        if stream.track is not None:
+            self.outbox.tap(stream.track, packet.arrival_ns, packet.data, False)
+        stream.keep(packet)
+        if packet.keyframe:
+            self.outbox.put(Keyframe(stream.number, packet.timestamp, packet.arrival_ns))
+        for route in stream.routes:
+            self._forward(route, stream, packet)
+
+    # --- sending
+
+    def _forward(self, route: Route, stream: Stream, packet: RtpPacket) -> None:
+        if route.paused or not route.peer.ready:
+            return
+        if route.pending is stream or (route.waiting and route.pending is None):
+            if stream.codec and not packet.keyframe:
+                return
+            self._begin(route, stream, packet)
+            return
+        epoch = route.epoch
+        if route.waiting or epoch is None or epoch.stream is not stream or packet.extended < epoch.floor:
+            return
+        self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds))
+
+    def _begin(self, route: Route, stream: Stream, packet: RtpPacket) -> None:
+        """Begin with ``packet``, then send what came before its time and what came since it."""
+        if route.stream is not None and route.stream is not stream:
+            route.stream.routes.remove(route)
+        route.begin(stream, packet)
+        self.outbox.put(Switched(route.number, stream.number, self.now_ns))
+        epoch = route.epoch
+        assert epoch is not None
+        self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds))
+        for extended in sorted(e for e in stream.cache if e > packet.extended):
+            self._emit(
+                route.peer, route.first(stream.cache[extended], epoch, self.now_ns, self._seconds)
+            )
+
+    def replay(self, route: Route) -> None:
+        """Begin a waiting route with the last keyframe, if the cache still holds it and it is fresh."""
+        stream = route.pending or route.stream
+        if stream is None or not route.waiting or route.paused or not route.peer.ready:
+            return
+        packet = stream.cache.get(stream.keyframe_extended)
+        if packet is not None and self.now_ns - packet.arrival_ns <= REPLAY_NS:
+            self._begin(route, stream, packet)
+
+    def _emit(self, peer: Peer, data: bytes) -> None:
+        destination, tx = peer.destination, peer.tx
+        sender = self.sender
+        if destination is None or tx is None or len(data) > SLOT_BYTES - TRAILER_BYTES:
+            peer.send_failed += 1
+            return
+        pointer = sender.pointers[sender.next]
+        ffi.memmove(pointer, data, len(data))
+        length = self._length
+        length[0] = len(data)
+        if lib.srtp_protect(tx.session, pointer, length) != OK:
+            peer.send_failed += 1
+            return
+        peer.packets_sent += 1
+        peer.bytes_sent += length[0]
+        sender.add(destination, length[0])
+
+    def resend(self, route: Route, sequences: list[int]) -> int:
+        """Answer a NACK; return how many packets were sent."""
+        if route.paused or not route.peer.ready:
+            return 0
+        count = 0
+        for sequence in sequences:
+            data = route.again(sequence & 0xFFFF, self.now_ns, self._seconds)
+            if data is not None:
+                self._emit(route.peer, data)
+                count += 1
+        return count
+
+    def send_rtcp(self, peer: Peer, data: bytes) -> bool:
+        """Encrypt and queue a compound."""
+        if peer.tx is None or peer.destination is None:
+            return False
+        sender = self.sender
+        pointer = sender.pointers[sender.next]
+        ffi.memmove(pointer, data, len(data))
+        self._length[0] = len(data)
+        if lib.srtp_protect_rtcp(peer.tx.session, pointer, self._length) != OK:
+            peer.send_failed += 1
+            return False
+        peer.packets_sent += 1
+        peer.bytes_sent += self._length[0]
+        sender.add(peer.destination, self._length[0])
+        return True
+
+    def send_raw(self, destination: Destination, data: bytes) -> None:
+        """Queue a datagram as it is."""
+        sender = self.sender
+        ffi.memmove(sender.pointers[sender.next], data, len(data))
+        sender.add(destination, len(data))
+
+    # --- RTCP
+
+    def _receive_rtcp(
+        self, peer: Peer, receiver: Receiver, slot: int, length: int, arrival_ns: int
+    ) -> None:
+        at = slot * SLOT_BYTES
+        if length < 8:
+            peer.malformed += 1
+            return
+        ssrc = int.from_bytes(receiver.buffer[at + 4 : at + 8], "big")
+        if not peer.admits_rtcp(ssrc):
+            peer.refused += 1
+            return
+        size = self._unprotect(peer, lib.srtp_unprotect_rtcp, receiver.pointers[slot], length)
+        if size < 0:
+            return
+        peer.rtcp_ssrcs.add(ssrc)
+        peer.packets_received += 1
+        peer.bytes_received += length
+        peer.last_received_ns = arrival_ns
+        data = receiver.buffer[at : at + size]
+        packets = rtcp_packets(data)
+        if packets is None:
+            peer.malformed += 1
+            return
+        tracks: list[int] = []
+        deliver = False
+        for kind, count, start, size in packets:
+            if kind == _TRANSPORT_FEEDBACK and count == _NACK and size >= 16:
+                media = int.from_bytes(data[start + 8 : start + 12], "big")
+                route = peer.routes.get(media)
+                if route is None or route.ssrc != media:
+                    deliver = True
+                else:
+                    self.resend(route, nack_sequences(data, start, size))
+            elif kind == _TRANSPORT_FEEDBACK and count == _TRANSPORT_CC:
+                reported, lost = read_feedback(data, start, size)
+                peer.reported += reported
+                peer.reported_lost += lost
+            else:
+                deliver = True
+                if kind in (_SENDER_REPORT, _BYE):
+                    source = peer.sources.get(int.from_bytes(data[start + 4 : start + 8], "big"))
+                    stream = source.stream if source is not None and source.role is Role.MEDIA else None
+                    if stream is not None and stream.track is not None and stream.track not in tracks:
+                        tracks.append(stream.track)
+        for track in tracks:
+            self.outbox.tap(track, arrival_ns, data, True)
+        if deliver:
+            self.outbox.put(Rtcp(peer.number, data, arrival_ns))
+
+    def feedback(self) -> int | None:
+        """Send the transport-cc feedback that is due; return when the next is (ns), ``None`` if never."""
+        due: int | None = None
+        for peer in self.peers.values():
+            log = peer.log
+            if not log.interval_ns:
+                continue
+            if self.now_ns >= log.due_ns:
+                log.due_ns = self.now_ns + log.interval_ns
+                if peer.ready:
+                    for compound in log.build():
+                        if self.send_rtcp(peer, compound):
+                            peer.feedback_sent += 1
+            due = log.due_ns if due is None else min(due, log.due_ns)
+        return due

@@ -1,0 +1,301 @@
+"""How a subscriber sees a stream: one continuous sequence, whatever is switched or paused behind it.
+
+A route's history is a row of *epochs*. Within an epoch sent number = received number + constant, so reordering and
+loss pass through unchanged. A new epoch begins where a stream begins, is switched to, or goes on after a pause::
+
+    received  A: 10 11 12 13 14 | pause | 20 21(key) 22      B: 500(key) 501
+    sent          0  1  2  3  4 |       |     5       6   switch    7   8
+    offset       -10            |       |   -16             |    -493
+
+Packets of a stream from before its epoch's first (the *floor*) would collide with numbers already given: not sent.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from mediaserver.forwarder.interface import (
+    ABS_SEND_TIME,
+    MID,
+    REPAIRED_RID,
+    RID,
+    TRANSPORT_CC,
+    ForwarderError,
+    RouteParameters,
+    RouteStats,
+)
+from mediaserver.forwarder.wire import VP8, RtpPacket, vp8_numbers
+
+if TYPE_CHECKING:
+    from mediaserver.forwarder.peer import Peer
+    from mediaserver.forwarder.receive import Stream
+
+_HEADER: Final = Struct("!BBHII")
+_OWN: Final = frozenset((MID, RID, REPAIRED_RID, TRANSPORT_CC, ABS_SEND_TIME))
+
+SENT_RING: Final = 1024
+"""Sent packets a NACK can name, as many as a cache holds."""
+RESEND_BUDGET: Final = 256
+"""Packets that may be resent at once; each first sending gives one back, so NACKs at most double a route's rate."""
+RESEND_INTERVAL_NS: Final = 10_000_000
+"""A packet is not resent sooner than this after its last resending: a burst of NACKs asks for the same loss."""
+
+
+class Epoch:
+    """One stretch of a route; see the module's text."""
+
+    __slots__ = (
+        "floor",
+        "index_offset",
+        "mapping",
+        "payload_type",
+        "picture_offset",
+        "rtx_payload_type",
+        "sequence_offset",
+        "stream",
+        "timestamp_offset",
+    )
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.floor = 0
+        self.sequence_offset = 0
+        self.timestamp_offset = 0
+        self.picture_offset = 0
+        self.index_offset = 0
+        self.payload_type = 0
+        self.rtx_payload_type: int | None = None
+        self.mapping: dict[int, int] = {}
+
+
+class Sent:
+    """What a plain resending must repeat bit by bit: the same nonce must never protect two different packets."""
+
+    __slots__ = ("epoch", "extended", "number", "received", "resent_ns", "seconds")
+
+    def __init__(self, extended: int, epoch: Epoch, received: int, number: int, seconds: int) -> None:
+        self.extended = extended
+        self.epoch = epoch
+        self.received = received
+        self.number = number
+        self.seconds = seconds
+        self.resent_ns = 0
+
+
+class Route:
+    """One stream on its way to one subscriber."""
+
+    def __init__(self, number: int, peer: Peer, parameters: RouteParameters) -> None:
+        if len(parameters.mid.encode()) > 16:
+            raise ForwarderError("a mid has at most 16 bytes")
+        if (parameters.rtx_ssrc is None) != (parameters.rtx_payload_type is None):
+            raise ForwarderError("RTX takes both an SSRC and a payload type")
+        for uri, value in parameters.extensions.items():
+            if not 1 <= value <= 255 or value == 15:
+                raise ForwarderError(f"no such header extension id: {value} ({uri})")
+        self.number = number
+        self.peer = peer
+        self.parameters = parameters
+        self.ssrc = parameters.ssrc
+        self.payload_type = parameters.payload_type
+        self.rtx_payload_type = parameters.rtx_payload_type
+        self.stream: Stream | None = None
+        self.pending: Stream | None = None
+        self.epoch: Epoch | None = None
+        self.paused = False
+        self.waiting = True
+        self.next = 0
+        """Extended number of the next packet when an epoch begins; ``last`` + 1 afterwards."""
+        self.next_rtx = 0
+        self.last = -1
+        self.last_timestamp = 0
+        self.last_sent_ns = 0
+        self.packets = self.bytes = self.retransmitted = self.missed = 0
+        self.sent: list[Sent | None] = [None] * SENT_RING
+        self.budget = RESEND_BUDGET
+        extensions = parameters.extensions
+        self.transport_cc_id = extensions.get(TRANSPORT_CC, 0)
+        self._abs_id = extensions.get(ABS_SEND_TIME, 0)
+        self._mid_id = extensions.get(MID, 0) if parameters.mid else 0
+        self._mid = parameters.mid.encode()
+        self._two_byte = any(value > 14 for value in extensions.values())
+        self._picture = -1
+        self._index = -1
+
+    def begin(self, stream: Stream, packet: RtpPacket) -> None:
+        """Begin an epoch with this packet of ``stream``."""
+        last = self.epoch
+        epoch = Epoch(stream)
+        epoch.floor = packet.extended
+        epoch.payload_type = self.payload_type
+        epoch.rtx_payload_type = self.rtx_payload_type
+        epoch.sequence_offset = (self.last + 1 if self.last >= 0 else self.next) - packet.extended
+        if self.last >= 0 and last is not None:
+            if last.stream is stream:
+                epoch.timestamp_offset = last.timestamp_offset
+            else:
+                elapsed = max(packet.arrival_ns - self.last_sent_ns, 0) // 1000
+                ticks = max(elapsed * stream.clock_rate // 1_000_000, 1)
+                epoch.timestamp_offset = (self.last_timestamp + ticks - packet.timestamp) & 0xFFFFFFFF
+        if stream.codec == VP8:
+            picture, bits, index = vp8_numbers(packet.data, packet.payload_start, packet.payload_end)
+            if bits and self._picture >= 0:
+                value = _picture_id(packet.data, picture, bits)
+                epoch.picture_offset = (self._picture + 1 - value) & 0x7FFF
+            if index and self._index >= 0:
+                epoch.index_offset = (self._index + 1 - packet.data[index]) & 0xFF
+        received, sent = stream.parameters.extensions, self.parameters.extensions
+        epoch.mapping = {received[uri]: sent[uri] for uri in received if uri in sent and uri not in _OWN}
+        self.epoch = epoch
+        self.stream = stream
+        self.pending = None
+        self.waiting = False
+
+    def first(self, packet: RtpPacket, epoch: Epoch, now_ns: int, seconds: int) -> bytes:
+        """Make the packet that is sent for ``packet`` and remember it."""
+        extended = packet.extended + epoch.sequence_offset
+        number = self.peer.next_number() if self.transport_cc_id else 0
+        self.sent[extended % SENT_RING] = Sent(extended, epoch, packet.extended, number, seconds)
+        if extended > self.last:
+            self.last = extended
+            self.last_timestamp = (packet.timestamp + epoch.timestamp_offset) & 0xFFFFFFFF
+            self.last_sent_ns = packet.arrival_ns
+        self.packets += 1
+        self.bytes += packet.payload_end - packet.payload_start
+        if self.budget < RESEND_BUDGET:
+            self.budget += 1
+        return self.build(
+            packet, epoch, self.ssrc, epoch.payload_type, extended & 0xFFFF, number, seconds, None
+        )
+
+    def again(self, sequence: int, now_ns: int, seconds: int) -> bytes | None:
+        """Make the packet that answers a NACK for ``sequence``; ``None`` if that cannot or should not be."""
+        sent = self.sent[sequence % SENT_RING]
+        if sent is None or sent.extended & 0xFFFF != sequence or self.budget <= 0:
+            self.missed += 1
+            return None
+        epoch = sent.epoch
+        packet = epoch.stream.cache.get(sent.received)
+        if packet is None or now_ns - sent.resent_ns < RESEND_INTERVAL_NS:
+            self.missed += 1
+            return None
+        sent.resent_ns = now_ns
+        self.budget -= 1
+        self.retransmitted += 1
+        if epoch.rtx_payload_type is None or self.parameters.rtx_ssrc is None:
+            return self.build(
+                packet, epoch, self.ssrc, epoch.payload_type, sequence, sent.number, sent.seconds, None
+            )
+        number = self.peer.next_number() if self.transport_cc_id else 0
+        rtx_sequence = self.next_rtx & 0xFFFF
+        self.next_rtx += 1
+        return self.build(
+            packet,
+            epoch,
+            self.parameters.rtx_ssrc,
+            epoch.rtx_payload_type,
+            rtx_sequence,
+            number,
+            seconds,
+            sequence,
+        )
+
+    def build(
+        self,
+        packet: RtpPacket,
+        epoch: Epoch,
+        ssrc: int,
+        payload_type: int,
+        sequence: int,
+        number: int,
+        seconds: int,
+        original: int | None,
+    ) -> bytes:
+        """Rewrite a packet: plain, or as RTX of the number ``original``."""
+        data = packet.data
+        extension = self._extension(packet, epoch, number, seconds)
+        first = 0x80 | data[0] & 0x2F | (0x10 if extension else 0)
+        timestamp = (packet.timestamp + epoch.timestamp_offset) & 0xFFFFFFFF
+        head = _HEADER.pack(first, packet.marker | payload_type, sequence, timestamp, ssrc)
+        payload = data[packet.payload_start :]
+        if epoch.stream.codec == VP8:
+            payload = self._renumber(packet, epoch, payload, newest=original is None)
+        if original is not None:
+            payload = original.to_bytes(2, "big") + payload
+        return head + data[12 : packet.csrcs_end] + extension + payload
+
+    def _renumber(self, packet: RtpPacket, epoch: Epoch, payload: bytes, *, newest: bool) -> bytes:
+        picture, bits, index = vp8_numbers(packet.data, packet.payload_start, packet.payload_end)
+        if not bits and not index:
+            return payload
+        changed = bytearray(payload)
+        if bits:
+            mask = (1 << bits) - 1
+            value = (_picture_id(packet.data, picture, bits) + epoch.picture_offset) & mask
+            at = picture - packet.payload_start
+            if bits == 15:
+                changed[at : at + 2] = (value | 0x8000).to_bytes(2, "big")
+            else:
+                changed[at] = value
+            if packet.extended + epoch.sequence_offset == self.last and newest:
+                self._picture = value
+        if index:
+            value = (packet.data[index] + epoch.index_offset) & 0xFF
+            changed[index - packet.payload_start] = value
+            if packet.extended + epoch.sequence_offset == self.last and newest:
+                self._index = value
+        return bytes(changed)
+
+    def _extension(self, packet: RtpPacket, epoch: Epoch, number: int, seconds: int) -> bytes:
+        data = packet.data
+        values: list[tuple[int, bytes]] = []
+        if self._mid_id:
+            values.append((self._mid_id, self._mid))
+        if self._abs_id:
+            values.append((self._abs_id, seconds.to_bytes(3, "big")))
+        if self.transport_cc_id:
+            values.append((self.transport_cc_id, number.to_bytes(2, "big")))
+        two_byte = self._two_byte
+        mapping = epoch.mapping
+        for found, at, length in packet.elements:
+            mapped = mapping.get(found)
+            if mapped is not None:
+                values.append((mapped, data[at : at + length]))
+                if (length > 16 or length == 0) and self.parameters.allow_mixed:
+                    two_byte = True
+        if two_byte:
+            body = b"".join(bytes((i, len(v))) + v for i, v in values)
+            profile = 0x1000
+        else:
+            body = b"".join(bytes((i << 4 | len(v) - 1,)) + v for i, v in values if 0 < len(v) <= 16)
+            profile = 0xBEDE
+        if not body:
+            return b""
+        words = (len(body) + 3) // 4
+        return profile.to_bytes(2, "big") + words.to_bytes(2, "big") + body.ljust(4 * words, b"\0")
+
+    def stats(self) -> RouteStats:
+        """Return the counters."""
+        epoch = self.epoch
+        return RouteStats(
+            stream=self.stream.number if self.stream else 0,
+            peer=self.peer.number,
+            ssrc=self.ssrc,
+            packets=self.packets,
+            bytes=self.bytes,
+            retransmitted=self.retransmitted,
+            retransmit_missed=self.missed,
+            last_sequence=self.last,
+            last_timestamp=self.last_timestamp,
+            last_sent_ns=self.last_sent_ns,
+            sequence_offset=epoch.sequence_offset & 0xFFFF if epoch else 0,
+            timestamp_offset=epoch.timestamp_offset if epoch else 0,
+            paused=self.paused,
+            waiting=self.waiting or self.pending is not None,
+            pending_stream=self.pending.number if self.pending else 0,
+        )
+
+
+def _picture_id(data: bytes, at: int, bits: int) -> int:
+    return (data[at] & 0x7F) << 8 | data[at + 1] if bits == 15 else data[at] & 0x7F
