@@ -31,6 +31,7 @@ class Shown(Enum):
     STARTING = "等待画面 / waiting for picture"
     LOST = "信号中断 / signal lost"
     ENDED = "画面已结束 / picture ended"
+    NO_SHARE = "无共享画面 / nothing shared"
     PAUSED = "录制已暂停 / recording paused"
 
 
