@@ -27,7 +27,7 @@ from mediaserver.tokens import ApiKey, Grants, client_token, server_token
 app = typer.Typer(
     name="mediaserver",
     help="Media server for dual recording (双录): relays WebRTC calls, records, composes and seals them.",
-    epilog="First: mediaserver doctor. Then: mediaserver serve, and mediaserver invite --room demo --role agent.",
+    epilog="First: mediaserver doctor. Then: mediaserver serve, and mediaserver invite --room demo.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -54,9 +54,9 @@ def serve(config_file: ConfigFile = None) -> None:
     The first start makes all secrets in the data directory. SIGTERM or Ctrl-C drains: no new rooms, calls get
     drain_s to end, recordings are closed; a second signal closes at once.
     """
+    settings = _settings(config_file)
     from mediaserver.control import serve as run  # heavy imports, which the other commands do without
 
-    settings = _settings(config_file)
     log.configure(settings.log)
     _announce(settings)
     uvloop.run(run(settings))

@@ -77,13 +77,13 @@ def test_without_a_first_start_there_is_no_key(tmp_path: Path) -> None:
 
 
 @contextmanager
-def serving(certificate: tls.Certificate, answer: web.Response, asked: list[str]) -> Iterator[int]:
+def serving(certificate: tls.Certificate, body: object, status: int, asked: list[str]) -> Iterator[int]:
     """Serve POST /v1/invites over HTTPS in a thread; gives the port."""
     loop = asyncio.new_event_loop()
 
     async def invites(request: web.Request) -> web.Response:
         asked.append(f"{request.headers['Authorization'][:7]} {await request.text()}")
-        return answer
+        return web.json_response(body, status=status)
 
     async def start() -> tuple[web.AppRunner, int]:
         app = web.Application()
@@ -114,7 +114,7 @@ def test_an_invitation_is_printed_with_its_qr_code(tmp_path: Path, environ: dict
     made = tls.certificate(load(None, environ), ("192.0.2.7",), tls.utc_now())
     asked: list[str] = []
     body = {"code": "ABCD-EFGH", "url": URL, "expires_at": "2026-01-01T00:00:00.000Z"}
-    with serving(made, web.json_response(body, status=201), asked) as port:
+    with serving(made, body, 201, asked) as port:
         environ["SHUANGLU__HTTP__PORT"] = str(port)
         result = run("invite", "--room", "r1", "--role", "customer", "--name", "王五", **environ)
         quiet = run("invite", "--room", "r1", "--quiet", **environ)
@@ -131,7 +131,7 @@ def test_another_servers_certificate_is_not_trusted(tmp_path: Path, environ: dic
     elsewhere = load(None, {"SHUANGLU__DATA_DIR": str(tmp_path / "elsewhere")})
     impostor = tls.certificate(elsewhere, ("127.0.0.1",), tls.utc_now())
     asked: list[str] = []
-    with serving(impostor, web.json_response({}), asked) as port:
+    with serving(impostor, {}, 201, asked) as port:
         result = run("invite", "--room", "r", **{**environ, "SHUANGLU__HTTP__PORT": str(port)})
     assert result.exit_code == 1
     assert not asked
@@ -142,8 +142,8 @@ def test_no_server_and_a_refusal_are_told_plainly(environ: dict[str, str]) -> No
     assert result.exit_code == 1
     assert "mediaserver serve" in result.output
     made = tls.certificate(load(None, environ), ("127.0.0.1",), tls.utc_now())
-    problem = web.json_response({"code": "draining", "detail": "going down"}, status=503)
-    with serving(made, problem, []) as port:
+    problem = {"code": "draining", "detail": "going down"}
+    with serving(made, problem, 503, []) as port:
         result = run("invite", "--room", "r", **{**environ, "SHUANGLU__HTTP__PORT": str(port)})
     assert result.exit_code == 1
     assert "draining: going down" in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_secrets_open_to_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("days_gone", "level"), [(0, "ok"), (390, "warning"), (400, "failure")])
 def test_the_life_of_a_certificate(tmp_path: Path, days_gone: int, level: str) -> None:
-    made_at = tls.utc_now() - tls.timedelta(days=days_gone)
+    made_at = tls.utc_now() - timedelta(days=days_gone)
     settings = load(None, {"SHUANGLU__DATA_DIR": str(tmp_path / "other")})
     made = tls.certificate(settings, ("192.0.2.1",), made_at)
     found = examine(tmp_path, TLS__CERT=str(made.cert), TLS__KEY=str(made.key))
