@@ -80,9 +80,9 @@ def invite(
     """
     settings = _settings(config_file)
     body = {"room": room, "role": role, "name": name, "identity": identity}
-    answer = asyncio.run(
-        _post(settings, url, "/v1/invites", {key: value for key, value in body.items() if value})
-    )
+    given = {key: value for key, value in body.items() if value}
+    signed = server_token(_api_key(settings))
+    answer = asyncio.run(_ask(settings, url, "POST", "/v1/invites", given, signed))
     if quiet:
         print(answer["url"])
         return
@@ -161,6 +161,17 @@ def config_command(
 
 
 @app.command()
+def health(
+    url: Annotated[str, typer.Option(help="Where the server answers. Default: as configured.")] = "",
+    config_file: ConfigFile = None,
+) -> None:
+    """Ask the running server whether it is ready; exit code 1 if not. For container health checks."""
+    settings = _settings(config_file)
+    answer = asyncio.run(_ask(settings, url, "GET", "/readyz"))
+    print(answer.get("status", "ok"))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(importlib.metadata.version("shuanglu"))
@@ -226,14 +237,18 @@ def _announce(settings: Settings) -> None:
         err.print("Environment         development: recordings say so for ever", markup=False)
 
 
-async def _post(settings: Settings, url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Ask the running server as the owner of its data directory; ends the command with a clear text."""
+async def _ask(
+    settings: Settings, url: str, method: str, path: str, body: dict[str, Any] | None = None, token: str = ""
+) -> dict[str, Any]:
+    """Ask the running server; ends the command with a clear text if it does not answer or refuses."""
     base = (url or _local_url(settings)).rstrip("/")
-    headers = {"Authorization": f"Bearer {server_token(_api_key(settings))}"}
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session,
-            session.post(base + path, json=body, headers=headers, ssl=_trust(settings)) as response,
+            session.request(
+                method, base + path, json=body, headers=headers, ssl=_trust(settings)
+            ) as response,
         ):
             answer: dict[str, Any] = await response.json(content_type=None)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -241,9 +256,8 @@ async def _post(settings: Settings, url: str, path: str, body: dict[str, Any]) -
     except ValueError as error:
         raise _fail(f"{base} is no Shuanglu media server: {error}") from error
     if response.status >= 400:
-        raise _fail(
-            f"The server refuses: {answer.get('code')}: {answer.get('detail') or answer.get('title')}"
-        )
+        detail = answer.get("detail") or answer.get("title") or answer.get("status")
+        raise _fail(f"The server refuses: {answer.get('code', response.status)}: {detail}")
     return answer
 
 

@@ -34,7 +34,7 @@ def test_every_command_has_help() -> None:
     names = {
         command.name or getattr(command.callback, "__name__", "") for command in cli.app.registered_commands
     }
-    assert names == {"serve", "invite", "token", "doctor", "config", "version"}
+    assert names == {"serve", "invite", "token", "doctor", "config", "health", "version"}
     for name in names:
         result = run(name, "--help")
         assert result.exit_code == 0
@@ -85,9 +85,13 @@ def serving(certificate: tls.Certificate, body: object, status: int, asked: list
         asked.append(f"{request.headers['Authorization'][:7]} {await request.text()}")
         return web.json_response(body, status=status)
 
+    async def ready(request: web.Request) -> web.Response:
+        return web.json_response(body, status=status)
+
     async def start() -> tuple[web.AppRunner, int]:
         app = web.Application()
         app.router.add_post("/v1/invites", invites)
+        app.router.add_get("/readyz", ready)
         runner = web.AppRunner(app)
         await runner.setup()
         context = tls.context(certificate.cert, certificate.key)
@@ -147,3 +151,11 @@ def test_no_server_and_a_refusal_are_told_plainly(environ: dict[str, str]) -> No
         result = run("invite", "--room", "r", **{**environ, "SHUANGLU__HTTP__PORT": str(port)})
     assert result.exit_code == 1
     assert "draining: going down" in result.output
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
+def test_health_is_an_exit_code(environ: dict[str, str], status: int, exit_code: int) -> None:
+    made = tls.certificate(load(None, environ), ("127.0.0.1",), tls.utc_now())
+    with serving(made, {"status": "ok" if status == 200 else "unready"}, status, []) as port:
+        assert run("health", **{**environ, "SHUANGLU__HTTP__PORT": str(port)}).exit_code == exit_code
+    assert run("health", "--url", "http://127.0.0.1:1", **environ).exit_code == 1
