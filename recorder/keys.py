@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from recorder import clock
+from recorder.atomic import replace_file, write_private
 from recorder.canonical import JSON
 from recorder.gm import selftest
 from recorder.gm.kdf import kdf_sm3
@@ -152,13 +153,13 @@ class FileProvider:
             # does.
             since = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
             certificate = self_signed(key, title, usage=usage, not_before=since, days=_VALID_DAYS)
-            _write_private(directory / f"{name}.key.pem", key.to_pem(passphrase))
-            _write_private(directory / f"{name}.cert.pem", certificate.encode())
+            write_private(directory / f"{name}.key.pem", key.to_pem(passphrase))
+            write_private(directory / f"{name}.cert.pem", certificate.encode())
         return cls.open(directory, passphrase)
 
     @classmethod
     def open(cls, directory: Path, passphrase: str | None = None) -> FileProvider:
-        """Load both keys. Raise KeyProblem naming the file that is missing, open to others or does not fit."""
+        """Load both keys. Raise KeyProblem naming the file that is missing, open to others or wrong."""
         selftest.require()
         keys: dict[str, PrivateKey] = {}
         certificates: dict[str, Certificate] = {}
@@ -256,14 +257,6 @@ class FileProvider:
 _FILES = tuple(f"{name}.{kind}.pem" for name in ("signing", "encryption") for kind in ("key", "cert"))
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read_private(path: Path) -> bytes:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
@@ -300,7 +293,7 @@ def write_sidecar(
 
 
 def read_sidecar(directory: Path) -> dict[str, JSON]:
-    """Return the members of ``keys.json``, its signature checked. Raise KeyProblem, also where it is missing."""
+    """Return the members of ``keys.json``, its signature checked. Raise KeyProblem, also if it is missing."""
     return dict(open_sidecar(directory).fields)
 
 
@@ -310,29 +303,6 @@ def open_sidecar(directory: Path) -> SignedPage:
     try:
         return open_page(path.read_bytes(), page_type=SIDECAR_TYPE)
     except FileNotFoundError:
-        raise KeyProblem(
-            f"{path} is missing: the recording cannot be opened (erased, or not yet begun)"
-        ) from None
+        raise KeyProblem(f"{path} is missing: erased, or the recording has not begun") from None
     except SignedError as error:
         raise KeyProblem(f"{path} {error}") from None
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file so that readers and crashes see the old bytes or the new ones, never a mixture."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        _write_private(temporary, data)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,0 +1,314 @@
+"""Verify a recording: with no key everything signed, chained and digested; with the data key every chunk too.
+
+Works on finished recordings and on those still running or left by a crash (then there is no manifest, and
+what no checkpoint covers is ``unproven``). Writes nothing. Damage never raises: it is in the report, placed
+as narrowly as is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from recorder.canonical import CanonicalError
+from recorder.gm import selftest
+from recorder.gm.x509 import Certificate
+from recorder.keys import SIDECAR, SIDECAR_TYPE
+from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
+from recorder.placing import CheckedFile, check_file
+from recorder.report import Finding, Kind, Report, Verdict
+from recorder.sealed import DataKey, FileSummary, Header
+from recorder.signed import SignedError, SignedPage, digest_name, open_page
+from recorder.statements import STATEMENTS, Statement, StatementError, list_statements, parse_statement
+from recorder.storage import SegmentName, files_directory, list_segments, segments_directory
+
+__all__ = ["Finding", "Kind", "Report", "Verdict", "verify"]
+
+
+def verify(
+    path: Path, *, data_key: DataKey | None = None, trusted: Collection[str] | None = None
+) -> Report:
+    """Verify the recording in the directory ``path``.
+
+    ``trusted`` are certificate fingerprints (``sm3:…``) to accept; without them the certificate of the
+    manifest (or of the key sidecar while there is none) is taken, and the report says that nobody vouched
+    for it. Raise FileNotFoundError if there is no such directory, NotADirectoryError for a file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is no recording's directory")
+    selftest.require()
+    return _Verification(path, data_key, trusted).run()
+
+
+class _Verification:
+    def __init__(self, path: Path, data_key: DataKey | None, trusted: Collection[str] | None) -> None:
+        self._path = path
+        self._data_key = data_key
+        self._trusted = frozenset(trusted) if trusted is not None else None
+        self._report = Report(str(path), opened=data_key is not None, trusted=trusted is not None)
+        self._signers: dict[str, Certificate] = {}
+        self._key_id = ""
+        self._seen: set[Path] = set()
+
+    def run(self) -> Report:
+        """Check page by page, then file by file."""
+        sidecar = self._sidecar()
+        manifest = self._manifest()
+        self._accept_signers([manifest.page if manifest else None, sidecar])
+        if manifest is not None:
+            self._report.recording = manifest.recording
+            self._report.manifest = True
+            self._report.assurance = str(_member(manifest.page, "provider", "assurance"))
+            self._check_sidecar_fits(sidecar, manifest)
+        elif sidecar is not None:
+            self._report.recording = str(sidecar.fields.get("recording"))
+        self._key_id = manifest.key_id if manifest else str(sidecar.fields.get("key_id")) if sidecar else ""
+        statements = self._statements(manifest)
+        if manifest is not None:
+            self._signed_segments(manifest)
+            self._expect(manifest.sealed, self._path, "")
+        else:
+            self._unsigned_segments()
+        self._statement_files(statements)
+        self._leftovers()
+        self._report.signers = {print_: cert.subject for print_, cert in self._signers.items()}
+        return self._report
+
+    def _add(self, kind: Kind, file: str, detail: str, begin: int | None = None, end: int | None = None) -> None:
+        self._report.findings.append(Finding(kind, file, detail, begin, end))
+
+    # --- pages
+
+    def _sidecar(self) -> SignedPage | None:
+        path = self._path / SIDECAR
+        self._seen.add(path)
+        if not path.exists():
+            self._add(Kind.REMOVED, SIDECAR, "the wrapped data key is missing (erased, or removed)")
+            return None
+        data = path.read_bytes()
+        try:
+            return open_page(data, page_type=SIDECAR_TYPE)
+        except SignedError as error:
+            self._add(Kind.CHANGED, SIDECAR, str(error), 0, len(data))
+            return None
+
+    def _manifest(self) -> Manifest | None:
+        path = self._path / MANIFEST
+        self._seen.add(path)
+        if not path.exists():
+            if list_statements(self._path) or (self._path / SEALED_PART).exists():
+                self._add(Kind.REMOVED, MANIFEST, "the signed manifest is missing, statements or its sealed
+                part are there")
+            else:
+                self._add(Kind.UNPROVEN, MANIFEST, "no manifest yet: running, or left by a crash (recorder
+                recover)")
+            return None
+        data = path.read_bytes()
+        try:
+            return parse_manifest(data)
+        except (SignedError, CanonicalError) as error:
+            self._add(Kind.CHANGED, MANIFEST, str(error), 0, len(data))
+            return None
+
+    def _accept_signers(self, pages: Iterable[SignedPage | None]) -> None:
+        """Take the trusted signers, or the first page's where nobody named any; report pages by others."""
+        for page, name in zip(pages, (MANIFEST, SIDECAR), strict=True):
+            if page is not None:
+                self._signer_of(page, name)
+
+    def _signer_of(self, page: SignedPage, name: str) -> bool:
+        certificate = page.certificate
+        accepted = (
+            certificate.fingerprint in self._trusted
+            if self._trusted is not None
+            else not self._signers or certificate.fingerprint in self._signers
+        )
+        if accepted:
+            self._signers[certificate.fingerprint] = certificate
+        else:
+            detail = f"signed by {certificate.subject} ({certificate.fingerprint}), who is not accepted here"
+            self._add(Kind.OTHER_SIGNER, name, detail)
+        return accepted
+
+    def _signature_good(self, message: bytes, signature: bytes) -> bool:
+        return any(cert.public_key.verify(message, signature) for cert in self._signers.values())
+
+    def _check_sidecar_fits(self, sidecar: SignedPage | None, manifest: Manifest) -> None:
+        if sidecar is None:
+            return
+        for member, expected in (("recording", manifest.recording), ("key_id", manifest.key_id)):
+            if sidecar.fields.get(member) != expected:
+                self._add(Kind.CHANGED, SIDECAR, f"its {member} is {sidecar.fields.get(member)!r}, not
+                {expected!r}")
+
+    def _statements(self, manifest: Manifest | None) -> list[Statement]:
+        statements: list[Statement] = []
+        previous = digest_name((self._path / MANIFEST).read_bytes()) if (self._path / MANIFEST).exists() else
+        None expected = 1
+        for number, path in list_statements(self._path):
+            name = f"{STATEMENTS}/{path.name}"
+            self._seen.add(path)
+            for missing in range(expected, number):
+                self._add(Kind.REMOVED, f"{STATEMENTS}/{missing:06d}.json", f"statement {missing} is missing")
+                previous = None
+            data = path.read_bytes()
+            try:
+                statement = parse_statement(data, number=number, previous=previous)
+            except StatementError as error:
+                kind = Kind.REORDERED if "is number" in str(error) else Kind.CHANGED
+                self._add(kind, name, str(error), 0, len(data))
+                # The next one names the digest of the page as it was: its link cannot be checked by this one.
+                previous, expected = None, number + 1
+                continue
+            if self._signer_of(statement.page, name):
+                statements.append(statement)
+            if manifest is not None and statement.page.fields.get("recording") != manifest.recording:
+                self._add(Kind.CHANGED, name, "is a statement about another recording", 0, len(data))
+            previous, expected = digest_name(data), number + 1
+        self._report.statements = len(statements)
+        return statements
+
+    # --- sealed files
+
+    def _signed_segments(self, manifest: Manifest) -> None:
+        folder = segments_directory(self._path)
+        by_id = {summary.file_id: summary.name for summary in manifest.segments}
+        head: str | None = None
+        for summary in manifest.segments:
+            checked = self._expect(summary, folder, f"{folder.name}/")
+            header = checked.scan.header if checked else None
+            if checked and header and header.file_id != summary.file_id and header.file_id in by_id:
+                finding = Finding(
+                    Kind.REORDERED,
+                    checked.name,
+                    f"holds the bytes of {by_id[header.file_id]}",
+                    0,
+                    checked.scan.size,
+                )
+                self._report.findings[:] = [f for f in self._report.findings if f.file != checked.name]
+                self._report.findings.append(finding)
+            elif checked and header and header.previous is not None and not checked.findings:
+                self._check_link(checked, header, head)
+            head = summary.head
+
+    def _check_link(self, checked: CheckedFile, header: Header, head: str | None) -> None:
+        stated = f"sm3:{header.previous.hex()}" if header.previous else None
+        if stated != head:
+            self._add(Kind.REORDERED, checked.name, "does not name the segment before it as its predecessor",
+            0, 8)
+
+    def _unsigned_segments(self) -> None:
+        """Check what lies there by itself: structure, chain from file to file, checkpoints, numbering."""
+        listed = list_segments(self._path)
+        last: dict[int, int] = {}
+        head: bytes | None = None
+        for position, (name, path) in enumerate(listed):
+            for missing in range(last.get(name.part, -1) + 1, name.index):
+                gap = SegmentName(name.part, missing)
+                self._add(Kind.REMOVED, f"{path.parent.name}/{gap}", f"segment {missing} of part {name.part}
+                is missing") head = None
+            checked = self._check(path, f"{path.parent.name}/{path.name}", None)
+            header = checked.scan.header
+            if header is not None and self._key_id and header.key_id != self._key_id:
+                self._add(Kind.CHANGED, checked.name, "belongs to another recording's key", 0,
+                checked.scan.size)
+            if header is not None and header.previous is not None and head is not None and header.previous != head:
+                self._add(
+                    Kind.REORDERED, checked.name, "names another predecessor than the segment before it", 0, 8
+                )
+            part_goes_on = position + 1 < len(listed) and listed[position + 1][0].part == name.part
+            if not checked.findings and not (part_goes_on and checked.scan.finished):
+                self._say_unproven(checked)
+            head = checked.scan.head or None
+            last[name.part] = name.index
+
+    def _say_unproven(self, checked: CheckedFile) -> None:
+        size = checked.scan.size
+        if checked.proven_bytes < size:
+            until = checked.proven_until
+            tail = f"; {checked.scan.torn_bytes} of them a torn record" if checked.scan.torn_bytes else ""
+            self._report.findings.append(
+                Finding(
+                    Kind.UNPROVEN,
+                    checked.name,
+                    f"the last {size - checked.proven_bytes} bytes are chained but not signed{tail}",
+                    checked.proven_bytes,
+                    size,
+                    None,
+                    f"{until}/" if until else "",
+                )
+            )
+
+    def _statement_files(self, statements: list[Statement]) -> None:
+        folder = files_directory(self._path)
+        for statement in statements:
+            for summary in statement.files:
+                self._expect(summary, folder, f"{folder.name}/")
+            if statement.sealed is not None:
+                self._expect(statement.sealed, self._path / STATEMENTS, f"{STATEMENTS}/")
+
+    def _expect(self, summary: FileSummary, folder: Path, prefix: str) -> CheckedFile | None:
+        """Check a file a signed page names."""
+        name = f"{prefix}{summary.name}"
+        path = folder / summary.name
+        if Path(summary.name).name != summary.name or not path.is_file():
+            self._add(Kind.REMOVED, name, f"the signed file (id {summary.file_id}) is not there")
+            return None
+        if path in self._seen:
+            return None
+        return self._check(path, name, summary)
+
+    def _check(self, path: Path, name: str, expected: FileSummary | None) -> CheckedFile:
+        self._seen.add(path)
+        checked = check_file(
+            path, name, expected=expected, signature_good=self._signature_good, data_key=self._data_key
+        )
+        report = self._report
+        report.files += 1
+        report.records += len(checked.scan.records)
+        report.bytes += checked.scan.size
+        report.checkpoints += len(checked.checkpoints)
+        report.findings += checked.findings
+        return checked
+
+    def _leftovers(self) -> None:
+        """Name what no signed page speaks of: harmless remains of a crash, or something added."""
+        for path in sorted(self._path.rglob("*")):
+            if path in self._seen or path.is_dir():
+                continue
+            name = str(path.relative_to(self._path))
+            if path.name.startswith(".") and path.suffix != ".seg":
+                self._add(Kind.LEFTOVER, name, "a temporary file that a crash left", 0, path.stat().st_size)
+                continue
+            self._unlisted(path, name)
+
+    def _unlisted(self, path: Path, name: str) -> None:
+        size = path.stat().st_size
+        if path.suffix not in (".sealed", ".seg"):
+            self._add(Kind.ADDED, name, "does not belong to a recording", 0, size)
+            return
+        checked = self._check(path, name, None)
+        if checked.findings:
+            return
+        header = checked.scan.header
+        if path.suffix == ".seg" and self._report.manifest:
+            self._add(Kind.ADDED, name, "a segment the manifest does not name", 0, size)
+        elif header is not None and self._key_id and header.key_id != self._key_id:
+            self._add(Kind.ADDED, name, "belongs to another recording's key", 0, size)
+        elif header is not None and path.name == SEALED_PART and not self._report.manifest:
+            self._add(Kind.LEFTOVER, name, "sealed part of a manifest that is not there or not readable", 0,
+            size)
+        else:
+            state = "finished" if checked.scan.finished else "unfinished"
+            self._add(Kind.LEFTOVER, name, f"{state} sealed file no signed page speaks of (an attempt that
+            died)", 0, size)
+
+
+def _member(page: SignedPage, *names: str) -> object:
+    value: object = page.fields
+    for name in names:
+        value = value.get(name, "") if isinstance(value, dict) else ""
+    return value
+
