@@ -1,4 +1,5 @@
-"""The packets' path of a media worker. ``interface`` says what a forwarder is; ``open_forwarder`` starts one."""
+"""The packets' path of a media worker. ``interface`` says what a forwarder is; ``open_forwarder`` starts
+one."""
 
 from __future__ import annotations
 
@@ -66,10 +67,12 @@ __all__ = [
 
 
 def open_forwarder(sockets: Sequence[socket.socket], *, kind: str = "auto") -> Forwarder:
-    """Start a forwarder on bound UDP sockets (IPv4 or IPv6), each with a receive buffer of 4 MiB if the system lets it.
+    """Start a forwarder on bound UDP sockets (IPv4 or IPv6), each with a receive buffer of 4 MiB if the
+    system lets it.
 
-    ``kind`` is ``native``, ``python`` or ``auto``: native, and where it cannot be loaded Python with a warning. The sockets
-    become non-blocking and belong to the forwarder's thread until ``close``. Raises ``ForwarderError``.
+    ``kind`` is ``native``, ``python`` or ``auto``: native, and where it cannot be loaded Python with a
+    warning. The sockets become non-blocking and belong to the forwarder's thread until ``close``. Raises
+    ``ForwarderError``.
     """
     from mediaserver.forwarder.batch import BatchForwarder
 

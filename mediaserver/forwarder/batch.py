@@ -1,7 +1,8 @@
 """The Python forwarder: batches of system calls through cffi, libsrtp in place, one thread.
 
-It is the oracle of the native forwarder in tests, and serves where no compiler was there. 2 to 3 times the native
-one's CPU per packet (docs/forwarder.md), and its thread shares the interpreter lock with everything else.
+It is the oracle of the native forwarder in tests, and serves where no compiler was there. 2 to 3 times the
+native one's CPU per packet (docs/forwarder.md), and its thread shares the interpreter lock with everything
+else.
 """
 
 from __future__ import annotations
@@ -411,7 +412,7 @@ class BatchForwarder:
             return ForwarderStats(
                 kind=self.kind,
                 crypto="libsrtp",
-                datagrams_received=path.received,
+                datagrams_received=sum(r.received for r in path.receivers),
                 datagrams_sent=path.sender.datagrams,
                 send_messages=path.sender.messages,
                 receive_batches=path.batches,

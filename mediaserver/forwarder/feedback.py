@@ -1,6 +1,8 @@
-"""Transport-wide congestion control: the log of arrivals of a publisher's packets, and the feedback made of it.
+"""Transport-wide congestion control: the log of arrivals of a publisher's packets, and the feedback made of
+it.
 
-Format: draft-holmer-rmcat-transport-wide-cc-extensions-01, section 3.1. Reading: what a subscriber's feedback says.
+Format: draft-holmer-rmcat-transport-wide-cc-extensions-01, section 3.1. Reading: what a subscriber's feedback
+says.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from typing import Final
 
 MAX_LOG: Final = 4096
 _MAX_STATUSES: Final = 1024
-"""Statuses in one feedback packet: at most 3 bytes each here, which stays within one datagram with _MAX_DELTAS."""
+"""Statuses in one feedback packet: at most 3 bytes each here, which stays within one datagram with
+_MAX_DELTAS."""
 _MAX_DELTAS: Final = 256
 _TICK_NS: Final = 250_000
 _REFERENCE_TICKS: Final = 256  # 64 ms
@@ -19,7 +22,8 @@ _LARGE: Final = 2
 
 
 class ArrivalLog:
-    """Numbers and arrival times of one publisher's packets, bounded; what is not taken in time is overwritten."""
+    """Numbers and arrival times of one publisher's packets, bounded; what is not taken in time is
+    overwritten."""
 
     __slots__ = ("count", "due_ns", "entries", "highest", "interval_ns", "media_ssrc", "next", "sender_ssrc")
 
@@ -160,9 +164,7 @@ def read_feedback(data: bytes, at: int, length: int) -> tuple[int, int]:
             symbols = 7 if chunk & 0x4000 else 14
             for symbol in range(min(symbols, count - reported)):
                 reported += 1
-                status = (
-                    chunk >> (12 - 2 * symbol) & 3 if chunk & 0x4000 else chunk >> (13 - symbol) & 1
-                )
+                status = chunk >> (12 - 2 * symbol) & 3 if chunk & 0x4000 else chunk >> (13 - symbol) & 1
                 lost += status == 0
     return reported, lost
 

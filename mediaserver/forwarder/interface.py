@@ -1,20 +1,21 @@
 """What a forwarder is: the packets' side of a media worker, decided by Python, moved by somebody else.
 
 A forwarder owns the worker's UDP sockets and one thread. It decrypts what bound peers send, keeps receive
-statistics and a cache per stream, and sends each packet on to the routes of its stream: rewritten so that every
-subscriber sees one continuous stream, encrypted, coalesced. Everything that needs a decision (STUN, DTLS, RTCP,
-a first packet of an unknown SSRC) comes up as an event; one eventfd says that there are some.
+statistics and a cache per stream, and sends each packet on to the routes of its stream: rewritten so that
+every subscriber sees one continuous stream, encrypted, coalesced. Everything that needs a decision (STUN,
+DTLS, RTCP, a first packet of an unknown SSRC) comes up as an event; one eventfd says that there are some.
 
-Two implementations hold this interface and pass the same tests: ``native`` (C) and ``python`` (batches of system
-calls through cffi). Choose with ``mediaserver.forwarder.open_forwarder``.
+Two implementations hold this interface and pass the same tests: ``native`` (C) and ``python`` (batches of
+system calls through cffi). Choose with ``mediaserver.forwarder.open_forwarder``.
 
 Rules for the caller, the same for every method:
 
 * Methods may be called from any thread; they take effect between two batches of packets, in calling order.
 * Numbers of peers, streams and routes are positive, handed out by the forwarder and never used twice.
-* An unknown number, a wrong key length or a full table raises ``ForwarderError``. Bytes of the network never raise:
-  what is malformed, forged, replayed or too late is dropped and counted.
-* Times are nanoseconds of CLOCK_MONOTONIC; arrival times are the kernel's receive time stamps where it gives them.
+* An unknown number, a wrong key length or a full table raises ``ForwarderError``. Bytes of the network never
+  raise: what is malformed, forged, replayed or too late is dropped and counted.
+* Times are nanoseconds of CLOCK_MONOTONIC; arrival times are the kernel's receive time stamps where it gives
+  them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ MAX_PEERS: Final = 4096
 MAX_STREAMS: Final = 8192
 MAX_ROUTES: Final = 32768
 MAX_SSRCS_PER_PEER: Final = 64
-"""Authenticated SSRCs a peer may use in its life, RTP and RTCP counted apart; more are dropped and counted."""
+"""Authenticated SSRCs a peer may use in its life, RTP and RTCP counted apart; more are dropped and
+counted."""
 MAX_HELD_PACKETS: Final = 64
 """Packets kept per peer for SSRCs that Python has not decided on yet."""
 MAX_ADDRESSES_PER_PEER: Final = 4
@@ -48,7 +50,8 @@ MAX_PACKET_BYTES: Final = 1600
 CACHE_PACKETS: Final = 1024
 """Packets of one stream that can be resent at most (the byte cap and the age may be reached first)."""
 REPLAY_NS: Final = 300_000_000
-"""A new video route begins with the stream's last keyframe if the cache holds it and it is not older than this."""
+"""A new video route begins with the stream's last keyframe if the cache holds it and it is not older than
+this."""
 
 
 class ForwarderError(Exception):
@@ -79,7 +82,8 @@ class StreamParameters:
     kind: str
     """``audio`` or ``video``."""
     mime: str
-    """``video/VP8``, ``video/H264``, ``video/VP9``, ``video/AV1`` have keyframe detection; compared without case."""
+    """``video/VP8``, ``video/H264``, ``video/VP9``, ``video/AV1`` have keyframe detection; compared without
+    case."""
     clock_rate: int
     payload_type: int
     """Packets of the stream with another payload type are dropped and counted."""
@@ -111,13 +115,14 @@ class RouteParameters:
     mid: str = ""
     """Value of the MID extension, at most 16 bytes; empty: not sent."""
     allow_mixed: bool = False
-    """``a=extmap-allow-mixed`` was agreed: an element longer than 16 bytes may travel with two-byte headers."""
+    """``a=extmap-allow-mixed`` was agreed: an element longer than 16 bytes may travel with two-byte
+    headers."""
     first_sequence: int | None = None
     """First sequence number sent, below 2**15 so that a late joiner cannot miss the first roll-over
     (RFC 3711 section 3.3.1); ``None`` draws one."""
 
 
-# --- events ---------------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,8 @@ class RawDatagram:
     """A datagram that is not SRTP or SRTCP: STUN from anybody, DTLS from bound addresses only."""
 
     peer: int | None
-    """Whom the address is bound to; ``None`` for STUN of an unknown address. Nothing here is authenticated."""
+    """Whom the address is bound to; ``None`` for STUN of an unknown address. Nothing here is
+    authenticated."""
     address: Address
     socket: int
     """Index of the receiving socket, as given to ``open_forwarder``."""
@@ -137,8 +143,8 @@ class RawDatagram:
 class Rtcp:
     """A compound RTCP packet of a peer, decrypted and authenticated, its packets' lengths checked.
 
-    NACKs for routes have been answered already and transport-cc feedback has been counted; a compound that holds
-    only these two does not come up.
+    NACKs for routes have been answered already and transport-cc feedback has been counted; a compound that
+    holds only these two does not come up.
     """
 
     peer: int
@@ -150,8 +156,8 @@ class Rtcp:
 class NewSsrc:
     """A peer sends an SSRC that no stream has. Said once for an SSRC.
 
-    Its first packets (``MAX_HELD_PACKETS`` per peer) are held: ``add_stream`` or ``set_rtx_ssrc`` takes them as if they
-    arrived then, with their true arrival times; ``ignore_ssrc`` throws them away.
+    Its first packets (``MAX_HELD_PACKETS`` per peer) are held: ``add_stream`` or ``set_rtx_ssrc`` takes them
+    as if they arrived then, with their true arrival times; ``ignore_ssrc`` throws them away.
     """
 
     peer: int
@@ -176,7 +182,8 @@ class Keyframe:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Sequence numbers ``first`` … ``last`` (16 bit, inclusive, wrapping) were skipped. They may still come late."""
+    """Sequence numbers ``first`` … ``last`` (16 bit, inclusive, wrapping) were skipped. They may still come
+    late."""
 
     stream: int
     first: int
@@ -206,10 +213,11 @@ class TapDropped:
 Event = RawDatagram | Rtcp | NewSsrc | Keyframe | Gap | Switched | TapDropped
 
 Tapped = tuple[int, int, bytes, bool]
-"""``(track, arrival_ns, packet, is_rtcp)``: one decrypted RTP packet, or one compound RTCP packet of the track's sender."""
+"""``(track, arrival_ns, packet, is_rtcp)``: one decrypted RTP packet, or one compound RTCP packet of the
+track's sender."""
 
 
-# --- statistics -----------------------------------------------------------------------------------------------
+# --- statistics -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +277,8 @@ class RouteStats:
     """Last sent sequence number, extended; -1: none yet."""
     last_timestamp: int
     last_sent_ns: int
-    """When the packet with ``last_timestamp`` arrived at the server; both give a sender report's time stamp."""
+    """When the packet with ``last_timestamp`` arrived at the server; both give a sender report's time
+    stamp."""
     sequence_offset: int
     """Sent minus received, modulo 2**16; likewise the time stamp's, modulo 2**32."""
     timestamp_offset: int
@@ -294,7 +303,8 @@ class PeerStats:
     replayed: int
     malformed: int
     ssrc_refused: int
-    """Packets of SSRCs beyond ``MAX_SSRCS_PER_PEER``, of ignored SSRCs, and of held SSRCs when the hold was full."""
+    """Packets of SSRCs beyond ``MAX_SSRCS_PER_PEER``, of ignored SSRCs, and of held SSRCs when the hold was
+    full."""
     feedback_sent: int
     """transport-cc feedback packets built for this publisher."""
     transport_cc_sent: int
@@ -345,7 +355,8 @@ class Forwarder(Protocol):
 
     @property
     def event_fd(self) -> int:
-        """Become readable when there is something for ``take_events`` or ``take_tapped``; reset by ``take_events``.
+        """Become readable when there is something for ``take_events`` or ``take_tapped``; reset by
+        ``take_events``.
 
         Events signal after their batch; tapped packets at most every 20 ms, so drain both on each wake.
         """
@@ -365,7 +376,8 @@ class Forwarder(Protocol):
         ...
 
     def set_extensions(self, peer: int, extensions: Mapping[str, int]) -> None:
-        """Say which header extension ids the peer uses (URI to id): for ``NewSsrc`` and the transport-cc arrival log."""
+        """Say which header extension ids the peer uses (URI to id): for ``NewSsrc`` and the transport-cc
+        arrival log."""
         ...
 
     def bind(self, peer: int, address: Address, socket: int = 0) -> None:
@@ -379,7 +391,8 @@ class Forwarder(Protocol):
     def set_keys(
         self, peer: int, profile: Profile, rx_key: bytes, rx_salt: bytes, tx_key: bytes, tx_salt: bytes
     ) -> None:
-        """Set the SRTP master keys and salts of both directions. Again: begins anew with fresh replay state."""
+        """Set the SRTP master keys and salts of both directions. Again: begins anew with fresh replay
+        state."""
         ...
 
     # streams
@@ -388,11 +401,13 @@ class Forwarder(Protocol):
         ...
 
     def remove_stream(self, stream: int) -> None:
-        """Forget a stream and its cache. Its routes stay, silent, until ``switch`` gives them another stream."""
+        """Forget a stream and its cache. Its routes stay, silent, until ``switch`` gives them another
+        stream."""
         ...
 
     def set_rtx_ssrc(self, stream: int, ssrc: int) -> None:
-        """Say that ``ssrc`` of the same peer is the stream's RTX (learned from ``NewSsrc.repaired_rid`` or the payload type)."""
+        """Say that ``ssrc`` of the same peer is the stream's RTX (learned from ``NewSsrc.repaired_rid`` or
+        the payload type)."""
         ...
 
     def ignore_ssrc(self, peer: int, ssrc: int) -> None:
@@ -400,16 +415,19 @@ class Forwarder(Protocol):
         ...
 
     def missing(self, stream: int, span: int = 512) -> list[int]:
-        """Return the sequence numbers (16 bit, in order) among the last ``span`` that did not come, at most 256."""
+        """Return the sequence numbers (16 bit, in order) among the last ``span`` that did not come, at most
+        256."""
         ...
 
     def tap(self, stream: int, track: int | None) -> None:
-        """Copy the stream's packets as received (RTX unwrapped) and its sender's RTCP to ``take_tapped``; ``None`` ends it."""
+        """Copy the stream's packets as received (RTX unwrapped) and its sender's RTCP to ``take_tapped``;
+        ``None`` ends it."""
         ...
 
     # routes
     def add_route(self, stream: int, peer: int, parameters: RouteParameters) -> int:
-        """Send ``stream`` to ``peer``. Video begins at a keyframe: one not older than ``REPLAY_NS`` in the cache, else the next."""
+        """Send ``stream`` to ``peer``. Video begins at a keyframe: one not older than ``REPLAY_NS`` in the
+        cache, else the next."""
         ...
 
     def remove_route(self, route: int) -> None:
@@ -421,8 +439,8 @@ class Forwarder(Protocol):
     ) -> None:
         """Send another stream on the route, continuous in sequence, time stamp and picture ids.
 
-        Audio, and video whose old stream is gone or sends no keyframes we can tell, switch at the next packet; other video
-        at the next keyframe of the new stream, the old one being sent until then. A payload type is for another codec.
+        Video whose keyframes we can tell switches at the next keyframe of the new stream, the old one being
+        sent until then; everything else at the next packet. A payload type is for another codec.
         """
         ...
 
@@ -431,7 +449,8 @@ class Forwarder(Protocol):
         ...
 
     def resend(self, route: int, sequences: Sequence[int]) -> int:
-        """Send packets (numbers as the subscriber knows them) again; return how many were. NACKs do this by themselves."""
+        """Send packets (numbers as the subscriber knows them) again; return how many were. NACKs do this by
+        themselves."""
         ...
 
     # datagrams
@@ -450,7 +469,8 @@ class Forwarder(Protocol):
     def take_arrivals(self, peer: int) -> list[tuple[int, int]]:
         """Take the log of ``(transport-cc number, arrival_ns)``, oldest first, at most the last 4,096.
 
-        For callers that build feedback themselves: the log is kept for them only while ``set_feedback`` is off.
+        For callers that build feedback themselves: the log is kept for them only while ``set_feedback`` is
+        off.
         """
         ...
 

@@ -1,4 +1,5 @@
-"""What comes up from the packets to Python: events and tapped packets, in bounded queues, told by one eventfd."""
+"""What comes up from the packets to Python: events and tapped packets, in bounded queues, told by one
+eventfd."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ MAX_UNKNOWN: Final = 256
 """STUN of unknown addresses: a flood of it must not push out what bound peers say."""
 MAX_RAW: Final = 1024
 MAX_EVENTS: Final = 16384
-MAX_TAPPED_BYTES: Final = 32 << 20
+MAX_TAPPED_BYTES: Final = 16 << 20
 TAP_SIGNAL_NS: Final = 20_000_000
 
 

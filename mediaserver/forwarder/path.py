@@ -1,7 +1,8 @@
 """The way of a packet through the Python forwarder: tables, receiving, forwarding, resending.
 
-Everything here runs under the forwarder's lock (``batch.py``). A packet is copied once out of its receive slot after it was
-decrypted there, taken apart once, and written once for each subscriber into a send slot, where it is encrypted.
+Everything here runs under the forwarder's lock (``batch.py``). A packet is copied once out of its receive
+slot after it was decrypted there, taken apart once, and written once for each subscriber into a send slot,
+where it is encrypted.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class PacketPath:
         self.streams: dict[int, Stream] = {}
         self.routes: dict[int, Route] = {}
         self.bound: list[dict[bytes, Peer]] = [{} for _ in sockets]
-        self.received = self.batches = self.unknown = self.malformed = 0
+        self.batches = self.unknown = self.malformed = 0
         self.now_ns = 0
         self._seconds = 0
         self._length: Any = srtp_ffi.new("int *")
@@ -66,7 +67,6 @@ class PacketPath:
         if not batch:
             return 0
         self.batches += 1
-        self.received += len(batch)
         bound = self.bound[receiver.index]
         buffer = receiver.buffer
         for slot, length, name, arrival_ns in batch:
@@ -86,18 +86,14 @@ class PacketPath:
             elif first <= 3 or (20 <= first <= 63 and peer is not None):  # RFC 7983
                 number = peer.number if peer else None
                 data = buffer[at : at + length]
-                self.outbox.put(
-                    RawDatagram(number, unpack_address(name), receiver.index, data, arrival_ns)
-                )
+                self.outbox.put(RawDatagram(number, unpack_address(name), receiver.index, data, arrival_ns))
             elif 20 <= first <= 63:
                 self.unknown += 1
             else:
                 self.malformed += 1
         return len(batch)
 
-    def _receive_rtp(
-        self, peer: Peer, receiver: Receiver, slot: int, length: int, arrival_ns: int
-    ) -> None:
+    def _receive_rtp(self, peer: Peer, receiver: Receiver, slot: int, length: int, arrival_ns: int) -> None:
         at = slot * SLOT_BYTES
         if length < 12:
             peer.malformed += 1
@@ -234,9 +230,7 @@ class PacketPath:
         assert epoch is not None
         self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds))
         for extended in sorted(e for e in stream.cache if e > packet.extended):
-            self._emit(
-                route.peer, route.first(stream.cache[extended], epoch, self.now_ns, self._seconds)
-            )
+            self._emit(route.peer, route.first(stream.cache[extended], epoch, self.now_ns, self._seconds))
 
     def replay(self, route: Route) -> None:
         """Begin a waiting route with the last keyframe, if the cache still holds it and it is fresh."""
@@ -300,9 +294,7 @@ class PacketPath:
 
     # --- RTCP
 
-    def _receive_rtcp(
-        self, peer: Peer, receiver: Receiver, slot: int, length: int, arrival_ns: int
-    ) -> None:
+    def _receive_rtcp(self, peer: Peer, receiver: Receiver, slot: int, length: int, arrival_ns: int) -> None:
         at = slot * SLOT_BYTES
         if length < 8:
             peer.malformed += 1

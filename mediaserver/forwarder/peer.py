@@ -62,8 +62,9 @@ class Peer:
         self.routes: dict[int, Route] = {}
         """Routes to this peer by the SSRC they send, and by the SSRC of their RTX."""
         self.sent_ssrcs: dict[int, int] = {}
-        """Next extended number of each SSRC ever sent to the peer. A later route of the same SSRC goes on there: under
-        the same key a number must not be used for a second packet (RFC 3711 section 9.1, RFC 7714 section 5.2)."""
+        """Next extended number of each SSRC ever sent to the peer. A later route of the same SSRC goes on
+        there: under the same key a number must not be used for a second packet (RFC 3711 section 9.1, RFC
+        7714 section 5.2)."""
         self.log = ArrivalLog()
         self.number_sent = 0
         self.packets_received = self.bytes_received = self.packets_sent = self.bytes_sent = 0

@@ -1,4 +1,5 @@
-"""What is known of a stream that a peer publishes: sequence, loss, jitter, and the packets that can be resent."""
+"""What is known of a stream that a peer publishes: sequence, loss, jitter, and the packets that can be
+resent."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class CacheBudget:
 
 
 class Stream:
-    """One received RTP stream. Extended sequence numbers begin in cycle 1, so that a packet before the first fits."""
+    """One received RTP stream. Extended sequence numbers begin in cycle 1, so that a packet before the first
+    fits."""
 
     def __init__(
         self, number: int, peer: Peer, ssrc: int, parameters: StreamParameters, budget: CacheBudget
@@ -60,10 +62,11 @@ class Stream:
         self.cache: dict[int, RtpPacket] = {}
         self.cached_bytes = 0
 
-    def account(self, packet: RtpPacket, *, recovered: bool) -> tuple[int, int] | None | bool:
+    def account(self, packet: RtpPacket, *, recovered: bool) -> tuple[int, int] | bool | None:
         """Count a packet and set its ``extended`` and ``keyframe``.
 
-        Return ``False`` if it must be dropped (twice, too late), the gap ``(first, last)`` before it, or ``None``.
+        Return ``False`` if it must be dropped (twice, too late), the gap ``(first, last)`` before it, or
+        ``None``.
         """
         gap: tuple[int, int] | None = None
         if self.highest < 0:
@@ -127,7 +130,8 @@ class Stream:
         self._transit = transit
 
     def keep(self, packet: RtpPacket) -> None:
-        """Put a packet into the cache; old ones leave by age, number, the stream's bytes and the forwarder's."""
+        """Put a packet into the cache; old ones leave by age, number, the stream's bytes and the
+        forwarder's."""
         size = len(packet.data)
         self.evict(packet.arrival_ns - self._keep_ns)
         while self.cache and (

@@ -1,13 +1,15 @@
 """How a subscriber sees a stream: one continuous sequence, whatever is switched or paused behind it.
 
-A route's history is a row of *epochs*. Within an epoch sent number = received number + constant, so reordering and
-loss pass through unchanged. A new epoch begins where a stream begins, is switched to, or goes on after a pause::
+A route's history is a row of *epochs*. Within an epoch sent number = received number + constant, so
+reordering and loss pass through unchanged. A new epoch begins where a stream begins, is switched to, or goes
+on after a pause::
 
     received  A: 10 11 12 13 14 | pause | 20 21(key) 22      B: 500(key) 501
     sent          0  1  2  3  4 |       |     5       6   switch    7   8
     offset       -10            |       |   -16             |    -493
 
-Packets of a stream from before its epoch's first (the *floor*) would collide with numbers already given: not sent.
+Packets of a stream from before its epoch's first (the *floor*) would collide with numbers already given: not
+sent.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ _OWN: Final = frozenset((MID, RID, REPAIRED_RID, TRANSPORT_CC, ABS_SEND_TIME))
 SENT_RING: Final = 1024
 """Sent packets a NACK can name, as many as a cache holds."""
 RESEND_BUDGET: Final = 256
-"""Packets that may be resent at once; each first sending gives one back, so NACKs at most double a route's rate."""
+"""Packets that may be resent at once; each first sending gives one back, so NACKs at most double a route's
+rate."""
 RESEND_INTERVAL_NS: Final = 10_000_000
-"""A packet is not resent sooner than this after its last resending: a burst of NACKs asks for the same loss."""
+"""A packet is not resent sooner than this after its last resending: a burst of NACKs asks for the same
+loss."""
 
 
 class Epoch:
@@ -70,7 +74,8 @@ class Epoch:
 
 
 class Sent:
-    """What a plain resending must repeat bit by bit: the same nonce must never protect two different packets."""
+    """What a plain resending must repeat bit by bit: the same nonce must never protect two different
+    packets."""
 
     __slots__ = ("epoch", "extended", "number", "received", "resent_ns", "seconds")
 

@@ -1,4 +1,5 @@
-"""Batches of datagrams: recvmmsg with kernel time stamps, sendmmsg with UDP segmentation offload (GSO), by cffi.
+"""Batches of datagrams: recvmmsg with kernel time stamps, sendmmsg with UDP segmentation offload (GSO), by
+cffi.
 
 Linux only, as the media server is. The layouts are those of the 64-bit kernel interface (x86-64, aarch64).
 """
@@ -66,7 +67,8 @@ def prepare(sock: socket.socket) -> int:
 
 
 def pack_address(address: Address, family: int) -> bytes:
-    """Make a ``sockaddr_in`` or ``sockaddr_in6``; IPv4 on an IPv6 socket is mapped. Raises ``ForwarderError``."""
+    """Make a ``sockaddr_in`` or ``sockaddr_in6``; IPv4 on an IPv6 socket is mapped. Raises
+    ``ForwarderError``."""
     host, port = address
     host, _, zone = host.partition("%")
     if not 0 < port < 65536:
@@ -98,13 +100,15 @@ def unpack_address(name: bytes) -> Address:
 
 
 class Receiver:
-    """Receives batches of up to ``BATCH`` datagrams of one socket into slots that stay valid until the next batch."""
+    """Receives batches of up to ``BATCH`` datagrams of one socket into slots that stay valid until the next
+    batch."""
 
     def __init__(self, sock: socket.socket, index: int) -> None:
         self.index = index
         self.family = int(sock.family)
         self.kernel_dropped = 0
         self.truncated = 0
+        self.received = 0
         self._fd = sock.fileno()
         self._memory = ffi.new("uint8_t[]", BATCH * SLOT_BYTES)
         self._names = ffi.new("uint8_t[]", BATCH * 28)
@@ -126,7 +130,8 @@ class Receiver:
         self._used = BATCH
 
     def receive(self, now_ns: int) -> list[tuple[int, int, bytes, int]]:
-        """Return ``(slot, length, socket address, arrival_ns)`` of what is there, too long datagrams left out."""
+        """Return ``(slot, length, socket address, arrival_ns)`` of what is there, too long datagrams left
+        out."""
         messages = self._messages
         for i in range(self._used):
             header = messages[i].msg_hdr
@@ -134,10 +139,12 @@ class Receiver:
             header.msg_controllen = _CONTROL_BYTES
         count = libc.recvmmsg(self._fd, messages, BATCH, 0x40, ffi.NULL)
         if count <= 0:
-            # Nothing there, or an ICMP error of an earlier send (ECONNREFUSED): either way nothing was received.
+            # Nothing there, or an ICMP error of an earlier send (ECONNREFUSED): either way nothing was
+            # received.
             self._used = 0
             return []
         self._used = count
+        self.received += count
         offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - now_ns
         found = []
         for i in range(count):
@@ -163,7 +170,8 @@ class Receiver:
             if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
                 _, _, _, seconds, nanoseconds = _CMSG.unpack_from(self._controls_buffer, at)
                 stamped = seconds * 1_000_000_000 + nanoseconds - offset
-                # A step of the wallclock between receiving and now would show here: then the batch's time is better.
+                # A step of the wallclock between receiving and now would show here: then the batch's time is
+                # better.
                 if now_ns - 1_000_000_000 < stamped <= now_ns:
                     arrival = stamped
             elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:
@@ -185,7 +193,8 @@ class Destination:
 
 
 class Sender:
-    """Collects packets in slots, then sends all in as few messages as it can. Order is kept per destination."""
+    """Collects packets in slots, then sends all in as few messages as it can. Order is kept per
+    destination."""
 
     def __init__(self, sockets: list[socket.socket]) -> None:
         self._fds = [sock.fileno() for sock in sockets]

@@ -1,7 +1,8 @@
 """SRTP in place on memory that cffi owns, by the libsrtp that pylibsrtp brings.
 
-``pylibsrtp.Session`` copies a packet three times and takes 5 µs; its libsrtp alone takes 1.1 µs, so its functions
-are called directly. Distributions' own libsrtp are not used: Debian's is built on NSS and 2 to 6 times slower.
+``pylibsrtp.Session`` copies a packet three times and takes 5 µs; its libsrtp alone takes 1.1 µs, so its
+functions are called directly. Distributions' own libsrtp are not used: Debian's is built on NSS and 2 to 6
+times slower.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class RtpPacket:
 def parse_rtp(data: bytes, arrival_ns: int) -> RtpPacket | None:
     """Take an RTP packet apart; ``None`` if it is malformed (RFC 3550 section 5.1).
 
-    ``elements`` are ``(id, offset, length)`` of the header extension; an element that runs over the extension's end
-    and all after it are ignored, as are extensions of other profiles (RFC 8285 section 4).
+    ``elements`` are ``(id, offset, length)`` of the header extension; an element that runs over the
+    extension's end and all after it are ignored, as are extensions of other profiles (RFC 8285 section 4).
     """
     size = len(data)
     if size < 12:
@@ -195,7 +195,8 @@ def _vp8_keyframe(data: bytes, start: int, end: int) -> bool:
 
 
 def _h264_keyframe(data: bytes, start: int, end: int) -> bool:
-    # RFC 6184: an SPS (what a decoder needs first) or, where none is sent in band, the first slice of an IDR picture.
+    # RFC 6184: an SPS (what a decoder needs first) or, where none is sent in band, the first slice of an IDR
+    # picture.
     kind = data[start] & 0x1F
     if kind in (5, 7):
         return True
@@ -213,7 +214,8 @@ def _h264_keyframe(data: bytes, start: int, end: int) -> bool:
 
 
 def vp8_numbers(data: bytes, start: int, end: int) -> tuple[int, int, int]:
-    """Find the VP8 picture id and TL0PICIDX: ``(offset of the id or 0, its bits 7, 15 or 0, offset of TL0PICIDX or 0)``."""
+    """Find the VP8 picture id and TL0PICIDX: ``(offset of the id or 0, its bits 7, 15 or 0, offset of
+    TL0PICIDX or 0)``."""
     if start + 1 >= end or not data[start] & 0x80:
         return 0, 0, 0
     flags = data[start + 1]
@@ -237,7 +239,8 @@ def vp8_numbers(data: bytes, start: int, end: int) -> tuple[int, int, int]:
 
 
 def rtcp_packets(data: bytes) -> list[tuple[int, int, int, int]] | None:
-    """Split a compound into ``(payload type, count or format, offset, length)``; ``None`` if it is malformed."""
+    """Split a compound into ``(payload type, count or format, offset, length)``; ``None`` if it is
+    malformed."""
     size = len(data)
     packets = []
     at = 0

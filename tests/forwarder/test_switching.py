@@ -1,0 +1,182 @@
+"""One continuous stream at the subscriber, whatever is switched, paused or removed behind it."""
+
+from __future__ import annotations
+
+import struct
+
+from mediaserver.forwarder import Keyframe, Profile, Switched
+from tests.forwarder.ends import Seen, World, rtp, sequences, vp8
+
+VIDEO = {"mime": "video/VP8", "clock_rate": 90000}
+
+
+def pictures(packets: list[Seen]) -> list[tuple[int, int]]:
+    """Return picture id and TL0PICIDX of VP8 packets."""
+    return [(struct.unpack_from("!H", p.payload, 2)[0] & 0x7FFF, p.payload[4]) for p in packets]
+
+
+def test_video_begins_at_a_keyframe(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    stream = world.stream(publisher, **VIDEO)  # type: ignore[arg-type]
+    route = world.route(stream, subscriber)
+    publisher.send(*(rtp(i, payload=vp8(False, i, i)) for i in range(3)))
+    world.settle()
+    assert world.forwarder.route_stats(route).waiting
+    publisher.send(*(rtp(i, payload=vp8(i == 3, i, i)) for i in range(3, 6)))
+    seen = subscriber.receive()
+    assert sequences(seen) == [100, 101, 102]
+    assert pictures(seen) == [(3, 3), (4, 4), (5, 5)]
+    assert not world.forwarder.route_stats(route).waiting
+    assert len(world.take(Keyframe)) == 1
+    assert len(world.take(Switched)) == 1
+
+
+def test_a_late_subscriber_gets_the_last_keyframe_from_the_cache(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    stream = world.stream(publisher, **VIDEO)  # type: ignore[arg-type]
+    publisher.send(*(rtp(i, payload=vp8(i == 2, i)) for i in (0, 1, 2, 4, 3)))
+    world.settle()
+    world.route(stream, subscriber)
+    publisher.send(rtp(5, payload=vp8(False, 5)))
+    seen = subscriber.receive()
+    assert sequences(seen) == [100, 101, 102, 103]
+    assert [struct.unpack_from("!H", p.payload, 2)[0] & 0x7FFF for p in seen] == [2, 3, 4, 5]
+
+
+def test_a_subscriber_that_gets_ready_later_begins_then(world: World) -> None:
+    publisher, subscriber = world.end(), world.end(ready=False)
+    stream = world.stream(publisher, **VIDEO)  # type: ignore[arg-type]
+    world.route(stream, subscriber)
+    publisher.send(rtp(0, payload=vp8(True, 1)), rtp(1, payload=vp8(False, 2)))
+    world.settle()
+    world.forwarder.bind(subscriber.peer, subscriber.address)
+    world.forwarder.set_keys(subscriber.peer, *subscriber.keys())
+    assert sequences(subscriber.receive()) == [100, 101]
+
+
+def test_switches_at_the_next_keyframe_and_stays_continuous(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    low = world.stream(publisher, 1, **VIDEO)  # type: ignore[arg-type]
+    high = world.stream(publisher, 2, **VIDEO)  # type: ignore[arg-type]
+    route = world.route(low, subscriber)
+    publisher.send(
+        *(
+            rtp(i, ssrc=1, timestamp=1000 + 3000 * i, payload=vp8(i == 0, 32766 + i, 254 + i))
+            for i in range(3)
+        )
+    )
+    world.settle()
+    world.forwarder.switch(route, high)
+    assert world.forwarder.route_stats(route).pending_stream == high
+    publisher.send(rtp(65000, ssrc=2, timestamp=9, payload=vp8(False, 500, 7)))
+    publisher.send(rtp(3, ssrc=1, timestamp=10000, payload=vp8(False, 32769, 257)))
+    publisher.send(rtp(65001, ssrc=2, timestamp=4_000_000_000, payload=vp8(True, 501, 8)))
+    publisher.send(rtp(4, ssrc=1, timestamp=13000, payload=vp8(False, 32770, 258)))
+    publisher.send(rtp(65002, ssrc=2, timestamp=4_000_003_000, payload=vp8(False, 502, 9)))
+    # Older than the switch: its number is taken.
+    publisher.send(rtp(64999, ssrc=2, timestamp=0, payload=vp8(False, 499, 6)))
+    seen = subscriber.receive()
+    assert sequences(seen) == [100, 101, 102, 103, 104, 105]
+    # 15 bits and 8 bits wrap; the new layer's numbers go on where the old one's ended.
+    assert pictures(seen) == [(32766, 254), (32767, 255), (0, 0), (1, 1), (2, 2), (3, 3)]
+    assert 0 < seen[4].timestamp - seen[3].timestamp < 90000
+    assert seen[5].timestamp - seen[4].timestamp == 3000
+    stats = world.forwarder.route_stats(route)
+    assert (stats.stream, stats.pending_stream, stats.waiting) == (high, 0, False)
+    events = world.take(Switched)
+    assert [event.stream for event in events if isinstance(event, Switched)] == [low, high]
+
+
+def test_a_reordered_keyframe_is_whole_after_a_switch(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    low = world.stream(publisher, 1, **VIDEO)  # type: ignore[arg-type]
+    high = world.stream(publisher, 2, **VIDEO)  # type: ignore[arg-type]
+    route = world.route(low, subscriber)
+    publisher.send(rtp(0, ssrc=1, payload=vp8(True, 1)))
+    world.settle()
+    world.forwarder.switch(route, high)
+    publisher.send(rtp(11, ssrc=2, payload=vp8(False, 9, start=False)), rtp(10, ssrc=2, payload=vp8(True, 9)))
+    seen = subscriber.receive()
+    assert sequences(seen) == [100, 101, 102]
+    assert seen[1].payload[0] & 0x10
+
+
+def test_audio_switches_at_once(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    first, second = world.stream(publisher, 1), world.stream(publisher, 2)
+    route = world.route(first, subscriber)
+    publisher.send(rtp(7, ssrc=1, timestamp=5))
+    world.settle()
+    world.forwarder.switch(route, second)
+    publisher.send(rtp(30000, ssrc=2, timestamp=99999), rtp(8, ssrc=1), rtp(30001, ssrc=2, timestamp=100959))
+    seen = subscriber.receive()
+    assert sequences(seen) == [100, 101, 102]
+    assert seen[2].timestamp - seen[1].timestamp == 960
+
+
+def test_pause_skips_no_numbers(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    route = world.route(world.stream(publisher), subscriber)
+    publisher.send(*(rtp(i, timestamp=i) for i in range(5)))
+    world.settle()
+    world.forwarder.pause(route, True)
+    publisher.send(*(rtp(i, timestamp=i) for i in range(5, 10)))
+    world.settle()
+    assert world.forwarder.route_stats(route).paused
+    world.forwarder.pause(route, False)
+    publisher.send(*(rtp(i, timestamp=i) for i in (10, 9, 11)))
+    seen = subscriber.receive()
+    assert sequences(seen) == list(range(100, 107))
+    assert [packet.timestamp for packet in seen] == [0, 1, 2, 3, 4, 10, 11]
+
+
+def test_paused_video_goes_on_at_a_keyframe(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    route = world.route(world.stream(publisher, **VIDEO), subscriber)  # type: ignore[arg-type]
+    publisher.send(rtp(0, payload=vp8(True, 0, 0)), rtp(1, payload=vp8(False, 1, 1)))
+    world.settle()
+    world.forwarder.pause(route, True)
+    world.forwarder.pause(route, False)
+    publisher.send(
+        rtp(2, payload=vp8(False, 2, 2)), rtp(3, payload=vp8(True, 3, 3)), rtp(4, payload=vp8(False, 4, 4))
+    )
+    seen = subscriber.receive()
+    assert sequences(seen) == [100, 101, 102, 103]
+    assert pictures(seen) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_a_publisher_that_comes_back_goes_on_on_the_same_route(world: World) -> None:
+    publisher, subscriber, again = world.end(), world.end(), world.end()
+    route = world.route(world.stream(publisher, **VIDEO), subscriber)  # type: ignore[arg-type]
+    publisher.send(rtp(0, payload=vp8(True, 0)))
+    world.settle()
+    world.forwarder.remove_peer(publisher.peer)
+    assert world.forwarder.route_stats(route).stream == 0
+    # The new stream's first keyframe was held, then cached, before the route is switched.
+    again.send(rtp(500, ssrc=9, payload=vp8(True, 77)), rtp(501, ssrc=9, payload=vp8(False, 78)))
+    world.settle()
+    stream = world.stream(again, 9, **VIDEO)  # type: ignore[arg-type]
+    world.forwarder.switch(route, stream, payload_type=112)
+    seen = subscriber.receive()
+    assert sequences(seen) == [100, 101, 102]
+    assert [packet.payload_type for packet in seen] == [111, 112, 112]
+
+
+def test_no_number_is_used_twice_under_one_key(world: World) -> None:
+    publisher, subscriber = world.end(Profile.AEAD_AES_128_GCM), world.end(Profile.AEAD_AES_128_GCM)
+    stream = world.stream(publisher)
+    for turn in range(3):
+        route = world.route(stream, subscriber, first_sequence=100)
+        publisher.send(*(rtp(10 * turn + i) for i in range(4)))
+        assert sequences(subscriber.receive()) == [100 + 4 * turn + i for i in range(4)]
+        world.forwarder.remove_route(route)
+
+
+def test_sent_numbers_wrap_and_the_subscriber_follows(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    world.route(world.stream(publisher), subscriber, first_sequence=0x7FFF)
+    received = []
+    for begin in range(0, 70000, 1000):
+        publisher.send(*(rtp(60000 + i, payload=b"") for i in range(begin, begin + 1000, 200)))
+        received += sequences(subscriber.receive())
+    assert received == [(0x7FFF + i) & 0xFFFF for i in range(0, 70000, 200)]
