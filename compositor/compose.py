@@ -91,6 +91,11 @@ class Composition:
         self._scene.feed(record)
         self._timeline.feed(record)
 
+    @property
+    def armed_utc_ns(self) -> int | None:
+        """UTC of the session's start; None while no clock pair is known."""
+        return None if self.start_ns is None else self._clock.utc_ns(self.start_ns)
+
     def frame_ns(self, number: int) -> int:
         """Return the time of a frame of the output grid."""
         return (self.start_ns or 0) + number * 1_000_000_000 // self._fps

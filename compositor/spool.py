@@ -101,6 +101,11 @@ class Spool:
         self.size += self._pending_size
         self._pending_size = 0
 
+    def flush_if(self, size: int) -> None:
+        """Flush when at least ``size`` bytes are gathered."""
+        if self._pending_size >= size:
+            self.flush()
+
     def finish(self) -> None:
         """Flush and close for writing. No index and no fsync: the file lives only until it has been read."""
         self.flush()

@@ -1,0 +1,273 @@
+"""One composing job as a child process: ``python -m compositor.job``, spoken to by JSON lines.
+
+In: the first line is the job (see ``Job``); while it is live, ``{"ended": true}`` says that the journal is
+complete, optionally with ``"end_ns"``. End of input before that means that the parent died: the job gives up
+(exit code 3) and leaves no file behind. Out: ``progress``, ``event``, and last ``done`` or ``failed``.
+
+Written files are sealed; nothing here ever writes plain media. The data key comes by standard input only.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compositor.compose import Composition, NothingRecorded
+from compositor.encode import EncodeError, Encoder
+from compositor.mp4 import write_mp4
+from compositor.overlays import ImageError
+from compositor.single import SingleWanted, SingleWriter
+from compositor.spool import Spool, SpoolError
+from recorder.journal import JournalError, JournalReader
+from recorder.sealed import DataKey, FileSummary, SealedError, SealedWriter
+from recorder.template import Template
+
+POLL_S = 0.2
+PROGRESS_S = 1.0
+NICE = 10
+EXIT_DONE, EXIT_FAILED, EXIT_PARENT_DIED = 0, 1, 3
+
+
+class Job(BaseModel):
+    """What is to be made of which recording."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recording_dir: Path
+    data_key_id: str
+    data_key: str = Field(description="base64 of 16 bytes")
+    template: Template | None = Field(default=None, description="None: no composite, only singles.")
+    kind: Literal["archive", "derived"] = "archive"
+    name: str = Field(default="composite.mp4", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
+    live: bool = False
+    singles: list[SingleWanted] | None = Field(default=None, description="[]: one for each seat and source.")
+    sign: bool = False
+    nice: int = Field(default=NICE, ge=0, le=19)
+
+    def key(self) -> DataKey:
+        """Return the recording's data key. Raises ValueError when it is no base64."""
+        return DataKey(self.data_key_id, base64.b64decode(self.data_key, validate=True))
+
+
+class ParentDied(Exception):
+    """Standard input ended before the journal did."""
+
+
+class Control:
+    """Lines from the parent, read in a thread so that composing never waits for them."""
+
+    def __init__(self, lines: TextIO, *, live: bool) -> None:
+        self.ended = not live
+        self.end_ns: int | None = None
+        self._live = live
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(lines,), daemon=True, name="control").start()
+
+    def _read(self, lines: TextIO) -> None:
+        for line in lines:
+            self._queue.put(line)
+        self._queue.put(None)
+
+    def check(self) -> None:
+        """Take what has come. Raises ParentDied while the journal is not complete."""
+        while True:
+            try:
+                line = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if line is None:
+                if self._live and not self.ended:
+                    raise ParentDied
+                return
+            message = json.loads(line)
+            if isinstance(message, dict) and message.get("ended"):
+                self.ended = True
+                self.end_ns = message.get("end_ns", self.end_ns)
+
+
+class Voice:
+    """JSON lines to the parent."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Write one line now."""
+        self._out.write(json.dumps(message, ensure_ascii=False, separators=(",", ":")) + "\n")
+        self._out.flush()
+
+
+def compose_recording(job: Job, control: Control, voice: Voice) -> dict[str, Any]:
+    """Follow or read the journal to its end, write the composite. Returns the content of ``done``."""
+    assert job.template is not None
+    template, key = job.template, job.key()
+    files = job.recording_dir / "files"
+    files.mkdir(mode=0o700, exist_ok=True)
+    for orphan in files.glob(f".{job.name}.*.spool"):  # of an attempt that was killed: of no use to anyone
+        orphan.unlink(missing_ok=True)
+    encoders: list[Encoder] = []
+
+    def output(channels: int) -> Encoder:
+        encoders.append(Encoder(template, channels, files / f".{job.name}.{{file_id}}.spool", key))
+        return encoders[0]
+
+    def missing(character: str) -> None:
+        data = {"code_point": f"U+{ord(character):04X}", "character": character}
+        voice.say({"event": {"type": "overlay.glyph_missing", "data": data}})
+
+    composition = Composition(template, output, missing)
+    try:
+        _follow(job, key, composition, control, voice)
+        report = composition.finish(control.end_ns)
+        spool = encoders[0].finish()
+        summary = _write(job, key, files, spool, composition, report)
+    finally:
+        for encoder in encoders:
+            encoder.spool.remove()
+    return {
+        "file": summary.to_json(),
+        "duration_ms": report["duration_ms"],
+        "timeline": report,
+        "frames": composition.frames,
+        "cpu_s": round(time.process_time(), 3),
+    }
+
+
+def _follow(job: Job, key: DataKey, composition: Composition, control: Control, voice: Voice) -> None:
+    reader = JournalReader(job.recording_dir, key)
+    told = 0.0
+    while True:
+        control.check()
+        complete = control.ended  # asked before polling: what was written before it was said is then read
+        records = reader.poll()
+        for record in records:
+            composition.feed(record)
+            if composition.advance() and time.monotonic() - told >= PROGRESS_S:
+                told = time.monotonic()
+                voice.say({"progress": _progress(composition)})
+                control.check()
+        if reader.ended or (complete and not records):
+            return
+        if not records:
+            time.sleep(POLL_S)
+
+
+def _progress(composition: Composition) -> dict[str, int]:
+    start = composition.start_ns or 0
+    return {
+        "composed_ms": (composition.frame_ns(composition.frames) - start) // 1_000_000,
+        "of_ms": max(0, composition.known_ns - start) // 1_000_000,
+    }
+
+
+def _write(
+    job: Job, key: DataKey, files: Path, spool: Spool, composition: Composition, report: dict[str, Any]
+) -> FileSummary:
+    """Write the regular MP4 from the spool: index first, then the packets as they lie there."""
+    public = {"duration_ms": report["duration_ms"], "frames": composition.frames}
+    path = files / f"{job.name}.{{file_id}}.sealed"
+    with_temporary = SealedWriter(path, key, kind=job.kind, media_type="video/mp4", public=public)
+    try:
+        write_mp4(
+            with_temporary.write,
+            spool.tables,
+            spool.runs,
+            spool.read(),
+            duration_s=composition.duration_s,
+            created_utc_ns=composition.armed_utc_ns or 0,
+        )
+        return with_temporary.close()
+    except BaseException:
+        with_temporary.abandon()
+        with_temporary.path.unlink(missing_ok=True)
+        raise
+
+
+def write_singles(job: Job, control: Control, voice: Voice) -> list[dict[str, Any]]:
+    """Write the single-picture files asked for, from a complete journal."""
+    assert job.singles is not None
+    key = job.key()
+    writer = SingleWriter(job.recording_dir, key, job.singles, end_ns=control.end_ns)
+    reader = JournalReader(job.recording_dir, key)
+    try:
+        for record in reader.records():
+            writer.feed(record)
+            control.check()
+        return writer.finish()
+    finally:
+        writer.remove_spools()
+
+
+def _wait_for_end(control: Control, job: Job) -> None:
+    """Without a composite nothing is followed: wait until the journal is complete."""
+    reader = JournalReader(job.recording_dir, job.key())
+    while not control.ended:
+        control.check()
+        reader.poll()
+        if reader.ended:
+            return
+        time.sleep(POLL_S)
+
+
+def run(lines: TextIO, out: TextIO) -> int:
+    """Run one job. Returns the exit code; every failure is said as ``failed`` with a stable code."""
+    voice = Voice(out)
+    try:
+        job = Job.model_validate(json.loads(lines.readline() or "null"))
+        job.key()
+    except (ValueError, ValidationError) as error:
+        voice.say({"failed": {"code": "job_invalid", "detail": _without_key(error)}})
+        return EXIT_FAILED
+    os.nice(job.nice)
+    control = Control(lines, live=job.live)
+    try:
+        done: dict[str, Any] = {}
+        if job.template is not None:
+            done = compose_recording(job, control, voice)
+        if job.singles is not None:
+            if job.template is None:
+                _wait_for_end(control, job)
+            done["singles"] = write_singles(job, control, voice)
+            done["cpu_s"] = round(time.process_time(), 3)
+        voice.say({"done": done})
+    except ParentDied:
+        return EXIT_PARENT_DIED
+    except NothingRecorded as error:
+        return _failed(voice, "nothing_recorded", error)
+    except (SealedError, JournalError) as error:
+        return _failed(voice, "journal_unreadable", error)
+    except ImageError as error:
+        return _failed(voice, "template_invalid", error)
+    except (EncodeError, SpoolError) as error:
+        return _failed(voice, "encode_failed", error)
+    except OSError as error:
+        return _failed(voice, "disk_full" if error.errno == 28 else "storage_failed", error)
+    return EXIT_DONE
+
+
+def _failed(voice: Voice, code: str, error: Exception) -> int:
+    voice.say({"failed": {"code": code, "detail": str(error)}})
+    return EXIT_FAILED
+
+
+def _without_key(error: Exception) -> str:
+    """Say what is wrong with a job without repeating its values, among which is the key."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_url=False)
+        )
+    return f"{type(error).__name__}: the first line is no job"
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.stdin, sys.stdout))
