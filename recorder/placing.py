@@ -48,7 +48,7 @@ class CheckedFile:
     findings: list[Finding] = field(default_factory=list)
 
     def time_of(self, begin: int, end: int) -> str:
-        """Return ``from/to`` from the checkpoints around a byte range; an open side is empty, all open is ""."""
+        """Return ``from/to`` of the checkpoints around a byte range; empty where there is none."""
         offsets = [offset for offset, _ in self.checkpoints]
         before = bisect_right(offsets, begin) - 1
         after = bisect_right(offsets, max(begin, end - 1))

@@ -27,7 +27,7 @@ _NOT_DAMAGE = (Kind.UNPROVEN, Kind.LEFTOVER)
 
 
 class Verdict(StrEnum):
-    """``ok``: everything holds. ``unproven``: no damage found, but not all is signed. ``broken``: damage found."""
+    """``ok``: all holds. ``unproven``: no damage found, but not all is signed. ``broken``: damage found."""
 
     OK = "ok"
     UNPROVEN = "unproven"
@@ -45,7 +45,7 @@ class Finding:
     end: int | None = None
     record: int | None = None
     time: str = ""
-    """When what lies there was captured: ``from/to`` in RFC 3339, as signed checkpoints bound it; may be empty."""
+    """When it was captured: ``from/to`` in RFC 3339, as signed checkpoints bound it; may be empty."""
 
     def __str__(self) -> str:
         place = self.file

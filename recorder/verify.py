@@ -25,9 +25,7 @@ from recorder.storage import SegmentName, files_directory, list_segments, segmen
 __all__ = ["Finding", "Kind", "Report", "Verdict", "verify"]
 
 
-def verify(
-    path: Path, *, data_key: DataKey | None = None, trusted: Collection[str] | None = None
-) -> Report:
+def verify(path: Path, *, data_key: DataKey | None = None, trusted: Collection[str] | None = None) -> Report:
     """Verify the recording in the directory ``path``.
 
     ``trusted`` are certificate fingerprints (``sm3:…``) to accept; without them the certificate of the
@@ -76,7 +74,9 @@ class _Verification:
         self._report.signers = {print_: cert.subject for print_, cert in self._signers.items()}
         return self._report
 
-    def _add(self, kind: Kind, file: str, detail: str, begin: int | None = None, end: int | None = None) -> None:
+    def _add(
+        self, kind: Kind, file: str, detail: str, begin: int | None = None, end: int | None = None
+    ) -> None:
         self._report.findings.append(Finding(kind, file, detail, begin, end))
 
     # --- pages
@@ -99,11 +99,9 @@ class _Verification:
         self._seen.add(path)
         if not path.exists():
             if list_statements(self._path) or (self._path / SEALED_PART).exists():
-                self._add(Kind.REMOVED, MANIFEST, "the signed manifest is missing, statements or its sealed
-                part are there")
+                self._add(Kind.REMOVED, MANIFEST, "missing, but statements or its sealed part are there")
             else:
-                self._add(Kind.UNPROVEN, MANIFEST, "no manifest yet: running, or left by a crash (recorder
-                recover)")
+                self._add(Kind.UNPROVEN, MANIFEST, "none yet: running, or left by a crash (recorder recover)")
             return None
         data = path.read_bytes()
         try:
@@ -140,13 +138,14 @@ class _Verification:
             return
         for member, expected in (("recording", manifest.recording), ("key_id", manifest.key_id)):
             if sidecar.fields.get(member) != expected:
-                self._add(Kind.CHANGED, SIDECAR, f"its {member} is {sidecar.fields.get(member)!r}, not
-                {expected!r}")
+                found = sidecar.fields.get(member)
+                self._add(Kind.CHANGED, SIDECAR, f"its {member} is {found!r}, not {expected!r}")
 
     def _statements(self, manifest: Manifest | None) -> list[Statement]:
         statements: list[Statement] = []
-        previous = digest_name((self._path / MANIFEST).read_bytes()) if (self._path / MANIFEST).exists() else
-        None expected = 1
+        page = self._path / MANIFEST
+        previous = digest_name(page.read_bytes()) if page.exists() else None
+        expected = 1
         for number, path in list_statements(self._path):
             name = f"{STATEMENTS}/{path.name}"
             self._seen.add(path)
@@ -196,8 +195,9 @@ class _Verification:
     def _check_link(self, checked: CheckedFile, header: Header, head: str | None) -> None:
         stated = f"sm3:{header.previous.hex()}" if header.previous else None
         if stated != head:
-            self._add(Kind.REORDERED, checked.name, "does not name the segment before it as its predecessor",
-            0, 8)
+            self._add(
+                Kind.REORDERED, checked.name, "does not name the segment before it as its predecessor", 0, 8
+            )
 
     def _unsigned_segments(self) -> None:
         """Check what lies there by itself: structure, chain from file to file, checkpoints, numbering."""
@@ -206,15 +206,17 @@ class _Verification:
         head: bytes | None = None
         for position, (name, path) in enumerate(listed):
             for missing in range(last.get(name.part, -1) + 1, name.index):
-                gap = SegmentName(name.part, missing)
-                self._add(Kind.REMOVED, f"{path.parent.name}/{gap}", f"segment {missing} of part {name.part}
-                is missing") head = None
+                gap = f"{path.parent.name}/{SegmentName(name.part, missing)}"
+                self._add(Kind.REMOVED, gap, f"segment {missing} of part {name.part} is missing")
+                head = None
             checked = self._check(path, f"{path.parent.name}/{path.name}", None)
             header = checked.scan.header
             if header is not None and self._key_id and header.key_id != self._key_id:
-                self._add(Kind.CHANGED, checked.name, "belongs to another recording's key", 0,
-                checked.scan.size)
-            if header is not None and header.previous is not None and head is not None and header.previous != head:
+                self._add(
+                    Kind.CHANGED, checked.name, "belongs to another recording's key", 0, checked.scan.size
+                )
+            previous = header.previous if header is not None else None
+            if previous is not None and head is not None and previous != head:
                 self._add(
                     Kind.REORDERED, checked.name, "names another predecessor than the segment before it", 0, 8
                 )
@@ -298,12 +300,13 @@ class _Verification:
         elif header is not None and self._key_id and header.key_id != self._key_id:
             self._add(Kind.ADDED, name, "belongs to another recording's key", 0, size)
         elif header is not None and path.name == SEALED_PART and not self._report.manifest:
-            self._add(Kind.LEFTOVER, name, "sealed part of a manifest that is not there or not readable", 0,
-            size)
+            self._add(
+                Kind.LEFTOVER, name, "sealed part of a manifest that is not there or not readable", 0, size
+            )
         else:
             state = "finished" if checked.scan.finished else "unfinished"
-            self._add(Kind.LEFTOVER, name, f"{state} sealed file no signed page speaks of (an attempt that
-            died)", 0, size)
+            detail = f"{state} sealed file no signed page speaks of (an attempt that died)"
+            self._add(Kind.LEFTOVER, name, detail, 0, size)
 
 
 def _member(page: SignedPage, *names: str) -> object:
@@ -311,4 +314,3 @@ def _member(page: SignedPage, *names: str) -> object:
     for name in names:
         value = value.get(name, "") if isinstance(value, dict) else ""
     return value
-
