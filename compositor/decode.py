@@ -66,7 +66,6 @@ class VideoDecoder:
     def _open(self) -> Any:
         context = av.CodecContext.create(self._name, "r")
         context.thread_count = 1  # one job is one core; frame threads would also hold pictures back
-        context.time_base = _NS
         context.flags |= Flags.low_delay
         return context
 

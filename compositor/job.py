@@ -148,16 +148,17 @@ def _follow(job: Job, key: DataKey, composition: Composition, control: Control, 
     while True:
         control.check()
         complete = control.ended  # asked before polling: what was written before it was said is then read
-        records = reader.poll()
-        for record in records:
+        read = False
+        for record in reader.records():  # chunk by chunk: a long journal never lies in memory as a whole
+            read = True
             composition.feed(record)
             if composition.advance() and time.monotonic() - told >= PROGRESS_S:
                 told = time.monotonic()
                 voice.say({"progress": _progress(composition)})
                 control.check()
-        if reader.ended or (complete and not records):
+        if reader.ended or (complete and not read):
             return
-        if not records:
+        if not read:
             time.sleep(POLL_S)
 
 
@@ -175,20 +176,20 @@ def _write(
     """Write the regular MP4 from the spool: index first, then the packets as they lie there."""
     public = {"duration_ms": report["duration_ms"], "frames": composition.frames}
     path = files / f"{job.name}.{{file_id}}.sealed"
-    with_temporary = SealedWriter(path, key, kind=job.kind, media_type="video/mp4", public=public)
+    writer = SealedWriter(path, key, kind=job.kind, media_type="video/mp4", public=public)
     try:
         write_mp4(
-            with_temporary.write,
+            writer.write,
             spool.tables,
             spool.runs,
             spool.read(),
             duration_s=composition.duration_s,
             created_utc_ns=composition.armed_utc_ns or 0,
         )
-        return with_temporary.close()
+        return writer.close()
     except BaseException:
-        with_temporary.abandon()
-        with_temporary.path.unlink(missing_ok=True)
+        writer.abandon()
+        writer.path.unlink(missing_ok=True)
         raise
 
 
@@ -212,7 +213,8 @@ def _wait_for_end(control: Control, job: Job) -> None:
     reader = JournalReader(job.recording_dir, job.key())
     while not control.ended:
         control.check()
-        reader.poll()
+        for _ in reader.records():
+            pass
         if reader.ended:
             return
         time.sleep(POLL_S)
@@ -227,7 +229,7 @@ def run(lines: TextIO, out: TextIO) -> int:
     except (ValueError, ValidationError) as error:
         voice.say({"failed": {"code": "job_invalid", "detail": _without_key(error)}})
         return EXIT_FAILED
-    os.nice(job.nice)
+    os.setpriority(os.PRIO_PROCESS, 0, max(job.nice, os.getpriority(os.PRIO_PROCESS, 0)))
     control = Control(lines, live=job.live)
     try:
         done: dict[str, Any] = {}

@@ -65,7 +65,6 @@ class Spool:
     """Append samples of several tracks; read their bytes back in order."""
 
     def __init__(self, path: Path, data_key: DataKey, tables: list[SampleTable]) -> None:
-        self.path = path
         self.tables = tables
         self.runs: list[Run] = []
         self.size = 0
@@ -73,6 +72,7 @@ class Spool:
         self._pending: list[list[bytes]] = [[] for _ in tables]
         self._pending_size = 0
         self._writer = SealedWriter(path, data_key, kind="derived", media_type="application/octet-stream")
+        self.path = self._writer.path
 
     def add(self, track: int, data: bytes, *, pts: int, dts: int, duration: int, key: bool) -> None:
         """Append one sample; its time lies not before the one before it."""

@@ -1,0 +1,192 @@
+"""Calls made up for the tests: real encoders, real RTP, as the records a journal would hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from compositor.timeline import Frame
+from recorder.records import (
+    ClockRecord,
+    EndRecord,
+    EventRecord,
+    Record,
+    RtpRecord,
+    SessionRecord,
+    TrackInfo,
+    TrackRecord,
+)
+from recorder.rtp import RtpPacket
+from tests.recorder.coded_video import ENCODERS, payloads
+
+MS = 1_000_000
+START_NS = 5_000_000_000_000
+"""Monotonic time at which the recordings of the tests are armed."""
+UTC_NS = 1_795_636_447_000_000_000
+"""UTC at that moment: 2026-11-25 19:54:07 UTC."""
+
+Paint = Callable[[int], int]
+
+
+def track(number: int, seat: str, mime: str, source: str = "", name: str = "") -> TrackInfo:
+    """Describe a track of ``seat``, such as ``customer#1``."""
+    kind = mime.split("/")[0]
+    role = seat.split("#")[0]
+    return TrackInfo(
+        track=number,
+        identity=f"{role}-id",
+        seat=seat,
+        role=role,
+        name=name or f"{role} name",
+        kind=kind,
+        source=source or ("camera" if kind == "video" else "microphone"),
+        mime=mime,
+        clock_rate=90_000 if kind == "video" else 48_000,
+        payload_type=96 if kind == "video" else 111,
+        ssrc=1000 + number,
+        channels=2 if kind == "audio" else 1,
+        stream=seat,
+    )
+
+
+@dataclass
+class Call:
+    """Collects records; ``records()`` gives them in the order of a journal."""
+
+    duration_ms: int = 2000
+    info: dict[str, Any] = field(default_factory=dict)
+    clock_step_ms: tuple[int, int] | None = None
+    """At which ms the system clock steps by how many ms."""
+    _records: list[tuple[int, int, Record]] = field(default_factory=list)
+
+    def put(self, at_ms: float, make: Callable[[int], Record]) -> None:
+        """Add a record made for its time in ns."""
+        at_ns = START_NS + round(at_ms * MS)
+        self._records.append((at_ns, len(self._records), make(at_ns)))
+
+    def join(self, info: TrackInfo, at_ms: float = 0) -> None:
+        """A track begins."""
+        self.put(at_ms, lambda at: TrackRecord(at, info))
+
+    def event(self, at_ms: float, kind: str, **data: Any) -> None:
+        """An event of the call."""
+        self.put(at_ms, lambda at: EventRecord(at, {"type": kind, "data": data}))
+
+    def packets(self, info: TrackInfo, frames: list[tuple[float, list[bytes]]], first: int = 100) -> None:
+        """RTP of frames given as (ms, payloads), arriving 20 ms after the media's time."""
+        sequence = first
+        for at_ms, parts in frames:
+            stamp = round(at_ms * info.clock_rate / 1000) + 7000 & 0xFFFFFFFF
+            for index, part in enumerate(parts):
+                marker = index == len(parts) - 1 and info.kind == "video"
+                packet = RtpPacket(info.payload_type, sequence & 0xFFFF, stamp, info.ssrc, part, marker).build()
+                self.put(at_ms + index * 0.01, lambda at, p=packet: RtpRecord(info.track, at, p))  # type: ignore[misc]
+                sequence += 1
+
+    def video(
+        self,
+        info: TrackInfo,
+        luma: Paint,
+        *,
+        from_ms: int = 0,
+        to_ms: int | None = None,
+        fps: int = 25,
+        size: tuple[int, int] = (320, 180),
+        key_every: int = 25,
+        drop: tuple[int, ...] = (),
+    ) -> None:
+        """Send flat pictures of ``luma(n)``; frames numbered in ``drop`` get lost on the way."""
+        to_ms = self.duration_ms if to_ms is None else to_ms
+        count = (to_ms - from_ms) * fps // 1000
+        frames = []
+        for index, (data, key) in enumerate(coded(info.mime, [luma(n) for n in range(count)], size, fps, key_every)):
+            frames.append((from_ms + index * 1000 / fps, payloads(info.mime, data, index, key)))
+        sequence = 100
+        for index, (at_ms, parts) in enumerate(frames):
+            if index not in drop:
+                self.packets(info, [(at_ms, parts)], sequence)
+            sequence += len(parts)
+
+    def audio(
+        self, info: TrackInfo, hertz: float, *, from_ms: int = 0, to_ms: int | None = None, level: float = 0.3
+    ) -> None:
+        """Send a tone in Opus packets of 20 ms."""
+        to_ms = self.duration_ms if to_ms is None else to_ms
+        encoded = opus_tone(hertz, to_ms - from_ms, level)
+        self.packets(info, [(from_ms + 20 * index, [data]) for index, data in enumerate(encoded)], 500)
+
+    def records(self) -> list[Record]:
+        """Return all records, with session, clock pairs and end."""
+        info = {
+            "recording": "0192f000-0000-7000-8000-000000000001",
+            "tenant": "default",
+            "room": "room-1",
+            "business_no": "B-2026-0001",
+            "armed_ns": START_NS,
+            "metadata": {"branch": "浦东支行"},
+            **self.info,
+        }
+        out: list[tuple[int, int, Record]] = [(START_NS - 1, -1, SessionRecord(START_NS, 1, info))]
+        for second in range(self.duration_ms // 1000 + 1):
+            at_ns = START_NS + second * 1000 * MS
+            utc_ns = UTC_NS + second * 1000 * MS
+            if self.clock_step_ms is not None and second * 1000 >= self.clock_step_ms[0]:
+                utc_ns += self.clock_step_ms[1] * MS
+            out.append((at_ns, -1, ClockRecord(at_ns, utc_ns, 0, "ntp", 2, "trusted")))
+        end_ns = START_NS + self.duration_ms * MS
+        out += [entry for entry in self._records if entry[0] <= end_ns]
+        out.sort(key=lambda entry: entry[:2])
+        return [*(record for _, _, record in out), EndRecord(end_ns, True, "stopped")]
+
+
+def coded(
+    mime: str, lumas: list[int], size: tuple[int, int] = (320, 180), fps: int = 25, key_every: int = 25
+) -> list[tuple[bytes, bool]]:
+    """Encode flat grey pictures with one darker corner; returns (data, keyframe) of each."""
+    name, options = ENCODERS[mime]
+    encoder: Any = av.CodecContext.create(name, "w")
+    encoder.width, encoder.height = size
+    encoder.pix_fmt = "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, fps), Fraction(fps)
+    encoder.options = options
+    encoder.gop_size = key_every
+    encoder.bit_rate = 1_500_000
+    encoder.thread_count = 1
+    out = []
+    for index, luma in enumerate(lumas):
+        picture = np.full((size[1] * 3 // 2, size[0]), 128, np.uint8)
+        picture[: size[1]] = luma
+        frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
+        frame.pts = index
+        out += [(bytes(packet), packet.is_keyframe) for packet in encoder.encode(frame)]
+    out += [(bytes(packet), packet.is_keyframe) for packet in encoder.encode(None)]
+    return out
+
+
+def opus_tone(hertz: float, duration_ms: int, level: float = 0.3) -> list[bytes]:
+    """Encode a tone as Opus packets of 20 ms."""
+    encoder: Any = av.CodecContext.create("libopus", "w")
+    encoder.sample_rate, encoder.format, encoder.layout = 48_000, "s16", "stereo"
+    encoder.time_base = Fraction(1, 48_000)
+    encoder.bit_rate = 64_000
+    out = []
+    at = np.arange(duration_ms * 48)
+    wave: npt.NDArray[np.int16] = (np.sin(2 * np.pi * hertz * at / 48_000) * level * 32767).astype(np.int16)
+    for index in range(duration_ms // 20):
+        part = np.repeat(wave[index * 960 : (index + 1) * 960], 2)[None, :]
+        frame = av.AudioFrame.from_ndarray(part, format="s16", layout="stereo")
+        frame.sample_rate, frame.pts = 48_000, index * 960
+        out += [bytes(packet) for packet in encoder.encode(frame)]
+    return out
+
+
+def audio_frame(number: int, at_ms: float, *, duration_ms: float = 20, lost_before: bool = False) -> Frame:
+    """Return a timeline frame of sound without content, for the mixer's tests."""
+    at_ns = START_NS + round(at_ms * MS)
+    return Frame(number, at_ns, round(duration_ms * MS), b"x", True, lost_before, 0)
