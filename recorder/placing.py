@@ -79,8 +79,8 @@ class CheckedFile:
         return rfc3339(self.checkpoints[-1][1]) if self.checkpoints else ""
 
 
-SignatureCheck = Callable[[bytes, bytes], bool]
-"""(message, signature) -> whether one of the recording's accepted signers made it."""
+SignatureCheck = Callable[[bytes, bytes], bool | None]
+"""(message, signature) -> whether an accepted signer made it; None if no signer is known."""
 
 
 def check_file(
@@ -126,7 +126,10 @@ def _check_checkpoint(record: RecordInfo, signature_good: SignatureCheck, checke
         return f"checkpoint: {error}"
     if not checkpoint.proves(record.head_before):
         return "the signed checkpoint is of other bytes than those before it"
-    if not signature_good(checkpoint.signed_message(), checkpoint.signature):
+    good = signature_good(checkpoint.signed_message(), checkpoint.signature)
+    if good is None:
+        return ""
+    if not good:
         return "the checkpoint's signature is not of the recording's signer"
     if checked.checkpoints and checkpoint.utc_ns < checked.checkpoints[-1][1] - 3600 * 10**9:
         return "the checkpoint is an hour older than the one before it"

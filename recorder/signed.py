@@ -76,7 +76,7 @@ def open_page(data: bytes, *, page_type: str) -> SignedPage:
             raise ValueError("not the one way to write it in base64")
         certificate = Certificate.from_pem(pem)
     except (binascii.Error, ValueError, Sm2Error) as error:
-        raise SignedError(f"signature or certificate: {error}") from None
+        raise SignedError(f"has an unusable signature or certificate: {error}") from None
     if not certificate.public_key.verify(canonical(value), raw):
         raise SignedError("the signature does not fit: the page was changed, or signed by another key")
     if value.get("type") != page_type:

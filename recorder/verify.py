@@ -130,7 +130,9 @@ class _Verification:
             self._add(Kind.OTHER_SIGNER, name, detail)
         return accepted
 
-    def _signature_good(self, message: bytes, signature: bytes) -> bool:
+    def _signature_good(self, message: bytes, signature: bytes) -> bool | None:
+        if not self._signers:
+            return None
         return any(cert.public_key.verify(message, signature) for cert in self._signers.values())
 
     def _check_sidecar_fits(self, sidecar: SignedPage | None, manifest: Manifest) -> None:
@@ -144,7 +146,8 @@ class _Verification:
     def _statements(self, manifest: Manifest | None) -> list[Statement]:
         statements: list[Statement] = []
         page = self._path / MANIFEST
-        previous = digest_name(page.read_bytes()) if page.exists() else None
+        # Of a broken manifest the first statement names the digest it had: nothing to compare with.
+        previous = digest_name(page.read_bytes()) if manifest is not None else None
         expected = 1
         for number, path in list_statements(self._path):
             name = f"{STATEMENTS}/{path.name}"
@@ -203,12 +206,12 @@ class _Verification:
         """Check what lies there by itself: structure, chain from file to file, checkpoints, numbering."""
         listed = list_segments(self._path)
         last: dict[int, int] = {}
-        head: bytes | None = None
+        before: CheckedFile | None = None
         for position, (name, path) in enumerate(listed):
             for missing in range(last.get(name.part, -1) + 1, name.index):
                 gap = f"{path.parent.name}/{SegmentName(name.part, missing)}"
                 self._add(Kind.REMOVED, gap, f"segment {missing} of part {name.part} is missing")
-                head = None
+                before = None
             checked = self._check(path, f"{path.parent.name}/{path.name}", None)
             header = checked.scan.header
             if header is not None and self._key_id and header.key_id != self._key_id:
@@ -216,15 +219,23 @@ class _Verification:
                     Kind.CHANGED, checked.name, "belongs to another recording's key", 0, checked.scan.size
                 )
             previous = header.previous if header is not None else None
-            if previous is not None and head is not None and previous != head:
-                self._add(
-                    Kind.REORDERED, checked.name, "names another predecessor than the segment before it", 0, 8
-                )
+            if previous is not None and before is not None and previous != before.scan.head:
+                self._broken_link(before, checked)
             part_goes_on = position + 1 < len(listed) and listed[position + 1][0].part == name.part
             if not checked.findings and not (part_goes_on and checked.scan.finished):
                 self._say_unproven(checked)
-            head = checked.scan.head or None
+            before = None if checked.findings else checked
             last[name.part] = name.index
+
+    def _broken_link(self, before: CheckedFile, after: CheckedFile) -> None:
+        """Two segments do not meet: the end of the first was changed, or the second belongs elsewhere."""
+        if before.scan.torn_bytes:
+            size = before.scan.size
+            before.add(Kind.CHANGED, "ends otherwise than its successor says", before.scan.good_bytes, size)
+            self._report.findings.append(before.findings[-1])
+        else:
+            detail = f"names another predecessor than {before.name}: one of them belongs elsewhere"
+            self._add(Kind.REORDERED, after.name, detail, 0, after.scan.size)
 
     def _say_unproven(self, checked: CheckedFile) -> None:
         size = checked.scan.size
@@ -277,6 +288,10 @@ class _Verification:
 
     def _leftovers(self) -> None:
         """Name what no signed page speaks of: harmless remains of a crash, or something added."""
+        pages_hold = not any(
+            finding.kind in (Kind.CHANGED, Kind.REMOVED, Kind.OTHER_SIGNER) and finding.file.endswith(".json")
+            for finding in self._report.findings
+        )
         for path in sorted(self._path.rglob("*")):
             if path in self._seen or path.is_dir():
                 continue
@@ -284,16 +299,16 @@ class _Verification:
             if path.name.startswith(".") and path.suffix != ".seg":
                 self._add(Kind.LEFTOVER, name, "a temporary file that a crash left", 0, path.stat().st_size)
                 continue
-            self._unlisted(path, name)
+            self._unlisted(path, name, pages_hold=pages_hold)
 
-    def _unlisted(self, path: Path, name: str) -> None:
+    def _unlisted(self, path: Path, name: str, *, pages_hold: bool) -> None:
         size = path.stat().st_size
         if path.suffix not in (".sealed", ".seg"):
             self._add(Kind.ADDED, name, "does not belong to a recording", 0, size)
             return
         checked = self._check(path, name, None)
-        if checked.findings:
-            return
+        if checked.findings or not pages_hold:
+            return  # a page that does not hold may be the one that names this file
         header = checked.scan.header
         if path.suffix == ".seg" and self._report.manifest:
             self._add(Kind.ADDED, name, "a segment the manifest does not name", 0, size)

@@ -51,8 +51,11 @@ class Certificate:
                 _tbs=parsed.tbs_certificate_bytes,
                 _signature=parsed.signature,
             )
-        except (ValueError, UnicodeEncodeError) as error:
-            raise Sm2Error(f"certificate: {error}") from None
+        except Sm2Error:
+            raise
+        except ValueError:
+            # cryptography's texts speak of its FAQ, not of what is wrong.
+            raise Sm2Error("not a PEM certificate") from None
 
     def signed_by(self, issuer: PublicKey) -> bool:
         """Tell whether ``issuer`` signed this certificate (its own key: self-signed)."""

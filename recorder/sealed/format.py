@@ -133,8 +133,8 @@ class Header:
     @classmethod
     def from_bytes(cls, body: bytes) -> Header:
         """Parse a HEADER record's body. Raise SealedError (bad_header, unsupported_…)."""
-        offset = len(MAGIC) + RECORD.size
-        end = offset + len(body)
+        offset = len(MAGIC)
+        end = offset + OVERHEAD_BYTES + len(body)
         try:
             fields = parse_canonical(body)
             version, suite = fields["version"], fields["suite"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from recorder.gm.sm3 import Sm3, named
 from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
-from recorder.sealed.format import DataKey, Header, RecordType, SealedError
+from recorder.sealed.format import DataKey, Flag, Header, RecordType, SealedError
 from recorder.sealed.reader import SealedReader
 from recorder.sealed.source import RawRecord, RecordSource
 from recorder.sealed.summary import FileSummary
@@ -84,7 +84,7 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
         except SealedError as problem:
             result.problem = problem
         result.size = source.size()
-        running = walk.running
+        running = walk.running.copy()
         result.head = running.digest() if result.good_bytes else b""
         offset = result.good_bytes
         while data := source.pread(_READ_BYTES, offset):
@@ -93,9 +93,44 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
         result.digest = running.digest()
         if result.problem is None and not result.finished:
             result.torn_bytes = result.size - result.good_bytes
+            result.problem = _changed_length(source, result, walk.running)
         return result
     finally:
         source.close()
+
+
+def _changed_length(source: RecordSource, result: FileScan, good: Sm3) -> SealedError | None:
+    """Tell a record whose length was changed from one that its writer did not finish.
+
+    A torn write leaves nothing behind it. If the next record's number follows where a known type begins, or the
+    last 32 bytes are the digest they were with the right length, the length was changed.
+    """
+    offset, number = result.good_bytes, len(result.records)
+    tail = source.pread(fmt.MAX_BODY_BYTES + fmt.OVERHEAD_BYTES, offset)
+    if len(tail) < fmt.OVERHEAD_BYTES:
+        return None
+    kind, flags, stated, _ = fmt.RECORD.unpack_from(tail)
+    again = good.copy()
+    again.update(fmt.RECORD.pack(kind, flags, stated, len(tail) - fmt.OVERHEAD_BYTES))
+    again.update(tail[fmt.RECORD.size : -fmt.TRAILER_BYTES])
+    whole = again.digest() == tail[-fmt.TRAILER_BYTES :]
+    followers = (
+        tail.find(fmt.RECORD.pack(kind, flags, number + 1, 0)[:-4], fmt.OVERHEAD_BYTES)
+        for kind, flags in _FOLLOWERS
+    )
+    if whole or any(place >= 0 for place in followers):
+        detail = "the record's length was changed"
+        return SealedError("changed", offset, detail, end=offset + fmt.RECORD.size, record=number)
+    return None
+
+
+_FOLLOWERS = (
+    (RecordType.CHUNK, Flag.CRITICAL),
+    (RecordType.CHUNK, Flag.CRITICAL | Flag.OPAQUE),
+    (RecordType.INDEX, Flag.CRITICAL | Flag.LAST),
+    (RecordType.END, Flag.CRITICAL),
+    (RecordType.CHECKPOINT, Flag(0)),
+)
 
 
 class _Walk:
