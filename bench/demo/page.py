@@ -285,7 +285,7 @@ def _files(files: Iterable[SealedFile]) -> str:
 def _tampering(tampering: Tampering, files: Sequence[SealedFile]) -> str:
     head = (
         "<p style='margin:0 0 10px'><b>在副本中改动了一个字节</b> · one byte of a copy was changed: "
-        f'<span class="mono">{escape(tampering.file)}</span> @ <span class="mono">{tampering.offset:,}</span>, '
+        f'<span class="mono">{escape(tampering.file)} @ {tampering.offset:,}</span>, '
         f'<span class="mono">0x{tampering.before:02x} → 0x{tampering.after:02x}</span> '
         f'(seed <span class="mono">{tampering.seed}</span>)</p>'
     )

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_urlsafe
 
 import yaml
 
@@ -58,6 +59,8 @@ class Stage:
     data: Path
     settings: Mapping[str, object] = field(default_factory=dict)
     """Dotted keys over the stage's own: one worker, plain HTTP on loopback, any free port."""
+    tenants: tuple[str, ...] = ()
+    """Tenants whose API keys are there before the first start; none: the server makes its own key."""
     log_path: Path = field(init=False)
     temporary: Path = field(init=False)
     """The server's TMPDIR, so that whatever it drops there is found."""
@@ -71,6 +74,16 @@ class Stage:
         self.temporary = self.data.parent / f"{self.data.name}.tmp"
         self.temporary.mkdir(exist_ok=True)
         self.port = free_port(socket.SOCK_STREAM)
+        if self.tenants:
+            secrets_dir = self.data / "secrets"
+            secrets_dir.mkdir(mode=0o700, exist_ok=True)
+            made = [
+                {"id": f"key-{tenant}", "secret": token_urlsafe(32), "tenant": tenant}
+                for tenant in self.tenants
+            ]
+            path = secrets_dir / "api-keys.yaml"
+            path.write_text(yaml.safe_dump(made))
+            path.chmod(0o600)
 
     def __enter__(self) -> Stage:
         self.start()
@@ -202,11 +215,12 @@ class Stage:
             raise StageError("the control process still runs")
         self.start()
 
-    def key(self) -> ApiKey:
-        """Return the API key that the first start made."""
-        raw = yaml.safe_load((self.data / "secrets" / "api-keys.yaml").read_text())
-        first = raw[0] if isinstance(raw, list) else raw["keys"][0]
-        return ApiKey(id=first["id"], secret=first["secret"], tenant=first["tenant"])
+    def key(self, tenant: str | None = None) -> ApiKey:
+        """Return a tenant's API key, by default the first one. Raises KeyError."""
+        for entry in yaml.safe_load((self.data / "secrets" / "api-keys.yaml").read_text()):
+            if tenant in (None, entry["tenant"]):
+                return ApiKey(id=entry["id"], secret=entry["secret"], tenant=entry["tenant"])
+        raise KeyError(tenant)
 
     def bearer(self) -> str:
         """Return a server's Authorization header."""

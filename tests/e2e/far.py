@@ -1,0 +1,33 @@
+"""A browser on another machine, for test_namespace: run inside a network namespace, prints JSON.
+
+Usage: ``python -m tests.e2e.far BASE ROOM TOKEN TARGET CAMERA MICROPHONE``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from tests.e2e.browser import participant
+
+
+async def main(base: str, room: str, token: str, target: str, camera: str, microphone: str) -> None:
+    """Publish and subscribe, and tell what came of it."""
+    async with participant(base, Path(camera), Path(microphone)) as person:
+        secure = await person.page.evaluate("window.isSecureContext && !!navigator.mediaDevices")
+        await person.publish(room, token)
+        first_s = await person.subscribe(room, target, token)
+        await asyncio.sleep(3)
+        decoded = await person.count(f"subscribe {target}", "video", "framesDecoded")
+        sent = await person.count("publish camera", "video", "framesSent")
+        pair = (await person.stats())["publish camera"].get("pair", {})
+        print(
+            json.dumps({"secure": secure, "first_s": first_s, "decoded": decoded, "sent": sent, "pair": pair})
+        )
+        await person.leave()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:7]))
