@@ -87,7 +87,10 @@ def encode(records: Sequence[Record]) -> bytes:
             parts.extend(_encode_packets(RTP if kind is RtpRecord else RTCP, records[index:end]))
             index = end
             continue
-        number, value = _encode_one(record)
+        try:
+            number, value = _encode_one(record)
+        except error as reason:
+            raise JournalError(f"{kind.__name__}: {reason}") from None
         parts.append(_ITEM.pack(number, len(value)))
         parts.append(value)
         index += 1
@@ -165,7 +168,10 @@ def _decode_packets(number: int, chunk: bytes, start: int, end: int) -> Iterator
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as reason:
+        raise JournalError(f"record that is no JSON: {reason}") from None
 
 
 def _encode_one(record: Record) -> tuple[int, bytes]:
