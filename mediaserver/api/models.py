@@ -1,0 +1,300 @@
+"""What requests and answers hold: strict pydantic models, unknown keys refused. /openapi.json is made from
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from recorder.template import LayoutField, OverlayList, Template
+
+
+def _printable(value: str) -> str:
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise ValueError("control characters are not allowed")
+    return value
+
+
+def _path_segment(value: str) -> str:
+    if value in (".", ".."):
+        raise ValueError("must not be . or ..")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+RoomName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[\w.@:+-]+$", min_length=1, max_length=64),
+    AfterValidator(_path_segment),
+]
+Identity = Annotated[Text, StringConstraints(pattern=r"^[^/\s]+$", min_length=1, max_length=128)]
+Role = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=32)]
+DisplayName = Annotated[Text, StringConstraints(max_length=128)]
+BusinessNo = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
+Mode = Literal["single", "composite", "both"]
+Mime = Annotated[str, StringConstraints(pattern=r"^(audio|video)/[A-Za-z0-9.-]+$", max_length=32)]
+METADATA_LIMIT = 16 * 1024
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value, ensure_ascii=False).encode()) > METADATA_LIMIT:
+        raise ValueError(f"larger than {METADATA_LIMIT} bytes of JSON")
+    return value
+
+
+FreeObject = Annotated[dict[str, Any], AfterValidator(_small)]
+
+
+class Request(BaseModel):
+    """A body that a client sends."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Grants(Request):
+    """What a participant may do. What is not given follows from its role."""
+
+    publish: bool | None = None
+    subscribe: bool | None = None
+    record: bool | None = None
+    hidden: bool | None = None
+    admin: bool | None = None
+
+
+class RecordingStart(Request):
+    """Starts a recording."""
+
+    business_no: BusinessNo = Field(description="The transaction it proves; unique in the tenant.")
+    mode: Mode = "composite"
+    template: Template = Field(default_factory=Template)
+    metadata: FreeObject = Field(default_factory=dict, description="Free; sealed with the recording.")
+    attempt: int | None = Field(
+        default=None, ge=1, le=1000, description="Needed for a further recording after the first has ended."
+    )
+    supersedes: Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}$")] | None = None
+
+
+class AutoRecording(RecordingStart):
+    """A recording that starts by itself."""
+
+    auto: Literal[True] = True
+    roles: list[Role] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Starts when all of these roles are present. Empty: with the first participant.",
+    )
+
+
+class RoomCreate(Request):
+    """Opens a room."""
+
+    name: RoomName
+    codecs: list[Mime] | None = Field(default=None, min_length=1, max_length=8, description="Best first.")
+    recording: AutoRecording | None = None
+
+
+class TokenCreate(Request):
+    """Mints a client token."""
+
+    identity: Identity
+    role: Role
+    name: DisplayName = ""
+    ttl_s: int | None = Field(default=None, ge=10)
+    grants: Grants | None = None
+
+
+class ParticipantPatch(Request):
+    """Changes a participant; so far: mutes it for all."""
+
+    muted: bool
+    kind: Literal["audio", "video"] | None = None
+    source: Literal["camera", "microphone", "screen", "document"] | None = None
+
+
+class RecordingPatch(Request):
+    """Changes the picture of a running recording within a second; goes into its journal."""
+
+    layout: LayoutField | None = None
+    overlays: OverlayList | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> RecordingPatch:
+        if self.layout is None and self.overlays is None:
+            raise ValueError("give layout or overlays")
+        return self
+
+
+class StopRequest(Request):
+    """Ends a recording."""
+
+    reason: Annotated[Text, StringConstraints(max_length=128)] = "requested"
+
+
+class Step(Request):
+    """A step of the business flow."""
+
+    code: Annotated[Text, StringConstraints(min_length=1, max_length=64)]
+    name: DisplayName = ""
+
+
+class Marker(Request):
+    """The start or the end of a step."""
+
+    step: Step
+    action: Literal["start", "end"]
+    result: Annotated[Text, StringConstraints(max_length=64)] | None = None
+    data: FreeObject = Field(default_factory=dict)
+
+
+class InviteCreate(Request):
+    """Makes a one-time code that lets a browser in."""
+
+    room: RoomName
+    role: Role
+    identity: Identity | None = None
+    name: DisplayName = ""
+    ttl_s: int | None = Field(default=None, ge=10, le=86400)
+    grants: Grants | None = None
+
+
+class SessionCreate(Request):
+    """Exchanges a one-time code for a session cookie and a client token."""
+
+    code: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class Answer(BaseModel):
+    """A body that the server sends."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Track(Answer):
+    id: str
+    kind: str
+    source: str
+    mime: str
+    muted: bool
+
+
+class Participant(Answer):
+    identity: str
+    role: str
+    seat: str
+    name: str
+    connected: bool
+    tracks: list[Track]
+
+
+class Participants(Answer):
+    participants: list[Participant]
+
+
+class Room(Answer):
+    name: str
+    codecs: list[str]
+    created_at: str
+    participants: int
+    recordings: list[str] = Field(description="Ids of the recordings that run.")
+
+
+class Token(Answer):
+    token: str
+    identity: str
+    seat: str
+    expires_at: str
+
+
+class File(Answer):
+    name: str
+    kind: Literal["original", "archive", "derived"]
+    media_type: str
+    bytes: int
+    plain_bytes: int
+    sm3: str
+    plain_sm3: str
+    duration_ms: int | None
+
+
+class Gap(Answer):
+    from_ms: int
+    to_ms: int
+    reason: str
+    track: int | None = None
+
+
+class Composing(Answer):
+    state: Literal["waiting", "running", "done", "failed", "none"]
+    progress: float | None = Field(description="0–1")
+    detail: str | None = None
+
+
+class Recording(Answer):
+    id: str
+    tenant: str
+    room: str
+    business_no: str
+    attempt: int
+    supersedes: str | None
+    state: Literal["arming", "recording", "paused", "stopping", "sealed", "recovered", "failed"]
+    failure: str | None
+    mode: Mode
+    created_at: str
+    armed_at: str | None
+    stopped_at: str | None
+    duration_ms: int | None
+    parts: int
+    gaps: list[Gap]
+    files: list[File]
+    composing: Composing
+    assurance: str
+    template: dict[str, Any]
+    metadata: dict[str, Any]
+    participants: list[dict[str, Any]]
+
+
+class Recordings(Answer):
+    recordings: list[Recording]
+    next: str | None
+
+
+class Event(Answer):
+    id: str
+    seq: int
+    type: str
+    time: str
+    tenant: str
+    room: str | None
+    recording: str | None
+    actor: str
+    data: dict[str, Any]
+
+
+class Events(Answer):
+    events: list[Event]
+    next: int
+
+
+class Invite(Answer):
+    code: str
+    url: str
+    expires_at: str
+
+
+class Session(Answer):
+    identity: str
+    role: str
+    seat: str
+    room: str
+    name: str
+    grants: dict[str, bool]
+    token: str
+    expires_at: str
+
+
+class Health(Answer):
+    status: Literal["ok", "draining", "unready"]
+    checks: dict[str, bool] = Field(default_factory=dict)

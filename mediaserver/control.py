@@ -1,0 +1,432 @@
+"""The control process: everything that decides, put together, from its start to its end.
+
+It starts (or adopts) the media workers, takes up the recordings of the last control process, answers the API,
+and drains at SIGTERM. Its own death costs no media: workers and their calls live on, and the next one takes
+over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets as random
+import shutil
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from mediaserver import addresses, tls
+from mediaserver.api.app import build
+from mediaserver.api.models import AutoRecording, RecordingStart
+from mediaserver.errors import Refused
+from mediaserver.events import EventLog
+from mediaserver.invites import Brake
+from mediaserver.ipc import IpcError, JsonObject
+from mediaserver.metrics import Metrics
+from mediaserver.recordings import continuity
+from mediaserver.recordings.finishing import Finishing
+from mediaserver.recordings.jobs import Jobs
+from mediaserver.recordings.lifecycle import Recordings
+from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
+from mediaserver.secrets import Secrets, open_secrets
+from mediaserver.settings import Settings
+from mediaserver.store import Database, Store
+from mediaserver.supervisor import Death, NoWorker, Worker, Workers
+from mediaserver.tokens import Principal, Tokens
+from recorder.catalog import Catalog
+from recorder.fieldkey import FieldKey
+from recorder.reindex import opener, reindex
+
+_log = logging.getLogger(__name__)
+TICK_S = 1.0
+OFF_PEAK_S = 60.0
+EXECUTOR_ID = "node-1"
+"""Of DBOS: fixed, so that a new process takes up what the old one of this node left."""
+
+
+class Control:
+    """One control process. ``start`` it, wait on ``serve`` or ``drain``, ``close`` it."""
+
+    def __init__(self, settings: Settings, secrets: Secrets) -> None:
+        self.settings = settings
+        self.draining = False
+        self.closing = asyncio.Event()
+        self.metrics = Metrics()
+        self.code_brake = Brake()
+        self.database = Database()
+        self._revoked: set[tuple[str, str]] = set()
+        self._noted: set[str] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._runner: web.AppRunner | None = None
+        self._port = settings.http.port
+        data = settings.data_dir.absolute()
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = FieldKey.open(settings.secrets_dir.absolute() / "index.key")
+        configured = settings.database.url
+        self._provider = secrets.provider
+        index = data / "index.sqlite"
+        self._index_is_new = configured is None and not index.exists()
+        url = configured.get_secret_value() if configured is not None else None
+        self.catalog = Catalog(url or f"sqlite:///{index}", key)
+        self.store = Store(url or f"sqlite:///{data / 'server.sqlite'}", key)
+        self._jobs_url = url or f"sqlite:///{data / 'jobs.sqlite'}"
+        self.events = EventLog(self.store, self.database)
+        self.tokens = Tokens(
+            secrets.api_keys,
+            secrets.session_key,
+            leeway_s=settings.tokens.leeway_s,
+            server_max_s=settings.tokens.server_max_s,
+            client_max_s=settings.tokens.client_max_s,
+            is_revoked=lambda tenant, token_id: (tenant, token_id) in self._revoked,
+        )
+        self.workers = Workers(
+            settings, on_up=self._worker_up, on_event=self._worker_event, on_death=self._worker_died
+        )
+        self.rooms = Rooms(self.workers, self.store, self.database)
+        self.recordings = Recordings(
+            settings,
+            self.workers,
+            self.rooms,
+            secrets.provider,
+            self.catalog,
+            self.database,
+            self.events,
+            self.metrics,
+        )
+        self.finishing = Finishing(self.recordings)
+        self.recordings.finishing = self.finishing
+        # A database for many nodes names the node too; one machine needs one name.
+        self._jobs = Jobs(
+            self._jobs_url,
+            EXECUTOR_ID,
+            compose=self.finishing.compose,
+            conclude=self.finishing.conclude,
+            max_parallel=settings.composing.max_parallel or os.cpu_count() or 1,
+        )
+
+    @property
+    def is_https(self) -> bool:
+        """Browsers reach this server over HTTPS, by itself or through the trusted proxy."""
+        return self.settings.tls.enabled or self.settings.http.public_url.startswith("https:")
+
+    @property
+    def port(self) -> int:
+        """The TCP port that was bound."""
+        return self._port
+
+    def public_url(self) -> str:
+        """Where people find the page."""
+        return addresses.public_url(self.settings, self._port)
+
+    def short_id(self) -> str:
+        """Make up the end of a name that is unique enough in a room."""
+        return random.token_hex(3)
+
+    async def start(self) -> None:
+        """Bring everything up; returns when the API answers."""
+        if self._index_is_new:
+            await self._reindex()
+        await self.database.run(self.store.drop_unfinished_answers)
+        self._revoked = await self.database.run(self.store.revoked_tokens)
+        await self.rooms.restore()
+        workers = await self.workers.start()
+        stale = await self._jobs.launch()
+        self.finishing.jobs = self._jobs
+        for workflow in stale:
+            _log.error("job %s is started anew", workflow)
+        await continuity.take_over(self.recordings, workers)
+        await self.finishing.take_over()
+        for room in self.rooms.orphans():
+            self._spawn(self._rescue(room, time.monotonic_ns()))
+        self._spawn(self._tick())
+        await self._listen()
+
+    async def _reindex(self) -> None:
+        """Build the index anew when it is missing and recordings are there."""
+        open_key = opener(self._provider, actor="server")
+        done = await self.database.run(reindex, self.catalog, self.settings.data_dir.absolute(), open_key)
+        if done.recordings or done.refused:
+            _log.warning("index rebuilt: %d recordings, %d refused", done.recordings, len(done.refused))
+
+    async def _listen(self) -> None:
+        context: ssl.SSLContext | None = None
+        if self.settings.tls.enabled:
+            names = tls.names_to_cover(addresses.advertised(self.settings))
+            made = tls.certificate(self.settings, names, datetime.now(UTC))
+            context = tls.context(made.cert, made.key)
+        self._runner = web.AppRunner(
+            build(self), access_log=None, handle_signals=False, shutdown_timeout=2.0, auto_decompress=False
+        )
+        await self._runner.setup()
+        site = web.TCPSite(
+            self._runner, self.settings.http.host, self.settings.http.port, ssl_context=context
+        )
+        await site.start()
+        self._port = int(self._runner.addresses[0][1])
+        _log.info("ready, the API answers on %s", self.public_url())
+
+    async def drain(self) -> None:
+        """Take nothing new; let running recordings end, at most ``drain_s``, then end them cleanly."""
+        self.draining = True
+        self.metrics.draining.set(1)
+        _log.info("draining: %d recordings run", len(self.recordings.active))
+        await self.workers.drain()
+        deadline = time.monotonic() + self.settings.drain_s
+        while self.recordings.active and time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.closing.wait(), 0.1)
+                break
+        await self.stop_recordings("server_stopped")
+
+    async def stop_recordings(self, reason: str) -> None:
+        """End all recordings."""
+        running = list(self.recordings.active.values())
+        results = await asyncio.gather(
+            *(self.recordings.stop(active.entry, reason) for active in running), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                _log.error("a recording could not be ended: %s", result)
+
+    async def close(self, *, leave_workers: bool = False) -> None:
+        """Take everything down; with ``leave_workers`` calls and recordings go on for the next process."""
+        self.closing.set()
+        await self.recordings.settle(5.0)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self.workers.close(leave_workers=leave_workers)
+        self.finishing.jobs = None
+        await self._jobs.close()
+        await self.finishing.close()
+        await self.database.run(self.catalog.close)
+        await self.database.run(self.store.close)
+        self.database.close()
+
+    def refuse_when_draining(self) -> None:
+        """Raise Refused while nothing new is taken."""
+        if self.draining:
+            raise Refused("draining", "the server takes no new rooms; use another one")
+
+    def default_auto(self, room: str) -> JsonObject | None:
+        """Give the automatic recording that the settings want for a room."""
+        if not self.settings.recording.auto:
+            return None
+        wanted = AutoRecording(business_no=room, mode=self.settings.recording.auto_mode)
+        return {**wanted.model_dump(mode="json"), "attempt": None, "any_attempt": True}
+
+    async def call_worker(
+        self, room: Room, method: str, params: JsonObject, *, with_room: bool = True
+    ) -> JsonObject:
+        """Ask the room's worker."""
+        place = {"tenant": room.tenant, "room": room.name} if with_room else {}
+        return await self.workers.client(room.worker).call(method, {**place, **params}, CALL_TIMEOUT_S)
+
+    async def note_token(self, principal: Principal) -> None:
+        """Remember a participant's token, so that it can be revoked with the participant."""
+        if principal.token_id in self._noted:
+            return
+        await self.database.run(
+            self.store.note_token,
+            principal.tenant,
+            principal.token_id,
+            principal.room,
+            principal.identity,
+            int(principal.expires_at),
+        )
+        self._noted.add(principal.token_id)
+        if len(self._noted) > 100_000:
+            self._noted.clear()
+
+    async def revoke(self, principal: Principal) -> None:
+        """Revoke every token of a participant."""
+        await self.note_token(principal)
+        ids = await self.database.run(
+            self.store.revoke_participant, principal.tenant, principal.room, principal.identity
+        )
+        self._revoked.update((principal.tenant, one) for one in ids)
+
+    async def remove_participant(self, room: Room, identity: str, actor: str) -> None:
+        """Revoke a participant's tokens, then end its sessions."""
+        ids = await self.database.run(self.store.revoke_participant, room.tenant, room.name, identity)
+        self._revoked.update((room.tenant, one) for one in ids)
+        with contextlib.suppress(IpcError):  # not connected: there is nothing to end
+            await self.call_worker(room, "participant.remove", {"identity": identity})
+        await self.events.append(
+            "participant.removed",
+            tenant=room.tenant,
+            room=room.name,
+            actor=actor,
+            data={"identity": identity},
+        )
+
+    async def close_room(self, room: Room, reason: str, actor: str = "server") -> None:
+        """End a room's recordings, then the room."""
+        await self.recordings.stop_room(room, reason)
+        await self.rooms.close(room)
+        await self.events.append(
+            "room.closed", tenant=room.tenant, room=room.name, actor=actor, data={"reason": reason}
+        )
+
+    async def checks(self) -> dict[str, bool]:
+        """Say what is needed to take calls and whether it is there."""
+        free = shutil.disk_usage(self.settings.data_dir).free
+        return {
+            "workers": bool(self.workers.all()),
+            "database": await self._database_answers(),
+            "disk": free >= self.settings.recording.min_free_bytes,
+        }
+
+    async def _database_answers(self) -> bool:
+        try:
+            await asyncio.wait_for(self.database.run(self.store.revoked_tokens), 5.0)
+        except Exception as error:
+            _log.error("the database does not answer: %s", error)
+            return False
+        return True
+
+    def metrics_text(self) -> bytes:
+        """Give the metrics as they are now."""
+        self.metrics.workers_up.set(len(self.workers.all()))
+        self.metrics.disk_free_bytes.set(shutil.disk_usage(self.settings.data_dir).free)
+        for worker in self.workers.all():
+            self.metrics.from_worker(worker.index, worker.pid, worker.stats)
+        return self.metrics.text()
+
+    # What the workers tell
+
+    async def _worker_up(self, worker: Worker) -> None:
+        self.rooms.adopt(worker)
+
+    async def _worker_event(self, worker: Worker, event: JsonObject) -> None:
+        kind, data = str(event["type"]), dict(event.get("data", {}))
+        tenant, name = str(event.get("tenant", "")), str(event.get("room", ""))
+        room = self.rooms.get(tenant, name)
+        if room is not None and room.worker == worker.index:
+            self.rooms.observe(room, kind, data)
+            await self.recordings.observe(room, kind, {**data, **_recording_of(event)})
+        await self.events.append(
+            kind,
+            tenant=tenant,
+            room=name,
+            recording=event.get("recording") or self._recording_in(tenant, name),
+            actor=str(data.get("identity") or f"worker:{worker.index}"),
+            data=data,
+        )
+        if room is not None and kind in ("participant.joined", "track.started"):
+            await self._start_automatically(room)
+
+    def _recording_in(self, tenant: str, room: str) -> str | None:
+        return next((active.entry.id for active in self.recordings.in_room(tenant, room)), None)
+
+    async def _start_automatically(self, room: Room) -> None:
+        auto = room.auto
+        if auto is None or room.auto_started:
+            return
+        present = {one.role for one in room.present()}
+        if not present or not set(auto.get("roles") or ()) <= present:
+            return
+        room.auto_started = True
+        await self.rooms.save(room)
+        self._spawn(self._record_automatically(room, auto))
+
+    async def _record_automatically(self, room: Room, auto: JsonObject) -> None:
+        wanted = {name: auto[name] for name in RecordingStart.model_fields if name in auto}
+        if auto.get("any_attempt"):
+            earlier = await self.database.run(self.catalog.by_business_no, room.tenant, wanted["business_no"])
+            if earlier:
+                wanted["attempt"] = earlier[-1].attempt + 1
+        try:
+            await self.recordings.start(room, RecordingStart.model_validate(wanted), "auto")
+        except Refused as error:
+            _log.error("the automatic recording of room %s did not start: %s", room.name, error)
+            await self.events.append(
+                "recording.failed",
+                tenant=room.tenant,
+                room=room.name,
+                data={"code": error.code, "automatic": True},
+            )
+
+    async def _worker_died(self, death: Death) -> None:
+        self.metrics.worker_deaths.inc()
+        rooms = [room for room in self.rooms if room.worker == death.index or room.key in death.rooms]
+        await asyncio.gather(*(self._rescue(room, death.at_ns) for room in rooms))
+
+    async def _rescue(self, room: Room, died_ns: int) -> None:
+        """Open a room of a dead worker on a live one and let its recordings go on there."""
+        for _ in range(20):
+            try:
+                cut_off = await self.rooms.move(room)
+                break
+            except (NoWorker, ConnectionError, TimeoutError, IpcError) as error:
+                _log.warning("room %s has no worker yet: %s", room.name, error)
+                self.workers.release_room(room.tenant, room.name)
+                await asyncio.sleep(0.5)
+        else:
+            await self.close_room(room, "worker_lost")
+            return
+        await continuity.go_on(self.recordings, room, died_ns)
+        await self.events.append(
+            "room.moved",
+            tenant=room.tenant,
+            room=room.name,
+            data={"reason": "worker_lost", "cut_off": [one.identity for one in cut_off]},
+        )
+
+    async def _tick(self) -> None:
+        """Close rooms that stand empty; start what waits for the quiet hours."""
+        asked_ns = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                for room in self.rooms.idle(self.settings.media.idle_room_s):
+                    await self.close_room(room, "idle")
+                if time.monotonic_ns() - asked_ns > OFF_PEAK_S * 1e9:
+                    asked_ns = time.monotonic_ns()
+                    await self.finishing.off_peak()
+            except Exception:
+                _log.exception("the regular work failed; it is tried again")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("background work failed", exc_info=task.exception())
+
+
+def _recording_of(event: JsonObject) -> JsonObject:
+    return {"recording": event["recording"]} if event.get("recording") else {}
+
+
+async def serve(settings: Settings) -> None:
+    """Run the server until SIGTERM or SIGINT: the first drains, the second closes at once."""
+    control = Control(settings, open_secrets(settings))
+    asked = asyncio.Event()
+
+    def on_signal() -> None:
+        if asked.is_set():
+            control.closing.set()
+        asked.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await control.start()
+    print(f"ready {control.public_url()}", file=sys.stderr, flush=True)
+    await asked.wait()
+    await control.drain()
+    await control.close()

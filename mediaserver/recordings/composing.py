@@ -1,0 +1,156 @@
+"""Run the compositor for one recording: a child process, started again when it dies.
+
+The child follows the journal (``python -m compositor.job``: JSON lines on standard input and output). Keys
+reach it through standard input only. It runs at low priority and abandons its work when its standard input
+closes, so it never outlives this process unnoticed; every start writes a new file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+_log = logging.getLogger(__name__)
+COMMAND = (sys.executable, "-m", "compositor.job")
+LINE_LIMIT = 16 << 20
+KILL_AFTER_S = 5.0
+
+OnEvent = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+class ComposingFailed(Exception):
+    """The compositor gave up; ``code`` is its own or ``compositor_died``."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+class Composition:
+    """The composing of one recording, over as many child processes as it needs."""
+
+    def __init__(self, recording: str, request: dict[str, Any], *, attempts: int, on_event: OnEvent) -> None:
+        self.recording = recording
+        self.progress: float | None = None
+        """0–1 of what there is to compose; None until the child says something."""
+        self.attempt = 0
+        self.pid: int | None = None
+        self._request = request
+        self._attempts = attempts
+        self._on_event = on_event
+        self._ended = not request["live"]
+        self._input: asyncio.StreamWriter | None = None
+        self._task = asyncio.create_task(self._run(), name=f"compose {recording}")
+
+    def __repr__(self) -> str:
+        return f"Composition({self.recording}, attempt {self.attempt})"
+
+    @property
+    def finished(self) -> bool:
+        return self._task.done()
+
+    def journal_ended(self) -> None:
+        """Tell that nothing more will come into the journal."""
+        if not self._ended:
+            self._ended = True
+            self._tell({"ended": True})
+
+    async def result(self) -> dict[str, Any]:
+        """Wait for the ``done`` object; raises ComposingFailed."""
+        return await asyncio.shield(self._task)
+
+    async def close(self) -> None:
+        """End the child without its work."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> dict[str, Any]:
+        while True:
+            self.attempt += 1
+            try:
+                return await self._once()
+            except ComposingFailed as error:
+                _log.warning(
+                    "composing of %s failed, attempt %d of %d: %s",
+                    self.recording,
+                    self.attempt,
+                    self._attempts,
+                    error,
+                )
+                if self.attempt >= self._attempts:
+                    raise
+            await asyncio.sleep(min(10.0, 0.25 * 2**self.attempt))
+
+    async def _once(self) -> dict[str, Any]:
+        child = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE_LIMIT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        self.pid = child.pid
+        self._input = child.stdin
+        try:
+            self._tell({**self._request, "live": not self._ended})
+            outcome = await self._listen(child.stdout)
+            code = await child.wait()
+        finally:
+            self._input = None
+            self.pid = None
+            child.stdin.close()
+            await _end(child)
+        if outcome is None:
+            raise ComposingFailed("compositor_died", f"the compositor ended with status {code}")
+        if "failed" in outcome:
+            failed = outcome["failed"]
+            raise ComposingFailed(str(failed.get("code", "failed")), str(failed.get("detail", "")))
+        self.progress = 1.0
+        done: dict[str, Any] = outcome["done"]
+        return done
+
+    async def _listen(self, output: asyncio.StreamReader) -> dict[str, Any] | None:
+        """Read the child's lines; returns its last word, None if it died without one."""
+        outcome: dict[str, Any] | None = None
+        while line := await output.readline():
+            try:
+                message = json.loads(line)
+            except ValueError:
+                _log.warning("the compositor of %s printed a line that is not JSON", self.recording)
+                continue
+            if "progress" in message:
+                of = float(message["progress"].get("of_ms") or 0)
+                composed = float(message["progress"].get("composed_ms") or 0)
+                self.progress = min(1.0, composed / of) if of > 0 else 0.0
+            elif "event" in message:
+                await self._on_event(str(message["event"]["type"]), dict(message["event"].get("data", {})))
+            elif "done" in message or "failed" in message:
+                outcome = message
+        return outcome
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        if self._input is not None and not self._input.is_closing():
+            self._input.write(json.dumps(message).encode() + b"\n")
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """Make sure the child is gone: its input is closed, then it is killed."""
+    try:
+        await asyncio.wait_for(child.wait(), KILL_AFTER_S if child.returncode is None else None)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        raise

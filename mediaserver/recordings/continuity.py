@@ -1,0 +1,107 @@
+"""Recordings over deaths: of a media worker (the same id goes on as the next part) and of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+
+from mediaserver.ipc import JsonObject
+from mediaserver.recordings import evidence
+from mediaserver.recordings.lifecycle import WORKER_FAULTS, Active, Recordings
+from mediaserver.recordings.states import changed
+from mediaserver.rooms import Room
+from mediaserver.supervisor import Worker
+from recorder.catalog import Entry
+from recorder.storage import list_segments
+
+_log = logging.getLogger(__name__)
+GO_ON_TRIES = 20
+GO_ON_PAUSE_S = 0.25
+
+
+async def go_on(recordings: Recordings, room: Room, died_ns: int) -> None:
+    """After a room moved to another worker: let its recordings go on there as their next part."""
+    await asyncio.gather(
+        *(_next_part(recordings, active, died_ns) for active in recordings.in_room(room.tenant, room.name))
+    )
+
+
+async def _next_part(recordings: Recordings, active: Active, died_ns: int) -> None:
+    async with active.lock:
+        if not active.running:
+            return  # a stop is under way: it seals what the dead worker left
+        active.entry = replace(active.entry, part=active.entry.part + 1)
+        for attempt in range(GO_ON_TRIES):
+            try:
+                armed_ns = await recordings.start_part(active)
+                break
+            except WORKER_FAULTS as error:
+                _log.warning("recording %s cannot go on yet: %s", active.entry.id, error)
+                if attempt + 1 < GO_ON_TRIES:
+                    await asyncio.sleep(GO_ON_PAUSE_S)
+        else:
+            active.entry = replace(active.entry, part=active.entry.part - 1, worker=None)
+            recordings.later(recordings.stop(active.entry, "worker_lost"))
+            return
+        loss = {"from_ns": str(died_ns), "to_ns": str(armed_ns), "reason": "worker_lost"}
+        details = {**active.entry.details, "losses": [*active.entry.details["losses"], loss]}
+        active.entry = replace(active.entry, details=details)
+        await recordings.save(active)
+        data = {"part": active.entry.part, "gap": loss}
+        await recordings.publish(active, "recording.failover", data)
+        if active.entry.state == "paused":
+            await recordings.publish(active, "recording.paused", {"since_part": active.entry.part})
+
+
+async def take_over(recordings: Recordings, workers: list[Worker]) -> None:
+    """At the start of this process: take up what the last one left.
+
+    Recordings that a live worker writes go on; others are sealed as what their journal holds (``recovered``).
+    """
+    written = {
+        str(state["recording"]): (worker, state)
+        for worker in workers
+        for state in worker.hello.get("recordings", [])
+    }
+    for entry in await recordings.database.run(recordings.catalog.active):
+        try:
+            await _take_over(recordings, entry, written.get(entry.id))
+        except (evidence.EvidenceProblem, OSError):
+            _log.exception("recording %s cannot be taken over", entry.id)
+            failed = replace(entry, state="failed", failure="key_unavailable", worker=None)
+            await recordings.database.run(recordings.catalog.put, failed)
+
+
+async def _take_over(recordings: Recordings, entry: Entry, written: tuple[Worker, JsonObject] | None) -> None:
+    directory = recordings.directory(entry)
+    if written is None and not list_segments(directory):
+        failed = replace(
+            entry, state="failed", failure="never_armed", composing={"state": "none", "progress": None}
+        )
+        await recordings.database.run(recordings.catalog.put, failed)
+        return
+    key = await evidence.unwrap(recordings.provider, directory, entry.id, purpose="take over", actor="server")
+    active = Active(entry, key)
+    recordings.active[entry.id] = active
+    if written is None:
+        _log.error("the writer of recording %s is gone: sealing what it left", entry.id)
+        if entry.state != "stopping":
+            details = {**entry.details, "reason": "worker_lost"}
+            active.entry = changed(entry, "stopping", worker=None, details=details)
+        recordings.later(recordings.seal(active, lost=True))
+        return
+    worker, state = written
+    active.entry = replace(entry, worker=worker.index, part=int(state.get("part", entry.part)))
+    if entry.state == "arming":  # it armed, and the answer found nobody
+        armed_ns = int(state.get("armed_ns", time.monotonic_ns()))
+        armed_utc = time.time_ns() - (time.monotonic_ns() - armed_ns)
+        details = {**entry.details, "armed_mono_ns": armed_ns}
+        active.entry = changed(active.entry, "recording", armed_ns=armed_utc, details=details)
+    await recordings.save(active)
+    if entry.state == "stopping":
+        recordings.later(recordings.stop(active.entry, str(entry.details.get("reason", "requested"))))
+        return
+    await recordings.publish(active, "recording.taken_over", {"part": active.entry.part})
+    await recordings.finishing.started(active)

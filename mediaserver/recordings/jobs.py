@@ -1,0 +1,170 @@
+"""Background work that must not be lost: finishing a recording after its stop, durable through DBOS.
+
+Only the control process launches it, with a fixed executor id, so that a new process takes up what the old
+one left, and with a version raised by hand: by default every changed workflow would orphan its pending runs
+silently. Steps may run twice (the process may die between a step and its record), so each looks first whether
+its work is done. Arguments and results are JSON without secrets and without names: recording ids and numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID
+
+_log = logging.getLogger(__name__)
+
+WORKFLOW_VERSION = "1"
+"""Raise it when the steps of a workflow change; runs of other versions are then started anew, loudly."""
+QUEUE = "compose"
+POLL_S = 0.5
+UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
+
+Work = Callable[[str], Awaitable[dict[str, Any]]]
+
+
+class Closing(BaseException):
+    """The process ends under a running step. No Exception: DBOS must not record it as an outcome."""
+
+
+class PlainJson(Serializer):
+    """JSON without pickle: nothing read from the database can run code."""
+
+    def serialize(self, data: Any) -> str:
+        """Write JSON; exceptions as their text."""
+        return json.dumps(data, default=str)
+
+    def deserialize(cls, serialized_data: str) -> Any:
+        """Read JSON."""
+        return json.loads(serialized_data)
+
+    def name(self) -> str:
+        """Name the format in the database."""
+        return "plain_json"
+
+
+class Jobs:
+    """Starts durable work. There is one in a process, because DBOS is one."""
+
+    def __init__(
+        self, url: str, executor_id: str, *, compose: Work, conclude: Work, max_parallel: int
+    ) -> None:
+        self._url = url
+        self._executor_id = executor_id
+        self._work = {"compose": compose, "conclude": conclude}
+        self._max_parallel = max_parallel
+        self._loop = asyncio.get_running_loop()
+        self._closing = threading.Event()
+        self._running: set[asyncio.Task[dict[str, Any]]] = set()
+
+    async def launch(self) -> list[str]:
+        """Start DBOS; it takes up what an earlier process left. Returns ids of runs of other versions."""
+        global _jobs
+        _jobs = self
+        return await asyncio.to_thread(self._launch)
+
+    def _launch(self) -> list[str]:
+        logging.getLogger("dbos").setLevel(logging.WARNING)
+        config: DBOSConfig = {
+            "name": "shuanglu",
+            "system_database_url": self._url,
+            "application_version": WORKFLOW_VERSION,
+            "executor_id": self._executor_id,
+            "serializer": PlainJson(),
+            "log_level": "WARNING",
+            "max_executor_threads": 64,
+            "notification_listener_polling_interval_sec": 5.0,
+            "scheduler_polling_interval_sec": 600.0,
+        }
+        DBOS(config=config)
+        DBOS.launch()
+        DBOS.register_queue(
+            QUEUE,
+            worker_concurrency=self._max_parallel,
+            polling_interval_sec=POLL_S,
+            on_conflict="always_update",
+        )
+        stale = [
+            run.workflow_id
+            for run in DBOS.list_workflows(status=list(UNFINISHED))
+            if run.app_version not in (None, WORKFLOW_VERSION)
+        ]
+        for workflow in stale:
+            _log.error("job %s is of another version of this server: cancelled, to be started anew", workflow)
+            DBOS.cancel_workflow(workflow)
+        return stale
+
+    async def finish(self, recording: str, run: int, *, at_once: bool) -> None:
+        """Finish a recording in the background; the same ``run`` number never runs twice.
+
+        ``at_once`` is for a composite that followed the call and only has its last seconds to do; all others
+        wait in a queue, so that not more are made at once than the machine bears.
+        """
+        await asyncio.to_thread(self._start, f"finish-{recording}-{run}", recording, at_once)
+
+    def _start(self, workflow: str, recording: str, at_once: bool) -> None:
+        with SetWorkflowID(workflow):
+            if at_once:
+                DBOS.start_workflow(finish_recording, recording)
+            else:
+                DBOS.enqueue_workflow(QUEUE, finish_recording, recording)
+
+    def perform(self, work: str, recording: str) -> dict[str, Any]:
+        """Run one piece of work in the event loop and wait for it, from a thread of DBOS."""
+        future = asyncio.run_coroutine_threadsafe(self._task(work, recording), self._loop)
+        try:
+            return future.result()
+        except (asyncio.CancelledError, RuntimeError) as error:
+            if self._closing.is_set():
+                raise Closing from error
+            raise
+
+    async def _task(self, work: str, recording: str) -> dict[str, Any]:
+        async def run() -> dict[str, Any]:
+            return await self._work[work](recording)
+
+        body: Coroutine[Any, Any, dict[str, Any]] = run()
+        task = asyncio.create_task(body, name=f"{work} {recording}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await task
+
+    async def close(self) -> None:
+        """Leave running work for the next process and stop."""
+        global _jobs
+        self._closing.set()
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=1)
+        _jobs = None
+
+
+_jobs: Jobs | None = None
+
+
+def _bound() -> Jobs:
+    if _jobs is None:
+        raise Closing("no server runs in this process")
+    return _jobs
+
+
+@DBOS.step(name="compose")
+def _compose(recording: str) -> dict[str, Any]:
+    return _bound().perform("compose", recording)
+
+
+@DBOS.step(name="conclude")
+def _conclude(recording: str) -> dict[str, Any]:
+    return _bound().perform("conclude", recording)
+
+
+@DBOS.workflow(name="finish_recording")
+def finish_recording(recording: str) -> dict[str, Any]:
+    """Compose what the recording asks for, then state and index it."""
+    composed = _compose(recording)
+    return _conclude(recording) if composed.get("ok") else composed

@@ -1,0 +1,451 @@
+"""Recordings from start to seal.
+
+A recording is started when the first record of its journal is on disk ("no record, no call" rests on it), and
+ended by a capture manifest that is signed at once. Everything a caller asks of one recording goes through its lock,
+one after another; a stop is carried out even if who asked for it hangs up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import shutil
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mediaserver.errors import Refused
+from mediaserver.ipc import IpcError
+from mediaserver.recordings import evidence
+from mediaserver.recordings.states import changed, next_attempt
+from mediaserver.rooms import Participant, Room, Rooms
+from mediaserver.supervisor import NoWorker, Workers
+from recorder.catalog import Catalog, CatalogError, Entry
+from recorder.ids import uuid7
+from recorder.journal import PartSummary
+from recorder.sealed import DataKey
+from recorder.storage import recording_directory
+
+if TYPE_CHECKING:
+    from mediaserver.api.models import RecordingStart
+    from mediaserver.events import EventLog
+    from mediaserver.metrics import Metrics
+    from mediaserver.recordings.finishing import Finishing
+    from mediaserver.settings import Settings
+    from mediaserver.store import Database
+    from recorder.keys import CryptoProvider
+
+_log = logging.getLogger(__name__)
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 20.0
+TRACKS_PER_PART = 1000
+"""Part n numbers its tracks from (n-1) x 1000 + 1 on: unique without having read what the dead part wrote."""
+
+WORKER_FAULTS = (ConnectionError, TimeoutError, NoWorker, IpcError)
+
+
+@dataclass
+class Active:
+    """A recording that has not ended, as this process holds it."""
+
+    entry: Entry
+    data_key: DataKey
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    stopping: asyncio.Task[Entry] | None = None
+    summaries: dict[int, PartSummary] = field(default_factory=dict)
+    """Of parts that told how they ended, by part number."""
+
+    @property
+    def running(self) -> bool:
+        return self.entry.state in ("recording", "paused")
+
+    def media_ms(self, at_ns: int) -> int:
+        """Give the recording's time of a monotonic time."""
+        return max(0, (at_ns - int(self.entry.details["armed_mono_ns"])) // 1_000_000)
+
+
+class Recordings:
+    """All recordings: the running ones held here, the ended ones in the catalog."""
+
+    finishing: Finishing
+
+    def __init__(
+        self,
+        settings: Settings,
+        workers: Workers,
+        rooms: Rooms,
+        provider: CryptoProvider,
+        catalog: Catalog,
+        database: Database,
+        events: EventLog,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self.workers = workers
+        self.rooms = rooms
+        self.provider = provider
+        self.catalog = catalog
+        self.database = database
+        self.events = events
+        self.metrics = metrics
+        self.active: dict[str, Active] = {}
+        self._data = settings.data_dir.absolute()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def directory(self, entry: Entry) -> Path:
+        """Give the recording's directory."""
+        return self._data / entry.directory
+
+    async def find(self, recording: str) -> Entry | None:
+        """Find a recording, running or ended."""
+        active = self.active.get(recording)
+        return active.entry if active is not None else await self.database.run(self.catalog.get, recording)
+
+    def in_room(self, tenant: str, room: str) -> list[Active]:
+        """List what runs in a room."""
+        return [one for one in self.active.values() if (one.entry.tenant, one.entry.room) == (tenant, room)]
+
+    async def data_key(self, entry: Entry, *, purpose: str, actor: str) -> DataKey:
+        """Unwrap a recording's key; the purpose and who asks go to the key provider."""
+        active = self.active.get(entry.id)
+        if active is not None:
+            return active.data_key
+        return await evidence.unwrap(
+            self.provider, self.directory(entry), entry.id, purpose=purpose, actor=actor
+        )
+
+    async def save(self, active: Active) -> None:
+        """Write a recording's row."""
+        await self.database.run(self.catalog.put, active.entry)
+
+    async def start(self, room: Room, request: RecordingStart, actor: str) -> Entry:
+        """Start a recording; returns when its first record is on disk. Raises Refused."""
+        free = shutil.disk_usage(self._data).free
+        if free < self.settings.recording.min_free_bytes:
+            raise Refused("disk_full", f"{free >> 20} MiB of disk space are free")
+        earlier = await self.database.run(self.catalog.by_business_no, room.tenant, request.business_no)
+        attempt = next_attempt(earlier, request.attempt, request.supersedes)
+        identifier = str(uuid7())
+        directory = recording_directory(self._data, room.tenant, identifier)
+        template = request.template.model_dump(mode="json")
+        entry = Entry(
+            id=identifier,
+            tenant=room.tenant,
+            room=room.name,
+            business_no=request.business_no,
+            mode=request.mode,
+            directory=str(directory.relative_to(self._data)),
+            created_ns=time.time_ns(),
+            attempt=attempt,
+            supersedes=request.supersedes,
+            assurance=self.provider.info().assurance,
+            worker=room.worker,
+            details={
+                "template": template,
+                "metadata": request.metadata,
+                "actor": actor,
+                "boot_id": boot_id(),
+                "armed_mono_ns": 0,
+                "participants": [_who(one) for one in room.present()],
+                "gaps": [],
+                "losses": [],
+            },
+        )
+        try:
+            await self.database.run(self.catalog.add, entry)
+        except CatalogError as error:  # two callers at the same moment: the second hears of the first
+            again = await self.database.run(self.catalog.by_business_no, room.tenant, request.business_no)
+            raise Refused("recording_active", str(error), recording=again[-1].id) from error
+        try:
+            data_key = await evidence.new_key(self.provider, directory, entry.id)
+            active = Active(entry, data_key)
+            self.active[entry.id] = active
+            armed_ns = await self.start_part(active)
+        except (*WORKER_FAULTS, OSError) as error:
+            await self._give_up(entry, error)
+            code = error.code if isinstance(error, IpcError) else "recording_failed"
+            raise Refused(code, f"the recording could not be started: {error}", recording=entry.id) from error
+        details = {**active.entry.details, "armed_mono_ns": armed_ns}
+        armed_utc = time.time_ns() - (time.monotonic_ns() - armed_ns)
+        active.entry = changed(active.entry, "recording", armed_ns=armed_utc, details=details)
+        await self.save(active)
+        await self.publish(
+            active,
+            "recording.started",
+            {"mode": entry.mode, "attempt": attempt, "armed_ns": str(armed_ns), "part": 1},
+            actor,
+        )
+        await self.finishing.started(active)
+        return active.entry
+
+    async def _give_up(self, entry: Entry, error: BaseException) -> None:
+        self.active.pop(entry.id, None)
+        code = error.code if isinstance(error, IpcError) else "recording_failed"
+        failed = changed(entry, "failed", failure=code, composing={"state": "none", "progress": None})
+        await self.database.run(self.catalog.put, failed)
+        _log.error("recording %s could not be started: %s", entry.id, error)
+        await self.events.append(
+            "recording.failed",
+            tenant=entry.tenant,
+            room=entry.room,
+            recording=entry.id,
+            data={"code": code},
+        )
+
+    async def start_part(self, active: Active) -> int:
+        """Let the room's worker write the entry's part; returns its armed time (monotonic ns)."""
+        entry = active.entry
+        room = self.rooms.get(entry.tenant, entry.room)
+        if room is None:
+            raise IpcError("room_not_found", "the room was closed", 404)
+        info: dict[str, Any] = {
+            "recording": entry.id,
+            "tenant": entry.tenant,
+            "room": entry.room,
+            "business_no": entry.business_no,
+            "attempt": entry.attempt,
+            "mode": entry.mode,
+            "template": entry.details["template"],
+            "metadata": entry.details["metadata"],
+            "boot_id": boot_id(),
+            "next_track": (entry.part - 1) * TRACKS_PER_PART + 1,
+        }
+        if entry.part > 1:
+            info["armed_ns"] = entry.details["armed_mono_ns"]
+        params = {
+            "recording": entry.id,
+            "tenant": entry.tenant,
+            "room": entry.room,
+            "directory": str(self.directory(entry)),
+            "part": entry.part,
+            "data_key_id": active.data_key.key_id,
+            "data_key": base64.b64encode(active.data_key.secret).decode(),
+            "next_track": info["next_track"],
+            "info": info,
+        }
+        answer = await self.workers.client(room.worker).call("recording.start", params, START_TIMEOUT_S)
+        active.entry = replace(active.entry, worker=room.worker)
+        return int(answer["armed_ns"])
+
+    async def publish(
+        self, active: Active, kind: str, data: dict[str, Any], actor: str = "server"
+    ) -> dict[str, Any]:
+        """Log an event of a running recording and put it into its journal."""
+        entry = active.entry
+        event = await self.events.append(
+            kind, tenant=entry.tenant, room=entry.room, recording=entry.id, actor=actor, data=data
+        )
+        if entry.worker is not None:
+            params = {"recording": entry.id, "event": event}
+            try:
+                await self.workers.client(entry.worker).call("recording.event", params, START_TIMEOUT_S)
+            except WORKER_FAULTS as error:
+                _log.warning("event %s of %s is in the log only: %s", kind, entry.id, error)
+        return event
+
+    def running(self, entry: Entry) -> Active:
+        """Give a recording that records or pauses; raises Refused."""
+        active = self.active.get(entry.id)
+        if active is None or not active.running:
+            raise Refused("recording_state", f"the recording is {entry.state}")
+        return active
+
+    async def pause(self, entry: Entry, actor: str) -> Entry:
+        """Pause: the composite shows a card, the interval is listed. Pausing a paused one changes nothing."""
+        active = self.running(entry)
+        async with active.lock:
+            if active.entry.state != "paused":
+                details = {**active.entry.details, "paused_ns": time.monotonic_ns()}
+                active.entry = changed(active.entry, "paused", details=details)
+                await self.save(active)
+                await self.publish(active, "recording.paused", {}, actor)
+        return active.entry
+
+    async def resume(self, entry: Entry, actor: str) -> Entry:
+        """Go on after a pause. Resuming a running one changes nothing."""
+        active = self.running(entry)
+        async with active.lock:
+            if active.entry.state != "recording":
+                active.entry = changed(active.entry, "recording", details=_pause_listed(active))
+                await self.save(active)
+                await self.publish(active, "recording.resumed", {}, actor)
+        return active.entry
+
+    async def change_picture(self, entry: Entry, change: dict[str, Any], actor: str) -> Entry:
+        """Change layout or overlays from now on; the template in the manifest stays as it was."""
+        active = self.running(entry)
+        async with active.lock:
+            await self.publish(active, "recording.layout_changed", change, actor)
+        return active.entry
+
+    async def mark(self, entry: Entry, marker: dict[str, Any], actor: str) -> dict[str, Any]:
+        """Put the start or end of a step into log and journal; returns the event."""
+        active = self.running(entry)
+        kind = "step.started" if marker["action"] == "start" else "step.ended"
+        data = {
+            **marker["step"],
+            "result": marker["result"],
+            "data": marker["data"],
+            "media_ms": active.media_ms(time.monotonic_ns()),
+        }
+        async with active.lock:
+            return await self.publish(active, kind, data, actor)
+
+    async def stop(self, entry: Entry, reason: str, actor: str = "server") -> Entry:
+        """End a recording; returns when its manifest is signed. One that has ended stays as it is."""
+        active = self.active.get(entry.id)
+        if active is None:
+            return await self.find(entry.id) or entry
+        if active.stopping is None:
+            active.stopping = asyncio.create_task(self._stop(active, reason, actor), name=f"stop {entry.id}")
+        return await asyncio.shield(active.stopping)
+
+    async def stop_room(self, room: Room, reason: str) -> None:
+        """End everything that records a room."""
+        await asyncio.gather(
+            *(self.stop(active.entry, reason) for active in self.in_room(room.tenant, room.name)),
+            return_exceptions=False,
+        )
+
+    async def _stop(self, active: Active, reason: str, actor: str) -> Entry:
+        async with active.lock:
+            if active.entry.state != "stopping":
+                details = _pause_listed(active)
+                details["reason"] = reason
+                active.entry = changed(active.entry, "stopping", details=details)
+                await self.save(active)
+            lost = not await self._end_part(active, reason)
+        return await self.seal(active, lost=lost, actor=actor)
+
+    async def _end_part(self, active: Active, reason: str) -> bool:
+        """Let the worker end its part; False if there is no worker left to do so."""
+        entry = active.entry
+        params = {"recording": entry.id, "final": True, "reason": reason}
+        for _ in range(3):
+            try:
+                assert entry.worker is not None
+                client = self.workers.client(entry.worker)
+                await client.connect(timeout_s=2.0)
+                answer = await client.call("recording.stop", params, STOP_TIMEOUT_S)
+            except IpcError as error:
+                _log.error("the worker could not end recording %s: %s", entry.id, error)
+                return False
+            except NoWorker:
+                return False
+            except (ConnectionError, TimeoutError) as error:
+                _log.warning("no answer to the stop of recording %s, asking again: %s", entry.id, error)
+                continue
+            active.summaries[entry.part] = PartSummary.from_json(answer["part"])
+            return True
+        return False
+
+    async def seal(self, active: Active, *, lost: bool, actor: str = "server") -> Entry:
+        """Sign the capture manifest of what was recorded; the recording has ended then.
+
+        ``lost``: the last part's writer died, so that the end is where its journal ends.
+        """
+        entry = active.entry
+        try:
+            active.entry = await evidence.capture(
+                self.provider,
+                self.directory(entry),
+                active.data_key,
+                entry,
+                dict(active.summaries),
+                lost=lost,
+            )
+        except (evidence.EvidenceProblem, OSError) as error:
+            _log.exception("recording %s could not be sealed", entry.id)
+            code = "disk_full" if isinstance(error, OSError) else "seal_failed"
+            none = {"state": "none", "progress": None}
+            active.entry = changed(entry, "failed", failure=code, composing=none, worker=None)
+        await self.save(active)
+        self.active.pop(entry.id, None)
+        self.metrics.recordings_ended.labels(active.entry.state).inc()
+        ended = active.entry
+        await self.events.append(
+            "recording.stopped" if ended.state != "failed" else "recording.failed",
+            tenant=ended.tenant,
+            room=ended.room,
+            recording=ended.id,
+            actor=actor,
+            data={
+                "state": ended.state,
+                "reason": ended.details.get("reason", "worker_lost"),
+                "code": ended.failure,
+                "duration_ms": duration_ms(ended),
+                "parts": ended.part,
+                "gaps": ended.details["gaps"],
+            },
+        )
+        await self.finishing.stopped(active)
+        return await self.find(ended.id) or ended
+
+    async def observe(self, room: Room, kind: str, data: dict[str, Any]) -> None:
+        """Take from a worker's event what concerns the recordings of its room."""
+        for active in self.in_room(room.tenant, room.name):
+            if kind == "participant.joined":
+                who = room.participants.get(str(data.get("identity")))
+                known = {one["identity"] for one in active.entry.details["participants"]}
+                if who is not None and not who.hidden and who.identity not in known:
+                    joined = [*active.entry.details["participants"], _who(who)]
+                    active.entry = replace(
+                        active.entry, details={**active.entry.details, "participants": joined}
+                    )
+                    await self.save(active)
+            elif kind == "recording.failed" and data.get("recording", active.entry.id) == active.entry.id:
+                _log.error("the worker cannot go on recording %s: %s", active.entry.id, data)
+                reason = str(data.get("code", "recording_failed"))
+                active.entry = replace(active.entry, failure=reason)
+                self.later(self.stop(active.entry, reason))
+
+    def later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Let something go on that nobody waits for; its failure is logged."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("background work on a recording failed", exc_info=task.exception())
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait for what goes on in the background."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+
+
+def duration_ms(entry: Entry) -> int | None:
+    """Give the recording's length, up to now while it runs; None before it is armed."""
+    if entry.armed_ns is None:
+        return None
+    if entry.stopped_ns is not None:
+        return (entry.stopped_ns - entry.armed_ns) // 1_000_000
+    return max(0, time.monotonic_ns() - int(entry.details["armed_mono_ns"])) // 1_000_000
+
+
+def boot_id() -> str:
+    """Name this boot of the machine: monotonic times of different boots cannot be compared."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _who(one: Participant) -> dict[str, Any]:
+    return {"identity": one.identity, "seat": one.seat, "role": one.role, "name": one.name}
+
+
+def _pause_listed(active: Active) -> dict[str, Any]:
+    """Give the details with a running pause closed and listed."""
+    details = dict(active.entry.details)
+    paused_ns = details.pop("paused_ns", None)
+    if paused_ns is not None:
+        interval = {
+            "from_ms": active.media_ms(paused_ns),
+            "to_ms": active.media_ms(time.monotonic_ns()),
+            "reason": "paused",
+        }
+        details["gaps"] = [*details["gaps"], interval]
+    return details

@@ -1,0 +1,63 @@
+"""All state changes of a recording happen through here, and the rule for further attempts.
+
+arming ─→ recording ⇄ paused
+   │          │         │
+   │          └────┬────┘
+   ↓               ↓
+ failed ←────  stopping ─→ sealed | recovered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mediaserver.errors import Refused
+from recorder.catalog import Entry
+
+TRANSITIONS: dict[str, tuple[str, ...]] = {
+    "arming": ("recording", "stopping", "failed"),
+    "recording": ("paused", "stopping"),
+    "paused": ("recording", "stopping"),
+    "stopping": ("sealed", "recovered", "failed"),
+    "sealed": (),
+    "recovered": (),
+    "failed": (),
+}
+
+
+def changed(entry: Entry, state: str, **columns: Any) -> Entry:
+    """Give the entry in its next state; raises Refused if the one does not follow the other."""
+    if state not in TRANSITIONS[entry.state]:
+        raise Refused("recording_state", f"a recording that is {entry.state} cannot become {state}")
+    return replace(entry, state=state, **columns)
+
+
+def next_attempt(earlier: Sequence[Entry], attempt: int | None, supersedes: str | None) -> int:
+    """Decide which attempt a new recording of a business number is.
+
+    ``earlier`` are its recordings, first to last. A first recording needs no attempt; a further one must say
+    ``attempt`` = last + 1, so that nobody records a transaction twice by accident. Attempts that never armed
+    do not count against the caller: the next may repeat their call without naming one. Raises Refused.
+    """
+    running = next((entry for entry in earlier if entry.active), None)
+    if running is not None:
+        raise Refused("recording_active", "this business number is being recorded", recording=running.id)
+    last = earlier[-1] if earlier else None
+    expected = last.attempt + 1 if last is not None else 1
+    if supersedes is not None and supersedes not in {entry.id for entry in earlier}:
+        raise Refused("attempt_required", "supersedes names no recording of this business number")
+    recorded = [entry for entry in earlier if entry.armed_ns is not None]
+    if attempt is None and not recorded:
+        return expected
+    if attempt != expected:
+        raise Refused(
+            "attempt_required",
+            f"this business number was recorded before: say attempt {expected}"
+            if recorded
+            else f"the next attempt is {expected}",
+            recording=last.id if last is not None else None,
+            attempt=expected,
+        )
+    return attempt
