@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from compositor.canvas import Planes, SparseStamp, Stamp, blend, make_stamp, rgb_to_yuv, yuv
+from compositor.canvas import Floats, Planes, SparseStamp, Stamp, blend, make_stamp, rgb_to_yuv, yuv
 from compositor.layout import Place
 from compositor.text import GlyphRow, Style, masks, text_stamp, text_width
 from compositor.wallclock import clock_text
@@ -29,6 +29,8 @@ from recorder.template import (
 )
 
 Values = Mapping[str, str]
+SOURCE_NAMES = {"screen": " · 屏幕 screen", "document": " · 文档 document"}
+"""What a label adds for a picture that is not the seat's face."""
 
 
 class ImageError(Exception):
@@ -151,7 +153,7 @@ class OverlaySet:
         return _Clock(overlay, self._width, self._height, GlyphRow(self._style(overlay)))
 
     def _line(self, overlay: TextOverlay | CaptionOverlay, text: str) -> _Still:
-        style = _narrowed(text, self._style(overlay), self._width)
+        text, style = _fitted(text, self._style(overlay), self._width)
         stamp = text_stamp(text, style, self._missing)
         at = _corner(
             overlay.anchor, overlay.x, overlay.y, self._width, self._height, stamp.width, stamp.height
@@ -163,6 +165,7 @@ class OverlaySet:
     ) -> None:
         for name in named:
             text = fill_text(overlay.text, name.values).strip()
+            text += SOURCE_NAMES.get(name.place.source, "")
             if name.muted:
                 text += " (已静音 muted)"
             if text.strip():
@@ -171,7 +174,7 @@ class OverlaySet:
                 self._items.append(once(key, partial(self._label, overlay, text, place)))
 
     def _label(self, overlay: LabelOverlay, text: str, place: Place) -> _Still:
-        style = _narrowed(text, self._style(overlay), place.w)
+        text, style = _fitted(text, self._style(overlay), place.w)
         stamp = text_stamp(text, style, self._missing)
         x, y = _corner(overlay.anchor, overlay.x, overlay.y, place.w, place.h, stamp.width, stamp.height)
         return _Still(stamp, place.x + x, place.y + y)
@@ -187,13 +190,17 @@ class OverlaySet:
         return _Tiled(SparseStamp(tile_stamp(overlay, text, self._width, self._height, self._missing)))
 
 
-def _narrowed(text: str, style: Style, width: int) -> Style:
-    """Shrink letters so that a line is no wider than 96 % of ``width``."""
-    wide = text_width(text, style.size_px) + 2 * style.padding_px
-    if wide <= width * 0.96:
-        return style
-    size_px = max(8, int(style.size_px * width * 0.96 / wide))
-    return Style(size_px, style.colour, style.alpha, style.shade)
+def _fitted(text: str, style: Style, width: int) -> tuple[str, Style]:
+    """Shrink letters, at most to 60 %, then cut, so that a line is no wider than 96 % of ``width``."""
+    room = width * 0.96 - 2 * style.padding_px
+    wide = text_width(text, style.size_px)
+    if wide <= room:
+        return text, style
+    size_px = max(8, round(style.size_px * 0.6), int(style.size_px * room / wide))
+    smaller = replace(style, size_px=size_px)
+    while len(text) > 1 and text_width(text, size_px) > room:
+        text = text[: -max(2, len(text) // 16)].rstrip("…") + "…"
+    return text, smaller
 
 
 def image_stamp(png: bytes, width: int, alpha: float) -> Stamp:
@@ -224,27 +231,27 @@ def tile_stamp(
     """Repeat a turned line of text over the whole canvas, every second row moved by half a step."""
     style = Style(max(8, round(overlay.size * height)), overlay.colour)
     letters, _ = masks(text, style, missing)
-    alpha = np.zeros((height, width), np.float32)
-    mark = Image.fromarray((letters * 255).astype(np.uint8)).rotate(
-        -overlay.angle, expand=True, resample=Image.Resampling.BICUBIC
+    row = max(round(overlay.gap * height), letters.shape[0])
+    column = letters.shape[1] + round(overlay.gap * height)
+    side = math.ceil(math.hypot(width, height)) + 2
+    pattern = np.zeros((side, side), np.float32)
+    for index in range(side // row + 1):
+        start = -(index % 2) * (column // 2)
+        for x in range(start, side, column):
+            _lay(pattern, letters, x, index * row)
+    turned = Image.fromarray((pattern * 255).astype(np.uint8)).rotate(
+        -overlay.angle, resample=Image.Resampling.BICUBIC
     )
-    turned = np.asarray(mark, np.float32) / np.float32(255.0)
-    radians = math.radians(abs(overlay.angle))
-    row = max(turned.shape[0] * 0.6, overlay.gap * height, 8.0)
-    column = max(letters.shape[1] * math.cos(radians) + overlay.gap * height, turned.shape[1] * 0.5, 8.0)
-    for index in range(-1, math.ceil(height / row) + 1):
-        offset = (index % 2) * column / 2
-        for step in range(-2, math.ceil(width / column) + 2):
-            _lay(alpha, turned, round(step * column + offset), round(index * row))
-    alpha *= np.float32(overlay.alpha)
+    left, top = (side - width) // 2, (side - height) // 2
+    alpha = np.asarray(turned, np.float32)[top : top + height, left : left + width]
+    alpha = alpha * np.float32(overlay.alpha / 255.0)
     y, u, v = yuv(overlay.colour)
     return make_stamp(alpha, alpha * np.float32(y), alpha * np.float32(u), alpha * np.float32(v))
 
 
-def _lay(alpha: Any, mark: Any, x: int, y: int) -> None:
-    """Put a mask into a larger one by maximum, clipped."""
+def _lay(pattern: Floats, mark: Floats, x: int, y: int) -> None:
+    """Put a mask into a larger one, clipped."""
     left, top = max(0, x), max(0, y)
-    right, bottom = min(alpha.shape[1], x + mark.shape[1]), min(alpha.shape[0], y + mark.shape[0])
+    right, bottom = min(pattern.shape[1], x + mark.shape[1]), min(pattern.shape[0], y + mark.shape[0])
     if left < right and top < bottom:
-        part = alpha[top:bottom, left:right]
-        np.maximum(part, mark[top - y : bottom - y, left - x : right - x], out=part)
+        pattern[top:bottom, left:right] = mark[top - y : bottom - y, left - x : right - x]

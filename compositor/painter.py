@@ -102,6 +102,8 @@ class Painter:
             if seat is not None:
                 muted = place.source == "camera" and scene.microphone_muted(seat.seat)
                 named.append(Named(place, _seat_values(self._values(now_ns), [seat]), muted))
+        for index in [index for index in self._noted if index >= len(places)]:
+            del self._noted[index]
         self._overlays.arrange(template.overlays, self._values(now_ns), named)
 
     def _values(self, now_ns: int) -> dict[str, str]:

@@ -85,7 +85,9 @@ class Call:
             stamp = round(at_ms * info.clock_rate / 1000) + 7000 & 0xFFFFFFFF
             for index, part in enumerate(parts):
                 marker = index == len(parts) - 1 and info.kind == "video"
-                packet = RtpPacket(info.payload_type, sequence & 0xFFFF, stamp, info.ssrc, part, marker).build()
+                packet = RtpPacket(
+                    info.payload_type, sequence & 0xFFFF, stamp, info.ssrc, part, marker
+                ).build()
                 self.put(at_ms + index * 0.01, lambda at, p=packet: RtpRecord(info.track, at, p))  # type: ignore[misc]
                 sequence += 1
 
@@ -105,7 +107,9 @@ class Call:
         to_ms = self.duration_ms if to_ms is None else to_ms
         count = (to_ms - from_ms) * fps // 1000
         frames = []
-        for index, (data, key) in enumerate(coded(info.mime, [luma(n) for n in range(count)], size, fps, key_every)):
+        for index, (data, key) in enumerate(
+            coded(info.mime, [luma(n) for n in range(count)], size, fps, key_every)
+        ):
             frames.append((from_ms + index * 1000 / fps, payloads(info.mime, data, index, key)))
         sequence = 100
         for index, (at_ms, parts) in enumerate(frames):
