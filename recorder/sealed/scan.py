@@ -102,8 +102,8 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
 def _changed_length(source: RecordSource, result: FileScan, good: Sm3) -> SealedError | None:
     """Tell a record whose length was changed from one that its writer did not finish.
 
-    A torn write leaves nothing behind it. If the next record's number follows where a known type begins, or the
-    last 32 bytes are the digest they were with the right length, the length was changed.
+    A torn write leaves nothing behind it. If the next record's number follows where a known type begins, or
+    the last 32 bytes are the digest they were with the right length, the length was changed.
     """
     offset, number = result.good_bytes, len(result.records)
     tail = source.pread(fmt.MAX_BODY_BYTES + fmt.OVERHEAD_BYTES, offset)
