@@ -28,7 +28,7 @@ FLAGS = (
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Participant:
     """A browser that takes part in a room."""
 

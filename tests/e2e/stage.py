@@ -25,6 +25,7 @@ import yaml
 from mediaserver.tokens import ApiKey, server_token
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = Path(sys.executable).with_name("mediaserver")
 MARK = "STAGE_MARK"
 START_S = 40.0
 """Until the server is ready. On two busy cores its imports alone take some seconds."""
@@ -129,7 +130,7 @@ class Stage:
         """Start the control process and wait until the server says that it is ready. Raises StageError."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mediaserver.cli", "serve"],
+                [str(PROGRAM), "serve"],
                 env=self.environment(),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -244,7 +245,7 @@ def _what(command: str) -> str:
     for part, what in (
         ("mediaserver.media.worker", "worker"),
         ("compositor.job", "compositor"),
-        ("mediaserver.cli serve", "control"),
+        ("mediaserver serve", "control"),
     ):
         if part in command:
             return what
