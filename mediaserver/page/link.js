@@ -1,0 +1,159 @@
+// One WebRTC connection to the server (WHIP or WHEP) that comes back by itself.
+//
+// States: connecting → connected ⇄ reconnecting → failed | closed. A connection counts as broken when ICE fails, when
+// it stays disconnected, when nothing at all has arrived for a while (a dead server process sends no goodbye), or when
+// the event stream says so. Then it is made anew: a new offer, with growing pauses.
+
+const CONNECT_TIMEOUT_MS = 8000;
+const DISCONNECTED_MS = 1500;
+const SILENCE_MS = 3200; // ICE checks of a quiet connection are answered every 2.5 s
+const PAUSES_MS = [0, 250, 500, 1000, 2000];
+
+export class Link extends EventTarget {
+  #api;
+  #path;
+  #setUp;
+  #state = "connecting";
+  #closed = false;
+  #broken = null;
+  #location = null;
+  pc = null;
+
+  /** setUp(pc) adds the transceivers before every offer. */
+  constructor(api, path, setUp) {
+    super();
+    this.#api = api;
+    this.#path = path;
+    this.#setUp = setUp;
+    this.#run();
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /** Id of the server's session, to find oneself in events. */
+  get session() {
+    return this.#location?.split("/").pop() ?? null;
+  }
+
+  /** Make the connection anew. */
+  restart(reason) {
+    this.#broken?.(reason);
+  }
+
+  close() {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#broken?.("closed");
+    this.#hangUp();
+    this.#become("closed");
+  }
+
+  #become(state, detail = null) {
+    if (this.#state === "closed" || (this.#state === state && !detail)) return;
+    this.#state = state;
+    this.dispatchEvent(new CustomEvent("state", { detail: { state, problem: detail } }));
+  }
+
+  #hangUp() {
+    this.pc?.close();
+    this.pc = null;
+    if (this.#location) this.#api.hangUp(this.#location);
+    this.#location = null;
+  }
+
+  async #run() {
+    let failures = 0;
+    while (!this.#closed) {
+      try {
+        const broken = new Promise((done) => (this.#broken = done));
+        await Promise.race([this.#connect(), broken.then((reason) => Promise.reject(new Error(reason)))]);
+        failures = 0;
+        this.#become("connected");
+        const watch = this.#watch();
+        const reason = await broken;
+        clearInterval(watch);
+        console.info("link broke", this.#path, reason);
+      } catch (problem) {
+        if (this.#closed) break;
+        console.info("link did not connect", this.#path, problem.message);
+        if (problem.status && !problem.retryable) {
+          this.#hangUp();
+          this.#become("failed", problem);
+          return;
+        }
+        failures += 1;
+        if (problem.code) this.dispatchEvent(new CustomEvent("trouble", { detail: problem }));
+      }
+      if (this.#closed) break;
+      this.#become("reconnecting");
+      this.#hangUp();
+      await new Promise((done) => setTimeout(done, PAUSES_MS[Math.min(failures, PAUSES_MS.length - 1)]));
+    }
+    this.#hangUp();
+  }
+
+  async #connect() {
+    const pc = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
+    this.pc = pc;
+    pc.ontrack = (event) => this.dispatchEvent(Object.assign(new Event("track"), { track: event }));
+    let lost = 0;
+    pc.onconnectionstatechange = () => {
+      clearTimeout(lost);
+      if (this.pc !== pc) return;
+      if (pc.connectionState === "failed") this.restart("ICE failed");
+      if (pc.connectionState === "disconnected")
+        lost = setTimeout(() => this.pc === pc && this.restart("ICE stayed disconnected"), DISCONNECTED_MS);
+    };
+    this.#setUp(pc);
+    await pc.setLocalDescription();
+    const { sdp, location } = await this.#api.offer(this.#path, pc.localDescription.sdp);
+    if (this.#closed || this.pc !== pc) {
+      this.#api.hangUp(location);
+      throw new Error("given up meanwhile");
+    }
+    this.#location = location;
+    await pc.setRemoteDescription({ type: "answer", sdp });
+    await connected(pc);
+  }
+
+  /** Break the link when nothing arrives any more, neither media nor answers to ICE checks. */
+  #watch() {
+    const pc = this.pc;
+    let last = "";
+    let since = performance.now();
+    return setInterval(async () => {
+      const seen = await arrivals(pc);
+      if (seen !== last) {
+        last = seen;
+        since = performance.now();
+      } else if (this.pc === pc && performance.now() - since > SILENCE_MS) {
+        since = performance.now();
+        this.restart("silence");
+      }
+    }, 400);
+  }
+}
+
+async function arrivals(pc) {
+  if (!pc || pc.connectionState === "closed") return "closed";
+  let seen = "";
+  for (const report of (await pc.getStats()).values()) {
+    if (report.type === "candidate-pair") seen += `${report.bytesReceived}/${report.responsesReceived};`;
+  }
+  return seen;
+}
+
+function connected(pc) {
+  return new Promise((done, fail) => {
+    const timer = setTimeout(() => fail(new Error("no connection in time")), CONNECT_TIMEOUT_MS);
+    const look = () => {
+      if (pc.connectionState !== "connected") return;
+      clearTimeout(timer);
+      done();
+    };
+    pc.addEventListener("connectionstatechange", look);
+    look();
+  });
+}
