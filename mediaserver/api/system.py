@@ -16,8 +16,8 @@ from mediaserver.api.routing import Access, Call, Route, answer
 PAGE = Path(__file__).parent.parent / "page"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "media-src 'self' blob:; connect-src 'self'; font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
+    "media-src 'self' blob:; connect-src 'self'; font-src 'self'; manifest-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
 
@@ -68,5 +68,5 @@ ROUTES = (
     Route("GET", "/metrics", metrics, Access.PUBLIC, "Metrics for Prometheus", answer="text/plain"),
     Route("GET", "/openapi.json", openapi, Access.PUBLIC, "This description"),
     Route("GET", "/", page, Access.PUBLIC, "The page", answer="text/html"),
-    Route("GET", "/page/{name}", page, Access.PUBLIC, "Files of the page", answer="text/html"),
+    Route("GET", "/{name}", page, Access.PUBLIC, "Files of the page", answer="text/html"),
 )

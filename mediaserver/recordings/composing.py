@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -36,13 +36,22 @@ class ComposingFailed(Exception):
 class Composition:
     """The composing of one recording, over as many child processes as it needs."""
 
-    def __init__(self, recording: str, request: dict[str, Any], *, attempts: int, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        recording: str,
+        request: dict[str, Any],
+        *,
+        attempts: int,
+        on_event: OnEvent,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
         self.recording = recording
         self.progress: float | None = None
         """0–1 of what there is to compose; None until the child says something."""
         self.attempt = 0
         self.pid: int | None = None
         self._request = request
+        self._command = command
         self._attempts = attempts
         self._on_event = on_event
         self._ended = not request["live"]
@@ -90,7 +99,7 @@ class Composition:
 
     async def _once(self) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
-            *COMMAND,
+            *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LINE_LIMIT,

@@ -35,7 +35,7 @@ async def _next_part(recordings: Recordings, active: Active, died_ns: int) -> No
         active.entry = replace(active.entry, part=active.entry.part + 1)
         for attempt in range(GO_ON_TRIES):
             try:
-                armed_ns = await recordings.start_part(active)
+                _, began_ns = await recordings.start_part(active)
                 break
             except WORKER_FAULTS as error:
                 _log.warning("recording %s cannot go on yet: %s", active.entry.id, error)
@@ -45,7 +45,7 @@ async def _next_part(recordings: Recordings, active: Active, died_ns: int) -> No
             active.entry = replace(active.entry, part=active.entry.part - 1, worker=None)
             recordings.later(recordings.stop(active.entry, "worker_lost"))
             return
-        loss = {"from_ns": str(died_ns), "to_ns": str(armed_ns), "reason": "worker_lost"}
+        loss = {"from_ns": str(died_ns), "to_ns": str(began_ns), "reason": "worker_lost"}
         details = {**active.entry.details, "losses": [*active.entry.details["losses"], loss]}
         active.entry = replace(active.entry, details=details)
         await recordings.save(active)

@@ -163,7 +163,7 @@ class Recordings:
             data_key = await evidence.new_key(self.provider, directory, entry.id)
             active = Active(entry, data_key)
             self.active[entry.id] = active
-            armed_ns = await self.start_part(active)
+            armed_ns, _ = await self.start_part(active)
         except (*WORKER_FAULTS, OSError) as error:
             await self._give_up(entry, error)
             code = error.code if isinstance(error, IpcError) else "recording_failed"
@@ -195,8 +195,11 @@ class Recordings:
             data={"code": code},
         )
 
-    async def start_part(self, active: Active) -> int:
-        """Let the room's worker write the entry's part; returns its armed time (monotonic ns)."""
+    async def start_part(self, active: Active) -> tuple[int, int]:
+        """Let the room's worker write the entry's part.
+
+        Returns when the recording was armed and when this part began (monotonic ns).
+        """
         entry = active.entry
         room = self.rooms.get(entry.tenant, entry.room)
         if room is None:
@@ -228,7 +231,7 @@ class Recordings:
         }
         answer = await self.workers.client(room.worker).call("recording.start", params, START_TIMEOUT_S)
         active.entry = replace(active.entry, worker=room.worker)
-        return int(answer["armed_ns"])
+        return int(answer["armed_ns"]), int(answer.get("began_ns", answer["armed_ns"]))
 
     async def publish(
         self, active: Active, kind: str, data: dict[str, Any], actor: str = "server"
