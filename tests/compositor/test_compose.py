@@ -1,0 +1,245 @@
+"""Whole composites of made-up calls: what each place shows at each frame, and the sound at its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compositor.canvas import Planes, new_planes, yuv
+from compositor.compose import Composition, NothingRecorded
+from compositor.overlays import OverlaySet
+from recorder.records import EndRecord, TrackInfo
+from recorder.template import parse_template
+from tests.compositor.calls import START_NS, UTC_NS, Call, Watch, compose, track
+
+SMALL: dict[str, Any] = {"width": 640, "height": 360, "overlays": []}
+CODECS = ["video/VP8", "video/H264", "video/VP9", "video/AV1"]
+AGENT = track(1, "agent#1", "video/VP8")
+AGENT_SOUND = track(2, "agent#1", "audio/opus")
+CUSTOMER = track(3, "customer#1", "video/VP8")
+CUSTOMER_SOUND = track(4, "customer#1", "audio/opus")
+
+
+def middles(planes: Planes) -> tuple[int, int]:
+    """Luma in the middle of the left and of the right half."""
+    return int(planes.y[180, 160]), int(planes.y[180, 480])
+
+
+def shown(report: dict[str, Any], place: int) -> list[tuple[int, str | None, str]]:
+    return [(c["at_ms"], c["seat"], c["shown"]) for c in report["shown"] if c["place"] == place]
+
+
+@pytest.mark.parametrize("mime", CODECS)
+def test_every_picture_is_shown_at_its_time(mime: str) -> None:
+    call = Call(1600)
+    agent = track(1, "agent#1", mime)
+    customer = track(3, "customer#1", mime)
+    for info in (agent, customer):
+        call.join(info)
+    call.video(agent, lambda n: 40 + 3 * n)
+    call.video(customer, lambda n: 200 - 2 * n)
+    watch, report = compose(call, SMALL, middles)
+    assert len(watch.frames) == 40 == report["frames"]
+    assert report["duration_ms"] == 1600
+    lefts = [left for left, _ in watch.frames]
+    rights = [right for _, right in watch.frames]
+    first = next(n for n, left in enumerate(lefts) if abs(left - 40) <= 4)
+    assert first <= 2
+    for n in range(first, 40):
+        assert abs(lefts[n] - (40 + 3 * (n - first))) <= 4, n
+        assert abs(rights[n] - (200 - 2 * (n - first))) <= 4, n
+
+
+def test_late_join_leave_and_return() -> None:
+    call = Call(5200)
+    call.join(AGENT)
+    call.video(AGENT, lambda n: 90)
+    call.join(CUSTOMER, 1000)
+    call.video(CUSTOMER, lambda n: 180, from_ms=1000, to_ms=2000)
+    call.event(2000, "participant.left", identity="customer-id", seat="customer#1", role="customer")
+    again = track(5, "customer#1", "video/VP8")
+    call.join(again, 3000)
+    call.video(again, lambda n: 210, from_ms=3000, to_ms=4000)
+    watch, report = compose(call, SMALL, middles)
+    states = shown(report, 1)
+    assert [(seat, what) for _, seat, what in states] == [
+        (None, "waiting"),
+        ("customer#1", "picture"),
+        (None, "left"),
+        ("customer#1", "picture"),
+    ] or [what for _, _, what in states] == ["waiting", "starting", "picture", "left", "starting", "picture"]
+    pictures = [at for at, _, what in states if what == "picture"]
+    assert abs(pictures[0] - 1000) <= 80
+    assert abs(pictures[1] - 3000) <= 80
+    assert abs(next(at for at, _, what in states if what == "left") - 2000) <= 40
+    assert abs(watch.frames[40][1] - 180) <= 3
+    assert abs(watch.frames[90][1] - 210) <= 3
+    assert {what for _, _, what in shown(report, 0)} <= {"starting", "picture"}
+
+
+def test_last_picture_stands_two_seconds_then_the_signal_is_lost() -> None:
+    call = Call(5000)
+    call.join(AGENT)
+    call.join(CUSTOMER)
+    call.video(AGENT, lambda n: 90)
+    call.video(CUSTOMER, lambda n: 200, to_ms=1000)
+    watch, report = compose(call, SMALL, middles)
+    lost = [at for at, _, what in shown(report, 1) if what == "lost"]
+    assert len(lost) == 1
+    assert 2940 <= lost[0] <= 3040
+    assert abs(watch.frames[70][1] - 200) <= 3
+    assert watch.frames[80][1] < 120
+
+
+def test_mute_shows_a_card_at_once_and_takes_the_sound() -> None:
+    call = Call(3000)
+    for info in (AGENT, AGENT_SOUND, CUSTOMER, CUSTOMER_SOUND):
+        call.join(info)
+    call.video(AGENT, lambda n: 90)
+    call.video(CUSTOMER, lambda n: 200)
+    call.audio(CUSTOMER_SOUND, 440)
+    call.event(1000, "track.muted", track=3)
+    call.event(1000, "track.muted", track=4)
+    call.event(2000, "track.unmuted", track=3)
+    call.event(2000, "track.unmuted", track=4)
+    watch, report = compose(call, SMALL, middles)
+    states = [(at, what) for at, _, what in shown(report, 1) if what in ("picture", "muted")]
+    assert states[-2:] == [(1000, "muted"), (2000, "picture")]
+    loud = np.abs(watch.samples[0]).reshape(-1, 480).max(axis=1) > 0.1
+    assert not loud[105:198].any()
+    assert loud[20:95].all()
+    assert loud[210:295].all()
+
+
+def test_damage_is_never_shown() -> None:
+    """A lost frame: the last good picture stands until the next keyframe, and the stretch is listed."""
+    call = Call(2400)
+    call.join(AGENT)
+    call.join(CUSTOMER)
+    call.video(CUSTOMER, lambda n: 200)
+    call.video(AGENT, lambda n: 60 + 2 * n, drop=(30,))
+    watch, report = compose(call, SMALL, middles)
+    lefts = [left for left, _ in watch.frames]
+    assert all(abs(left - (60 + 2 * 29)) <= 5 for left in lefts[32:49])
+    assert abs(lefts[55] - (60 + 2 * 54)) <= 6
+    (damage,) = report["damage"]
+    ((begins, ends),) = damage["stretches_ms"]
+    assert 1200 <= begins <= 1320
+    assert 1980 <= ends <= 2100
+
+
+def test_sound_of_both_lies_at_its_time() -> None:
+    call = Call(3000)
+    for info in (AGENT_SOUND, CUSTOMER_SOUND):
+        call.join(info)
+    call.audio(AGENT_SOUND, 400, from_ms=500, to_ms=1000)
+    call.audio(CUSTOMER_SOUND, 1000, from_ms=1500, to_ms=2000)
+    watch, _ = compose(call, SMALL, lambda planes: None)
+    assert abs(watch.samples.shape[1] - 144_000) <= 480
+    loud = np.flatnonzero(np.abs(watch.samples[0]) > 0.1) / 48
+    early, late = loud[loud < 1250], loud[loud > 1250]
+    assert abs(early[0] - 500) < 30
+    assert abs(early[-1] - 1000) < 30
+    assert abs(late[0] - 1500) < 30
+    assert abs(late[-1] - 2000) < 30
+    part = watch.samples[0][int(1.6 * 48_000) : int(1.9 * 48_000)]
+    assert abs(np.argmax(np.abs(np.fft.rfft(part))) * 48_000 / part.size - 1000) < 10
+
+
+def test_clock_of_every_frame_is_its_time_even_when_the_system_clock_steps() -> None:
+    call = Call(3000, clock_step_ms=(1000, -7_200_000))
+    call.join(AGENT)
+    call.video(AGENT, lambda n: 90)
+    template = {"width": 640, "height": 360, "overlays": [{"kind": "clock", "size": 0.06}]}
+    watch, report = compose(call, template, lambda planes: planes.y[0:48, 0:640].copy())
+    alone = OverlaySet(640, 360, lambda character: None)
+    alone.arrange(parse_template(template).overlays, {}, [])
+    for number, got in enumerate(watch.frames):
+        planes = new_planes(640, 360)
+        planes.fill(yuv("#101820"))
+        alone.draw(planes, UTC_NS + number * 40_000_000)
+        assert np.array_equal(got[:, :320], planes.y[0:48, :320]), number
+    assert report["clock"]["steps"] == [{"at_ms": 1000, "by_ms": -7_200_000}]
+
+
+def test_layout_change_pause_and_steps() -> None:
+    call = Call(4000)
+    for info in (AGENT, CUSTOMER, CUSTOMER_SOUND):
+        call.join(info)
+    call.video(AGENT, lambda n: 90)
+    call.video(CUSTOMER, lambda n: 200)
+    call.audio(CUSTOMER_SOUND, 440)
+    call.event(1000, "recording.layout_changed", layout={"name": "single"})
+    call.event(1500, "recording.layout_changed", layout={"name": "moon"})
+    call.event(2000, "recording.paused")
+    call.event(3000, "recording.resumed")
+    call.event(500, "step.started", code="risk", name="风险揭示")
+    call.event(3500, "step.ended", code="risk", result="yes")
+    watch, report = compose(call, SMALL, middles)
+    assert abs(watch.frames[20][0] - 90) <= 3
+    assert abs(watch.frames[30][0] - 200) <= 3
+    assert [change["at_ms"] for change in report["layout_changes"]] == [1000]
+    assert [change["at_ms"] for change in report["refused_changes"]] == [1500]
+    assert report["pauses"] == [[2000, 3000]]
+    assert (2000, None, "paused") in shown(report, 0)
+    assert watch.frames[60][0] < 120
+    assert not np.abs(watch.samples[0][96_000:143_900]).any()
+    assert report["steps"] == [
+        {"code": "risk", "name": "风险揭示", "from_ms": 500, "to_ms": 3500, "result": "yes"}
+    ]
+
+
+def test_missing_glyph_is_reported_once() -> None:
+    call = Call(1000)
+    info = track(1, "agent#1", "video/VP8", name="王\U0002fffe")
+    call.join(info)
+    call.video(info, lambda n: 90)
+    found: list[str] = []
+    watch = Watch(lambda planes: None)
+    template = parse_template({"width": 640, "height": 360})
+    composition = Composition(template, watch.open, found.append)
+    for record in call.records():
+        composition.feed(record)
+    assert composition.finish()["missing_glyphs"] == ["U+2FFFE"]
+    assert found == ["\U0002fffe"]
+
+
+def test_resolution_change_and_portrait_keep_the_file_going() -> None:
+    call = Call(2000)
+    call.join(AGENT)
+    call.join(CUSTOMER)
+    call.video(AGENT, lambda n: 90)
+    call.video(CUSTOMER, lambda n: 200, to_ms=1000, size=(320, 180))
+    frames_before = len(call._records)
+    tall = TrackInfo(**{f: getattr(CUSTOMER, f) for f in CUSTOMER.__slots__})
+    call.video(tall, lambda n: 150, from_ms=1000, size=(180, 320))
+    assert len(call._records) > frames_before
+    watch, report = compose(
+        call, SMALL, lambda p: (int(p.y[180, 480]), int(p.y[20, 480]), int(p.y[180, 340]))
+    )
+    assert len(watch.frames) == 50
+    assert abs(watch.frames[20][0] - 200) <= 3
+    assert watch.frames[20][1] < 40, "a wide picture leaves a margin above"
+    assert abs(watch.frames[45][1] - 150) <= 3, "a tall one fills the height"
+    assert watch.frames[45][2] < 40, "and leaves margins beside it"
+    assert report["duration_ms"] == 2000
+
+
+def test_nobody_at_all_and_no_session() -> None:
+    watch, report = compose(Call(1000), SMALL, middles)
+    assert len(watch.frames) == 25
+    assert [what for _, _, what in shown(report, 0)] == ["waiting"]
+    with pytest.raises(NothingRecorded):
+        Composition(parse_template(SMALL), watch.open).finish()
+
+
+def test_end_without_a_final_record() -> None:
+    watch = Watch(lambda planes: None)
+    composition = Composition(parse_template(SMALL), watch.open)
+    for record in Call(2000).records():
+        if not isinstance(record, EndRecord):
+            composition.feed(record)
+    assert composition.finish(START_NS + 1_800_000_000)["duration_ms"] == 1800
+    assert len(watch.frames) == 45
