@@ -27,9 +27,8 @@ MAX_PENDING = 512
 MAX_ASKS = 8
 
 KEYFRAME_INTERVAL_NS = 500 * MS
-"""Least time between two keyframe requests of a stream: each costs the publisher a burst of 3-10 times a
-frame."""
-KEYFRAME_RETRY_NS = 1_000 * MS
+"""Time between two keyframe requests of a stream, wanted anew or not yet answered: each costs the publisher
+a burst of 3-10 times a frame."""
 
 
 @dataclass(slots=True)
@@ -110,9 +109,7 @@ class KeyframeRequester:
         if self._wanted_ns is None:
             return False
         if self._asked_ns is not None:
-            waited = now - self._asked_ns
-            first = self._asked_ns < self._wanted_ns
-            if waited < (KEYFRAME_INTERVAL_NS if first else KEYFRAME_RETRY_NS):
+            if now - self._asked_ns < KEYFRAME_INTERVAL_NS:
                 return False
         self._asked_ns = now
         self.asked += 1

@@ -130,9 +130,10 @@ class IceAgent:
         self._window_ns = 0
         self._budget = UNAUTHENTICATED_PER_SECOND
 
-    def add(self, session: str, remote_ufrag: str, now: int) -> Credentials:
-        """Begin to answer checks of a session; returns the credentials for its SDP answer."""
-        local = self._fresh()
+    def add(self, session: str, remote_ufrag: str, now: int, local: Credentials | None = None) -> Credentials:
+        """Begin to answer checks of a session; returns our credentials for its SDP answer, drawn if not
+        given."""
+        local = local or self._fresh()
         leg = _Leg(session, local, remote_ufrag, now)
         self._legs[session] = self._by_ufrag[local.ufrag] = leg
         return local

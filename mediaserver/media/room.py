@@ -120,7 +120,8 @@ class Room:
         session.hidden = person.hidden
         session.open(offer, self.codecs, target)
         try:
-            for publication in self.live(target):
+            wanted = self.participants.get(target)
+            for publication in wanted.publications if wanted else ():  # those still connecting too
                 place = session.place_for(publication)
                 if place is not None and place.codec_for(publication) is None:
                     raise self._mismatch(publication, session)

@@ -16,6 +16,7 @@ MAX_LINE = 4_096
 MAX_MEDIA = 64
 MAX_EXTENSIONS = 64
 MAX_SSRCS = 32
+MAX_SETTINGS = 1_024
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
 _ICE = re.compile(r"[A-Za-z0-9+/=_-]{4,256}")  # RFC 8839 has no "=", "_", "-", some senders do
@@ -71,6 +72,11 @@ class MediaOffer:
     fingerprints: list[tuple[str, str]] = field(default_factory=list)
     setup: str = ""
     simulcast: str = ""
+    settings: list[tuple[str, str]] = field(default_factory=list)
+    """``fmtp`` lines as (payload type, text); applied at the end, because Firefox writes them before
+    ``rtpmap``."""
+    feedback: list[tuple[str, str]] = field(default_factory=list)
+    """``rtcp-fb`` lines, likewise."""
 
     @property
     def is_media(self) -> bool:
@@ -232,22 +238,13 @@ def _media_attribute(media: MediaOffer, name: str, value: str, number: int) -> N
             channels = _integer(parts[2], 1, 8, "channel count", number) if len(parts) > 2 else 1
             codec_name = _matching(_TOKEN, parts[0], "codec name", number)
             media.codecs[payload_type] = Codec(payload_type, codec_name, rate, channels)
-    elif name == "fmtp":
+    elif name in ("fmtp", "rtcp-fb"):
         word, _, rest = value.partition(" ")
-        codec = media.codecs.get(_integer(word, 0, 127, "fmtp", number))
-        if codec is not None:
-            for pair in rest.split(";")[:32]:
-                key, separator, setting = pair.strip().partition("=")
-                if key:
-                    codec.fmtp[key.lower() if separator else key] = setting
-    elif name == "rtcp-fb":
-        word, _, rest = value.partition(" ")
-        chosen = (
-            media.codecs.values() if word == "*" else [media.codecs.get(int(word))] if word.isdigit() else []
-        )
-        for codec in chosen:
-            if codec is not None and len(codec.feedback) < 16:
-                codec.feedback.append(rest.strip())
+        if word != "*" or name == "fmtp":
+            _integer(word, 0, 127, name, number)
+        lines = media.settings if name == "fmtp" else media.feedback
+        if len(lines) < MAX_SETTINGS:
+            lines.append((word, rest.strip()))
     elif name == "ssrc":
         word, _, rest = value.partition(" ")
         ssrc = _integer(word, 0, 2**32 - 1, "ssrc", number)
@@ -268,6 +265,26 @@ def _media_attribute(media: MediaOffer, name: str, value: str, number: int) -> N
         media.simulcast = value
 
 
+def _settle_codecs(media: MediaOffer) -> None:
+    for word, text in media.settings:
+        codec = media.codecs.get(int(word))
+        if codec is not None:
+            for pair in text.split(";")[:32]:
+                key, separator, setting = pair.strip().partition("=")
+                if key:
+                    codec.fmtp[key.lower() if separator else key] = setting
+    for word, text in media.feedback:
+        for codec in media.codecs.values():
+            if word in ("*", str(codec.payload_type)) and len(codec.feedback) < 16:
+                codec.feedback.append(text)
+    for codec in media.codecs.values():
+        if codec.name.lower() == "rtx":
+            apt = codec.fmtp.get("apt", "")
+            main = media.codecs.get(int(apt)) if _NUMBER.fullmatch(apt) else None
+            if main is not None and main.rtx is None:
+                main.rtx = codec.payload_type
+
+
 def _finish(offer: Offer, session: MediaOffer) -> None:
     if not offer.media:
         raise SdpError("has no m-line")
@@ -282,12 +299,7 @@ def _finish(offer: Offer, session: MediaOffer) -> None:
         if media.mid in mids and media.mid:
             raise SdpError("two m-lines have the same mid")
         mids.add(media.mid)
-        for codec in list(media.codecs.values()):
-            if codec.name.lower() == "rtx":
-                apt = codec.fmtp.get("apt", "")
-                main = media.codecs.get(int(apt)) if apt.isdigit() and len(apt) < 4 else None
-                if main is not None and main.rtx is None:
-                    main.rtx = codec.payload_type
+        _settle_codecs(media)
     transport = offer.transport
     if not transport.ufrag or not transport.password:
         raise SdpError("has no ICE credentials")

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    MediaStreamTrack,
+    RTCBundlePolicy,
+    RTCConfiguration,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
 from av import AudioFrame, VideoFrame
 
 from mediaserver.ipc import IpcClient
@@ -42,12 +48,12 @@ class Worker:
                 self.events.append(event)
                 self._changed.notify_all()
 
-    async def wait_for(self, kind: str, timeout_s: float = 10.0, **data: object) -> JsonObject:
+    async def wait_for(self, event_type: str, /, timeout_s: float = 10.0, **data: object) -> JsonObject:
         """Return the first event of a type whose data has these members."""
 
         def found() -> JsonObject | None:
             for event in self.events:
-                if event["type"] == kind and all(event["data"].get(k) == v for k, v in data.items()):
+                if event["type"] == event_type and all(event["data"].get(k) == v for k, v in data.items()):
                     return event
             return None
 
@@ -202,9 +208,10 @@ class Viewer:
     """A subscriber that decodes what it gets."""
 
     def __init__(self, videos: int = 1) -> None:
-        self.peer = RTCPeerConnection()
+        # Under its default policy aiortc 1.16 leaves a second video m-line on a transport that never starts.
+        self.peer = RTCPeerConnection(RTCConfiguration(bundlePolicy=RTCBundlePolicy.MAX_BUNDLE))
         self.frames: dict[str, int] = {}
-        self.last: dict[str, VideoFrame | AudioFrame] = {}
+        self.last: dict[str, object] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.peer.addTransceiver("audio", direction="recvonly")
         for _ in range(videos):
