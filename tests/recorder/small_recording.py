@@ -1,7 +1,8 @@
-"""Make a small but complete recording from real parts: sealed segments, checkpoints, manifest, composite, statements."""
+"""Make a small but complete recording from real parts: segments, checkpoints, manifest, composite."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from recorder.checkpoint import Checkpoint, merkle_tree
 from recorder.ids import uuid7
 from recorder.journal.encoding import encode
 from recorder.journal.summary import PartSummary
-from recorder.keys import FileProvider, data_key_id, write_sidecar
+from recorder.keys import FileProvider, write_sidecar
 from recorder.manifest import write_manifest
 from recorder.records import EndRecord, EventRecord, RtpRecord, SessionRecord, TrackInfo, TrackRecord
 from recorder.sealed import DataKey, FileSummary, RecordType, SealedWriter
@@ -50,16 +51,18 @@ def make_recording(
     stopped: bool = True,
     composite_bytes: int = 3000,
 ) -> SmallRecording:
-    """Write a recording of ``segments`` segments with ``checkpoints`` checkpoints each; its content is seeded."""
+    """Write a recording of ``segments`` segments, ``checkpoints`` checkpoints each; content is seeded."""
     source = random.Random(seed)
-    data_key, wrap = _new_data_key(provider, source)
+    data_key, wrap = _new_data_key(provider)
     recording = str(uuid7())
     path.mkdir(parents=True)
     signer = provider.signer()
     write_sidecar(path, recording, data_key.key_id, [wrap], signer, utc_ns=UTC_NS)
     segments_directory(path).mkdir()
     part = PartSummary(part=1, began_ns=SECOND_NS, reason="stopped", ended=stopped, final=stopped)
-    track = TrackInfo(1, "li-wei", "customer#1", "customer", "李伟", "video", "camera", "video/VP8", 90000, 96, 7)
+    track = TrackInfo(
+        1, "li-wei", "customer#1", "customer", "李伟", "video", "camera", "video/VP8", 90000, 96, 7
+    )
     part.tracks.append(track)
     at_ns, previous = SECOND_NS, None
     for index in range(segments):
@@ -83,7 +86,9 @@ def make_recording(
             at_ns += SECOND_NS
             writer.public_frame(RecordType.CHECKPOINT, _checkpoint(writer.head, at_ns, provider, source))
         if index == segments - 1:
-            writer.append(encode([EventRecord(at_ns, {"type": "participant.left"}), EndRecord(at_ns, True, "x")]))
+            writer.append(
+                encode([EventRecord(at_ns, {"type": "participant.left"}), EndRecord(at_ns, True, "x")])
+            )
             if not stopped:
                 writer.abandon()
                 break
@@ -97,13 +102,8 @@ def make_recording(
     return made
 
 
-def _new_data_key(provider: FileProvider, source: random.Random) -> tuple[DataKey, dict[str, JSON]]:
-    import asyncio
-
-    del source
-    data_key, wrap = asyncio.run(provider.new_data_key("new"))
-    assert data_key.key_id == data_key_id(data_key.secret)
-    return data_key, wrap
+def _new_data_key(provider: FileProvider) -> tuple[DataKey, dict[str, JSON]]:
+    return asyncio.run(provider.new_data_key("new"))
 
 
 def _checkpoint(head: bytes, at_ns: int, provider: FileProvider, source: random.Random) -> bytes:
