@@ -38,6 +38,40 @@ WORKER_GAUGES = {
 }
 """Numbers in a worker's ``stats`` that go up and down; the metric is ``shuanglu_<name>``."""
 
+SOURCES = {
+    "packets_received": ("forwarder.datagrams_received",),
+    "packets_sent": ("forwarder.datagrams_sent",),
+    "packets_rejected": (
+        "forwarder.unknown_address",
+        "forwarder.malformed",
+        "ice.malformed",
+        "ice.unknown_user",
+        "ice.bad_integrity",
+        "ice.limited",
+        "ice.ignored",
+        "dtls.malformed",
+        "dtls.fingerprint_mismatch",
+        "transport.dtls_unbound",
+        "transport.unknown_datagrams",
+        "rtcp_malformed",
+    ),
+    "journal_dropped_packets": ("forwarder.tap_dropped",),
+    "resident_bytes": ("rss_bytes",),
+}
+"""Which members of a worker's ``stats`` make a figure; several are added up. The others have its name."""
+
+
+def figure(stats: Mapping[str, Any], name: str) -> float | None:
+    """Return a figure out of a worker's ``stats``, or None where it is missing or no number."""
+    found = []
+    for path in SOURCES.get(name, (name,)):
+        value: Any = stats
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found.append(float(value))
+    return sum(found) if found else None
+
 
 class Metrics:
     """All metrics of one control process, in a registry of their own."""
@@ -99,17 +133,18 @@ class Metrics:
                 self._last.pop((index, name), None)
         label = str(index)
         for name, counter in self._counters.items():
-            value = stats.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            value = figure(stats, name)
+            if value is not None:
                 before = self._last.get((index, name), 0.0)
                 counter.labels(label).inc(max(0.0, value - before))
-                self._last[index, name] = max(before, float(value))
+                self._last[index, name] = max(before, value)
         for name, gauge in self._gauges.items():
-            value = stats.get(name)
-            if isinstance(value, int | float):
+            value = figure(stats, name)
+            if value is not None:
                 gauge.labels(label).set(value)
-        if "forwarder" in stats:
-            self.native_forwarder.labels(label).set(stats["forwarder"] == "native")
+        forwarder = stats.get("forwarder")
+        if isinstance(forwarder, Mapping):
+            self.native_forwarder.labels(label).set(forwarder.get("kind") == "native")
 
     def text(self) -> bytes:
         """Return the exposition text."""
