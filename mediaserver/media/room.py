@@ -326,7 +326,7 @@ class Room:
             "codec_mismatch",
             f"{publication.sender.identity} sends {publication.mime}; "
             f"{session.identity or 'the subscriber'} takes {', '.join(dict.fromkeys(offered)) or 'none'}",
-            409,
+            422,
         )
 
     def _left(self, person: Participant, session: Session, reason: str) -> None:

@@ -123,7 +123,7 @@ async def test_codec_mismatch_names_both_sides(server: Worker) -> None:
     await server.call("room.open", room="vp9", codecs=["video/VP9", "audio/opus"])
     with pytest.raises(IpcError) as caught:
         await publish(server, "vp9", "customer")
-    assert (caught.value.code, caught.value.status) == ("codec_mismatch", 409)
+    assert (caught.value.code, caught.value.status) == ("codec_mismatch", 422)
     assert "VP9" in caught.value.detail
     assert "VP8, H264" in caught.value.detail
 
@@ -136,7 +136,7 @@ async def test_codec_mismatch_names_both_sides(server: Worker) -> None:
     line.setCodecPreferences([codec for codec in codecs if codec.name in ("H264", "rtx")])
     with pytest.raises(IpcError) as caught:
         await connect(server, subscriber, "whep", room="vp8", identity="agent", target="customer")
-    assert (caught.value.code, caught.value.status) == ("codec_mismatch", 409)
+    assert (caught.value.code, caught.value.status) == ("codec_mismatch", 422)
     assert "customer sends video/VP8; agent takes H264" in caught.value.detail
     await subscriber.close()
     await customer.close()
