@@ -8,7 +8,7 @@ or later is the same, pixel by pixel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -17,14 +17,22 @@ from compositor.decode import AudioDecoder, Damage, UnknownCodec, VideoDecoder
 from compositor.mixer import JUMP_SAMPLES, Mixer
 from compositor.painter import Painter
 from compositor.scene import Scene
-from compositor.timeline import HORIZON_NS, Frame, Timeline
+from compositor.timeline import HORIZON_NS, VERSION, Frame, Timeline
 from compositor.wallclock import WallClock
 from recorder.clock import rfc3339
-from recorder.records import ClockRecord, EndRecord, Record, RtcpRecord, RtpRecord, SessionRecord
+from recorder.records import (
+    ClockRecord,
+    EndRecord,
+    GapRecord,
+    Record,
+    RtcpRecord,
+    RtpRecord,
+    SessionRecord,
+)
 from recorder.template import Template
 
 SAMPLE_RATE = 48_000
-TIMELINE_VERSION = 1
+REPORT_VERSION = 1
 
 
 class Output(Protocol):
@@ -53,8 +61,6 @@ class Composition:
         """``output`` is called once with the number of sound channels, ``missing_glyph`` per glyph."""
         self.template = template
         self.start_ns: int | None = None
-        self.known_ns = 0
-        """Time of the newest record fed."""
         self.final_ns: int | None = None
         """Time of the final end record, once it was fed."""
         self.frames = 0
@@ -72,24 +78,48 @@ class Composition:
         self._make_output = output
         self._mixer: Mixer | None = None
         self._samples = 0
+        self._total_samples: int | None = None
+        self._held: list[Record] = []
+        self._boot: object = None
+        self._rebooted = False
         self._fps = template.frame_rate
         self.duration_s = Fraction(0)
         """Length of the recording, known after ``finish``."""
 
+    @property
+    def known_ns(self) -> int:
+        """Time of the newest record fed, on the session's timeline."""
+        return self._timeline.now_ns
+
     def feed(self, record: Record) -> None:
         """Take the next record of the journal."""
-        if isinstance(record, SessionRecord) and self.start_ns is None:
-            self.start_ns = int(record.info.get("armed_ns", record.at_ns))
-            self._mixer = Mixer(self.start_ns, self.template.audio)
-            self._output = self._make_output(self._mixer.channels)
-        at_ns = record.arrival_ns if isinstance(record, RtpRecord | RtcpRecord) else _time_of(record)
-        self.known_ns = max(self.known_ns, at_ns)
+        if isinstance(record, SessionRecord):
+            if self.start_ns is None:
+                self.start_ns = int(record.info.get("armed_ns", record.at_ns))
+                self._mixer = Mixer(self.start_ns, self.template.audio)
+                self._output = self._make_output(self._mixer.channels)
+            boot, self._boot = self._boot, record.info.get("boot_id")
+            self._rebooted = boot is not None and boot != self._boot and self._clock.first is not None
+        self._timeline.feed(record)
+        if isinstance(record, RtpRecord | RtcpRecord):
+            return
+        self._held.append(record)
+        if not self._rebooted or isinstance(record, ClockRecord):
+            # after a restart of the machine the timeline knows with the first clock pair where it goes on
+            self._rebooted = False
+            held, self._held = self._held, []
+            for one in held:
+                self._release(one, self._timeline.shift_ns)
+
+    def _release(self, record: Record, shift_ns: int) -> None:
+        """Hand a record on whose place on the session's timeline is known."""
+        if shift_ns and not isinstance(record, RtpRecord | RtcpRecord | GapRecord):
+            record = replace(record, at_ns=record.at_ns + shift_ns)
         if isinstance(record, ClockRecord):
             self._clock.feed(record)
         elif isinstance(record, EndRecord) and record.final:
             self.final_ns = record.at_ns
         self._scene.feed(record)
-        self._timeline.feed(record)
 
     @property
     def armed_utc_ns(self) -> int | None:
@@ -118,13 +148,14 @@ class Composition:
         """
         if self.start_ns is None or self._mixer is None or self._output is None:
             raise NothingRecorded("the journal holds no session")
-        end = self.final_ns if self.final_ns is not None else end_ns if end_ns is not None else self.known_ns
+        end = self.known_ns if end_ns is None else end_ns + self._timeline.shift_ns
+        end = end if self.final_ns is None else self.final_ns
         end = max(end, self.start_ns + 1_000_000_000 // self._fps)
         self._timeline.end()
         while self.frame_ns(self.frames) < end:
             self._frame()
-        total = self._mixer.sample_at(end)
-        self._sound(total + 240)
+        self._total_samples = self._mixer.sample_at(end)
+        self._sound(self._total_samples + 240)
         self.duration_s = Fraction(end - self.start_ns, 1_000_000_000)
         return self._report(end)
 
@@ -173,6 +204,8 @@ class Composition:
         for pause in self._scene.pauses:
             self._mixer.silence(pause[0], pause[1] if len(pause) == 2 else self.known_ns + HORIZON_NS)
         samples = self._mixer.take(upto_sample)
+        if self._total_samples is not None:
+            samples = samples[:, : self._total_samples - self._samples]
         if samples.shape[1]:
             self._samples += samples.shape[1]
             self._output.sound(samples)
@@ -188,7 +221,8 @@ class Composition:
         armed = clock.utc_ns(self.start_ns or 0)
         damage = {**self._video, **self._audio}
         return {
-            "version": TIMELINE_VERSION,
+            "version": REPORT_VERSION,
+            "timeline_version": VERSION,
             "armed_at": rfc3339(armed) if armed is not None else None,
             "duration_ms": self._ms(end_ns),
             "fps": self._fps,
@@ -254,8 +288,3 @@ class Composition:
 
     def _ms(self, at_ns: int) -> int:
         return round((at_ns - (self.start_ns or 0)) / 1_000_000)
-
-
-def _time_of(record: Any) -> int:
-    """Return the time of a record that is no packet; a gap is known when it ends."""
-    return int(record.to_ns if hasattr(record, "to_ns") else record.at_ns)

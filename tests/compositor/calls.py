@@ -70,6 +70,7 @@ class Call:
     clock_step_ms: tuple[int, int] | None = None
     """At which ms the system clock steps by how many ms."""
     _records: list[tuple[int, int, Record]] = field(default_factory=list)
+    _sequences: dict[int, int] = field(default_factory=dict)
 
     def put(self, at_ms: float, make: Callable[[int], Record]) -> None:
         """Add a record made for its time in ns."""
@@ -84,9 +85,9 @@ class Call:
         """An event of the call."""
         self.put(at_ms, lambda at: EventRecord(at, {"type": kind, "data": data}))
 
-    def packets(self, info: TrackInfo, frames: list[tuple[float, list[bytes]]], first: int = 100) -> None:
-        """RTP of frames given as (ms, payloads), arriving 20 ms after the media's time."""
-        sequence = first
+    def packets(self, info: TrackInfo, frames: list[tuple[float, list[bytes]]]) -> None:
+        """RTP of frames given as (ms, payloads), arriving at the media's time."""
+        sequence = self._sequences.get(info.track, 100)
         for at_ms, parts in frames:
             stamp = round(at_ms * info.clock_rate / 1000) + 7000 & 0xFFFFFFFF
             for index, part in enumerate(parts):
@@ -96,6 +97,7 @@ class Call:
                 ).build()
                 self.put(at_ms + index * 0.01, lambda at, p=packet: RtpRecord(info.track, at, p))  # type: ignore[misc]
                 sequence += 1
+        self._sequences[info.track] = sequence
 
     def video(
         self,
@@ -117,11 +119,11 @@ class Call:
             coded(info.mime, [luma(n) for n in range(count)], size, fps, key_every)
         ):
             frames.append((from_ms + index * 1000 / fps, payloads(info.mime, data, index, key)))
-        sequence = 100
-        for index, (at_ms, parts) in enumerate(frames):
-            if index not in drop:
-                self.packets(info, [(at_ms, parts)], sequence)
-            sequence += len(parts)
+        for index, frame in enumerate(frames):
+            if index in drop:
+                self._sequences[info.track] = self._sequences.get(info.track, 100) + len(frame[1])
+            else:
+                self.packets(info, [frame])
 
     def audio(
         self, info: TrackInfo, hertz: float, *, from_ms: int = 0, to_ms: int | None = None, level: float = 0.3
@@ -129,7 +131,7 @@ class Call:
         """Send a tone in Opus packets of 20 ms."""
         to_ms = self.duration_ms if to_ms is None else to_ms
         encoded = opus_tone(hertz, to_ms - from_ms, level)
-        self.packets(info, [(from_ms + 20 * index, [data]) for index, data in enumerate(encoded)], 500)
+        self.packets(info, [(from_ms + 20 * index, [data]) for index, data in enumerate(encoded)])
 
     def records(self) -> list[Record]:
         """Return all records, with session, clock pairs and end."""
@@ -166,7 +168,8 @@ def coded(
     encoder.time_base, encoder.framerate = Fraction(1, fps), Fraction(fps)
     encoder.options = options
     encoder.gop_size = key_every
-    encoder.bit_rate = 1_500_000
+    if mime != "video/AV1":
+        encoder.bit_rate = 1_500_000
     encoder.thread_count = 1
     out = []
     for index, luma in enumerate(lumas):

@@ -17,7 +17,7 @@ import pytest
 from compositor.job import EXIT_FAILED, EXIT_PARENT_DIED
 from recorder.records import Record
 from recorder.sealed import DataKey, SealedReader
-from tests.compositor.calls import Call, JournalInSteps, track
+from tests.compositor.calls import MS, START_NS, Call, JournalInSteps, track
 
 KEY = DataKey("job", b"fedcba9876543210")
 TEMPLATE = {"width": 320, "height": 240, "profile": "evidence"}
@@ -131,7 +131,7 @@ def test_ended_without_a_final_record_and_singles(tmp_path: Path, records: list[
     journal = JournalInSteps(tmp_path, KEY, records[:-1])
     journal.write()
     child = Child(tmp_path, live=True, template=None, singles=[])
-    child.say({"ended": True})
+    child.say({"ended": True, "end_ns": START_NS + 4000 * MS})
     done = child.last()["done"]
     assert [single["name"] for single in done["singles"]] == [
         "single-agent-1-camera.webm",

@@ -1,0 +1,289 @@
+"""The command ``compositor``: compose a recording by hand, look at layouts, ask the font."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import av
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+
+from compositor.canvas import Canvas
+from compositor.compose import Composition, NothingRecorded
+from compositor.encode import EncodeError, Encoder
+from compositor.fonts import FONT_PATH, FontError, coverage, missing_glyphs
+from compositor.mp4 import write_mp4
+from compositor.overlays import ImageError
+from compositor.spool import SpoolError
+from recorder.journal import JournalError, JournalReader
+from recorder.keys import FileProvider, KeyProblem, read_sidecar
+from recorder.records import EventRecord, SessionRecord, TrackInfo, TrackRecord
+from recorder.sealed import DataKey, SealedError, SealedWriter
+from recorder.template import LayoutName, Template, parse_template
+
+app = typer.Typer(
+    name="compositor",
+    help="Composes recordings: pictures and sound of all parties, overlays, one MP4.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+LAYOUTS: tuple[LayoutName, ...] = (
+    "side_by_side",
+    "pip",
+    "grid",
+    "screen_main",
+    "single",
+    "top_bottom",
+    "custom",
+)
+_FAILURES = (
+    NothingRecorded,
+    EncodeError,
+    SpoolError,
+    ImageError,
+    FontError,
+    KeyProblem,
+    SealedError,
+    JournalError,
+    OSError,
+)
+
+
+def main() -> None:
+    """Run the command; failures that are no defect of ours become one line and exit code 1."""
+    try:
+        app()
+    except _FAILURES as error:
+        _fail(str(error))
+
+
+def _fail(text: str) -> NoReturn:
+    err.print(f"compositor: {text}", markup=False)
+    sys.exit(1)
+
+
+def _template(path: Path | None) -> Template:
+    try:
+        return parse_template(None if path is None else json.loads(path.read_text()))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        _fail("the template is not valid: " + "; ".join(faults))
+    except ValueError as error:
+        _fail(f"the template is no JSON: {error}")
+
+
+def _data_key(directory: Path, keys: Path, passphrase_file: Path | None, purpose: str) -> DataKey:
+    passphrase = os.environ.get("SHUANGLU_CRYPTO_PASSPHRASE")
+    if passphrase_file is not None:
+        passphrase = passphrase_file.read_text().rstrip("\n")
+    sidecar = read_sidecar(directory)
+    provider = FileProvider.open(keys, passphrase)
+    return provider.unwrap_now(
+        sidecar, recording_id=str(sidecar["recording"]), purpose=purpose, actor=getpass.getuser()
+    )
+
+
+@app.command()
+def compose(
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="Directory of one recording.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; it must not exist.")],
+    keys: Annotated[
+        Path, typer.Option("--keys", help="Directory with encryption.key.pem and the signing key.")
+    ],
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option("--passphrase-file", help="The keys' passphrase, or set SHUANGLU_CRYPTO_PASSPHRASE."),
+    ] = None,
+    template_file: Annotated[
+        Path | None,
+        typer.Option("--template", help="JSON of a template; default: the one of the recording."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write a playable MP4 instead of a sealed file; needs --purpose.")
+    ] = False,
+    purpose: Annotated[str, typer.Option("--purpose", help="Why; goes into the log of key uses.")] = "",
+) -> None:
+    """Compose a recording again: the same records give the same pictures at the same times.
+
+    The result is sealed with the recording's data key and of kind derived: it never replaces the archive.
+    """
+    if plain and not purpose:
+        _fail("--plain writes a recording in the clear: say why with --purpose")
+    if plain and recording.resolve() in output.resolve().parents:
+        _fail("a plain file does not go into the recording's directory")
+    if output.exists():
+        _fail(f"{output} exists")
+    key = _data_key(recording, keys, passphrase_file, purpose or "compose")
+    template = _template(template_file)
+    if template_file is None:
+        template = _recorded_template(recording, key) or template
+    composition, encoder = _composed(recording, key, template, output.parent)
+    try:
+        spool = encoder.finish()
+        content = (spool.tables, spool.runs, spool.read())
+        created = composition.armed_utc_ns or 0
+        if plain:
+            with open(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                write_mp4(file.write, *content, duration_s=composition.duration_s, created_utc_ns=created)
+            err.print(f"compositor: {getpass.getuser()} wrote {output} in the clear: {purpose}", markup=False)
+        else:
+            with SealedWriter(output, key, kind="derived", media_type="video/mp4") as writer:
+                write_mp4(writer.write, *content, duration_s=composition.duration_s, created_utc_ns=created)
+    finally:
+        encoder.spool.remove()
+    out.print(f"{output}: {float(composition.duration_s):.3f} s, {composition.frames} frames", markup=False)
+
+
+def _recorded_template(recording: Path, key: DataKey) -> Template | None:
+    """Return the template frozen when the recording began."""
+    reader = JournalReader(recording, key)
+    try:
+        for record in reader.records():
+            if isinstance(record, SessionRecord):
+                value = record.info.get("template")
+                return parse_template(value) if isinstance(value, dict) else None
+    finally:
+        reader.close()
+    return None
+
+
+def _composed(
+    recording: Path, key: DataKey, template: Template, directory: Path
+) -> tuple[Composition, Encoder]:
+    """Read the journal through a composition with a progress bar."""
+    made: list[Encoder] = []
+
+    def encoder(channels: int) -> Encoder:
+        made.append(Encoder(template, channels, directory / ".compositor.{file_id}.spool", key))
+        return made[0]
+
+    composition = Composition(
+        template, encoder, lambda character: err.print(f"no glyph: U+{ord(character):04X}")
+    )
+    reader = JournalReader(recording, key)
+    try:
+        with Progress(console=err, transient=True) as progress:
+            task = progress.add_task("composing", total=None)
+            for record in reader.records():
+                composition.feed(record)
+                if composition.advance():
+                    progress.update(task, completed=composition.frames / template.frame_rate)
+            composition.finish()
+    except BaseException:
+        for one in made:
+            one.spool.remove()
+        raise
+    finally:
+        reader.close()
+    return composition, made[0]
+
+
+@app.command()
+def layouts(
+    preview: Annotated[
+        Path | None, typer.Option("--preview", help="PNG to draw the chosen layout into, with stand-ins.")
+    ] = None,
+    name: Annotated[str, typer.Option("--layout", help="Layout to draw.")] = "side_by_side",
+    template_file: Annotated[
+        Path | None, typer.Option("--template", help="JSON of a template to draw instead.")
+    ] = None,
+    parties: Annotated[int, typer.Option("--parties", min=1, max=9, help="How many take part.")] = 2,
+) -> None:
+    """List the layouts, or draw one with stand-ins for the pictures."""
+    if preview is None:
+        for known in LAYOUTS:
+            out.print(known)
+        return
+    if template_file is None and name not in LAYOUTS:
+        _fail(f"no layout {name}; there are {' '.join(LAYOUTS)}")
+    template = _template(template_file)
+    if template_file is None:
+        try:
+            template = parse_template({"layout": name})
+        except ValidationError as error:
+            _fail(error.errors()[0]["msg"])
+    canvas = preview_canvas(template, parties)
+    image: Any = canvas.frame.reformat(format="rgb24")
+    png: Any = av.CodecContext.create("png", "w")
+    png.width, png.height, png.pix_fmt, png.time_base = (
+        template.width,
+        template.height,
+        "rgb24",
+        Fraction(1, 1),
+    )
+    preview.write_bytes(b"".join(bytes(packet) for packet in [*png.encode(image), *png.encode(None)]))
+
+
+class _LastFrame:
+    """An output that keeps nothing: the canvas is looked at afterwards."""
+
+    def __init__(self) -> None:
+        self.canvas: Canvas | None = None
+
+    def picture(self, canvas: Canvas) -> None:
+        self.canvas = canvas
+
+    def sound(self, samples: Any) -> None:
+        return
+
+
+def preview_canvas(template: Template, parties: int) -> Canvas:
+    """Compose one frame of a call whose parties have their cameras off."""
+    output = _LastFrame()
+    composition = Composition(template, lambda channels: output)
+    info = {"armed_ns": 0, "business_no": "B-2026-000123", "room": "room-1", "tenant": "default"}
+    composition.feed(SessionRecord(0, 1, info))
+    roles = [
+        "agent",
+        "customer",
+        "expert",
+        "manager",
+        "co_borrower",
+        "insured",
+        "supervisor",
+        "customer",
+        "expert",
+    ]
+    for number, role in enumerate(roles[:parties], 1):
+        seat = f"{role}#{1 if number < 8 else 2}"
+        data = {"seat": seat, "identity": f"{role}-{number}", "role": role, "name": f"王小明 {number}"}
+        composition.feed(EventRecord(0, {"type": "participant.joined", "data": data}))
+    screen = TrackInfo(
+        1, "agent-1", "agent#1", "agent", "王小明 1", "video", "screen", "video/VP8", 90_000, 96, 1
+    )
+    if template.layout.name == "screen_main":
+        composition.feed(TrackRecord(0, screen))
+    composition.finish(1)
+    assert output.canvas is not None
+    return output.canvas
+
+
+@app.command()
+def fonts(
+    text: Annotated[str, typer.Argument(help="Text to check, for example names.")] = "",
+) -> None:
+    """Say what the shipped font covers; with a text, which of its characters it lacks (exit code 1 then)."""
+    if not text:
+        out.print(f"{FONT_PATH.name}: {len(coverage())} characters, SIL Open Font License 1.1")
+        return
+    lacking = missing_glyphs(text)
+    for character in lacking:
+        out.print(f"U+{ord(character):04X} {character}", markup=False)
+    sys.exit(1 if lacking else 0)
+
+
+if __name__ == "__main__":
+    main()
