@@ -1,4 +1,4 @@
-"""Decode a sealed file by docs/container.md alone: with ``cryptography`` and OpenSSL, nothing of ``recorder``."""
+"""Decode a recording by docs/container.md alone: with ``cryptography`` and OpenSSL, nothing of ours."""
 
 from __future__ import annotations
 
