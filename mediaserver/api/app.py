@@ -13,7 +13,7 @@ from aiohttp.typedefs import Middleware
 
 from mediaserver.api import events, files, invites, recordings, rooms, system, whip
 from mediaserver.api.auth import identify
-from mediaserver.api.problems import Problem, from_http_error
+from mediaserver.api.problems import CODES, Problem, from_http_error
 from mediaserver.api.routing import Call, Route, run
 from mediaserver.errors import Refused
 from mediaserver.ipc import IpcError
@@ -58,7 +58,7 @@ def build(control: Control) -> web.Application:
         client_max_size=control.settings.http.max_body_bytes,
         middlewares=[_outermost(control), _cors(control)],
     )
-    app["routes"] = ROUTES
+    app[system.ROUTES_KEY] = ROUTES
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _handler(control, route))
     app.on_response_prepare.append(_secured(control))
@@ -80,7 +80,8 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, Refused):
         return Problem(error.code, error.detail, **error.members)
     if isinstance(error, IpcError):
-        return Problem(error.code, error.detail, status=error.status if 400 <= error.status < 600 else 500)
+        status = None if error.code in CODES else error.status if 400 <= error.status < 600 else 500
+        return Problem(error.code, error.detail, status=status)
     if isinstance(error, NoWorker | ConnectionError | TimeoutError):
         return Problem("worker_unavailable", str(error), headers={"Retry-After": "1"})
     if isinstance(error, EvidenceProblem):

@@ -115,5 +115,4 @@ def _operation(route: Route, references: Any) -> dict[str, Any]:
 
 
 def _operation_id(route: Route) -> str:
-    module = route.handler.__module__.rpartition(".")[2]
-    return f"{module}_{route.handler.__name__}_{route.method.lower()}"
+    return "_".join([route.method.lower(), *re.findall(r"\w+", route.path.removeprefix("/v1"))])
