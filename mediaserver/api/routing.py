@@ -109,6 +109,8 @@ async def read_body(request: web.Request, route: Route) -> Any:
     if isinstance(route.body, str):
         if request.content_type != route.body:
             raise Problem("media_type_unsupported", f"send {route.body}", headers={"Accept-Post": route.body})
+        if not raw.strip():
+            raise Problem("sdp_invalid", "the body is empty")
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
