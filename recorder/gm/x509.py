@@ -53,9 +53,10 @@ class Certificate:
             )
         except Sm2Error:
             raise
-        except ValueError:
-            # cryptography's texts speak of its FAQ, not of what is wrong.
-            raise Sm2Error("not a PEM certificate") from None
+        except Exception:
+            # Of hostile bytes cryptography raises ValueError, InvalidVersion and more of no common base; its
+            # texts speak of its FAQ, not of what is wrong.
+            raise Sm2Error("not a readable PEM certificate") from None
 
     def signed_by(self, issuer: PublicKey) -> bool:
         """Tell whether ``issuer`` signed this certificate (its own key: self-signed)."""

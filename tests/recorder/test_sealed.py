@@ -395,7 +395,7 @@ def test_the_writer_refuses_misuse(tmp_path: Path) -> None:
         {"kind": "original", "previous": b"x"},
     ):
         with pytest.raises(ValueError):
-            SealedWriter(tmp_path / "a", KEY, media_type="x/y", **arguments)  # type: ignore[arg-type]
+            SealedWriter(tmp_path / "a", KEY, media_type="x/y", **arguments)
     with pytest.raises(ValueError, match="data key"):
         DataKey("k", b"short")
     with SealedWriter(tmp_path / "a", KEY, kind="original", media_type="x/y") as writer:
