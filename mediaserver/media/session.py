@@ -116,7 +116,7 @@ class PublishSession(Session):
     def open(
         self, offer: Offer, room_codecs: list[str], source: str, sender: Sender, taps: list[int]
     ) -> None:
-        """Answer an offer; ``taps`` are two unused tap numbers. Raises IpcError ``codec_mismatch`` (422)
+        """Answer an offer; ``taps`` are two unused tap numbers. Raises IpcError ``codec_mismatch`` (409)
         and others."""
         self.source = source
         self.publications: list[Publication] = []
@@ -310,6 +310,6 @@ def fitting_codecs(media: MediaOffer, room_codecs: list[str]) -> list[Codec]:
             "codec_mismatch",
             f"{media.kind}: the room takes {', '.join(ours) or 'none'}; "
             f"the offer has {', '.join(answer.names(media)) or 'none'}",
-            422,
+            409,
         )
     return codecs

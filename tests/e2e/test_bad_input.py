@@ -136,7 +136,7 @@ HTTP: list[tuple[str, int, str, Callable[[Beside], Any]]] = [
         lambda b: whip(b, without(b.offer, "a=fingerprint")),
     ),
     ("an offer without ICE password", 400, "sdp_invalid", lambda b: whip(b, without(b.offer, "a=ice-pwd"))),
-    ("no usable codec", 422, "codec_mismatch", lambda b: whip(b, offer_without_codec(b.offer).encode())),
+    ("no usable codec", 409, "codec_mismatch", lambda b: whip(b, offer_without_codec(b.offer).encode())),
     ("JSON for SDP", 415, "media_type_unsupported", lambda b: whip(b, b"{}", JSON)),
     ("no token", 401, "token_missing", lambda b: whip(b, b.offer.encode(), {**SDP, "Authorization": ""})),
     ("a wrong token", 401, "token_invalid", lambda b: whip(b, b.offer.encode(), bearer="a.b.c")),

@@ -29,7 +29,7 @@ from recorder.records import (
 )
 from recorder.rtp import RtpPacket
 from recorder.sealed import DataKey
-from tests.media_worker.rig import Picture, Viewer, Worker, connect, publish, worker
+from tests.media_worker.rig import Picture, Tone, Viewer, Worker, connect, publish, worker
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -123,7 +123,7 @@ async def test_codec_mismatch_names_both_sides(server: Worker) -> None:
     await server.call("room.open", room="vp9", codecs=["video/VP9", "audio/opus"])
     with pytest.raises(IpcError) as caught:
         await publish(server, "vp9", "customer")
-    assert (caught.value.code, caught.value.status) == ("codec_mismatch", 422)
+    assert (caught.value.code, caught.value.status) == ("codec_mismatch", 409)
     assert "VP9" in caught.value.detail
     assert "VP8, H264" in caught.value.detail
 
@@ -136,7 +136,7 @@ async def test_codec_mismatch_names_both_sides(server: Worker) -> None:
     line.setCodecPreferences([codec for codec in codecs if codec.name in ("H264", "rtx")])
     with pytest.raises(IpcError) as caught:
         await connect(server, subscriber, "whep", room="vp8", identity="agent", target="customer")
-    assert (caught.value.code, caught.value.status) == ("codec_mismatch", 422)
+    assert (caught.value.code, caught.value.status) == ("codec_mismatch", 409)
     assert "customer sends video/VP8; agent takes H264" in caught.value.detail
     await subscriber.close()
     await customer.close()
@@ -273,6 +273,37 @@ async def test_recording_holds_every_track_and_what_happened(server: Worker) -> 
     assert sum(count["packets"] for count in stopped["part"]["counts"]) == sum(packets.values())
     for peer in (customer, agent):
         await peer.close()
+
+
+async def test_ssrcs_that_no_offer_named_are_found(server: Worker) -> None:
+    await server.call("room.open", room="unnamed")
+    directory, secret = await server.record("recording-unnamed", "unnamed")
+    peer = RTCPeerConnection()
+    peer.addTransceiver(Tone(), direction="sendonly")
+    peer.addTransceiver(Picture(), direction="sendonly")
+    await peer.setLocalDescription(await peer.createOffer())
+    sdp = re.sub(r"a=ssrc.*\r\n", "", peer.localDescription.sdp)
+    reply = await server.call("whip", room="unnamed", identity="customer", sdp=sdp)
+    await peer.setRemoteDescription(RTCSessionDescription(reply["sdp"], "answer"))
+    viewer = Viewer()
+    await connect(
+        server, viewer.peer, "whep", room="unnamed", identity="boss", target="customer", hidden=True
+    )
+    await viewer.wait_frames("video1", 10)
+    await viewer.wait_frames("audio0", 10)
+    await server.call("recording.stop", recording="recording-unnamed")
+    records = list(JournalReader(directory, DataKey("test", secret)).records())
+    numbers: dict[int, list[int]] = {}
+    for record in records:
+        if isinstance(record, RtpRecord):
+            numbers.setdefault(record.track, []).append(RtpPacket.parse(record.packet).sequence_number)
+    assert set(numbers) == {1, 2}
+    for track in numbers.values():  # from the very first packet on
+        assert (track[-1] - track[0]) % 65536 + 1 == len(set(track))
+    said = [record.event for record in records if isinstance(record, EventRecord)]
+    assert not any(event["data"].get("identity") == "boss" for event in said)
+    await peer.close()
+    await viewer.close()
 
 
 class LossyPath(asyncio.DatagramProtocol):
