@@ -197,10 +197,9 @@ export class Call extends EventTarget {
       if (event.type === "session.failed" && event.data.identity === this.identity && event.data.track)
         this.dispatchEvent(new CustomEvent("problem", { detail: event.data })); // such as codec_mismatch
     }
-    if (event.type === "participant.left") {
-      const other = this.#others.get(event.data.identity);
-      if (event.data.reason === "worker_died") other?.link.restart(event.type);
-    }
+    // Its media process died and the room lives in another one: nobody need wait for the silence to be noticed.
+    if (event.type === "room.moved" && Date.parse(event.time) > this.#joinedMs - 2000)
+      for (const link of this.#links()) if (link.connectedForMs > 1500) link.restart(event.type);
     this.refresh();
   }
 

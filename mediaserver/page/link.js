@@ -17,6 +17,7 @@ export class Link extends EventTarget {
   #closed = false;
   #broken = null;
   #location = null;
+  #connectedAt = null;
   pc = null;
 
   /** setUp(pc) adds the transceivers before every offer. */
@@ -35,6 +36,11 @@ export class Link extends EventTarget {
   /** Id of the server's session, to find oneself in events. */
   get session() {
     return this.#location?.split("/").pop() ?? null;
+  }
+
+  /** How long it has been connected, 0 if it is not. */
+  get connectedForMs() {
+    return this.#state === "connected" ? performance.now() - this.#connectedAt : 0;
   }
 
   /** Make the connection anew. */
@@ -70,6 +76,7 @@ export class Link extends EventTarget {
         const broken = new Promise((done) => (this.#broken = done));
         await Promise.race([this.#connect(), broken.then((reason) => Promise.reject(new Error(reason)))]);
         failures = 0;
+        this.#connectedAt = performance.now();
         this.#become("connected");
         const watch = this.#watch();
         const reason = await broken;

@@ -5,6 +5,7 @@ import { Call } from "./call.js";
 import { Devices, meter } from "./devices.js";
 import { onLanguage, problemText, roleName, switchLanguage, t, translate } from "./i18n.js";
 import { Recordings } from "./recordings.js";
+import { arrange } from "./stage.js";
 
 const byId = (id) => document.getElementById(id);
 const api = new Api();
@@ -103,9 +104,6 @@ function showControls() {
   control("record", running, running ? "i-stop" : "i-record", running ? "call.stopRecord" : "call.record");
   byId("record").hidden = byId("show-recordings").hidden = !recordings.may;
   byId("alone").hidden = !call.alone;
-  const stage = byId("stage");
-  stage.dataset.count = String(stage.childElementCount);
-  stage.classList.toggle("has-screen", stage.querySelector('[data-source="screen"]') !== null);
 }
 
 async function enter() {
@@ -205,6 +203,7 @@ function togglePanel(open = byId("panel").hidden) {
   if (open) recordings.refresh(0);
 }
 
+arrange(byId("stage"));
 byId("language").addEventListener("click", switchLanguage);
 onLanguage(() => {
   for (const { banner, problem } of banners.values()) banner.querySelector("p").textContent = problemText(problem);
@@ -253,6 +252,13 @@ addEventListener("pointerdown", () => {
   if (!banners.has("autoplay")) return;
   hush("autoplay");
   call?.show();
+});
+
+// An invitation opened while the page is already there changes the fragment only.
+addEventListener("hashchange", () => {
+  if (!location.hash.startsWith("#code=")) return;
+  leave("loading");
+  begin();
 });
 
 async function begin() {

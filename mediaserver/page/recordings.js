@@ -166,40 +166,43 @@ export class Recordings extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
+  /** Bring the list up to date in place: a row must not vanish under a finger. */
   #showList() {
     byId("no-recordings").hidden = this.#list.length > 0;
-    const focused = document.activeElement?.closest?.("li")?.dataset.id;
-    byId("recordings").replaceChildren(...this.#list.map((one) => this.#item(one)));
-    if (focused) byId("recordings").querySelector(`li[data-id="${focused}"] button`)?.focus();
+    const list = byId("recordings");
+    const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
+    this.#list.forEach((one, at) => {
+      const row = rows.get(one.id) ?? this.#row(one.id);
+      rows.delete(one.id);
+      this.#fill(row, one);
+      if (list.children[at] !== row) list.insertBefore(row, list.children[at] ?? null);
+    });
+    for (const row of rows.values()) row.remove();
   }
 
-  #item(one) {
-    const item = document.createElement("li");
-    item.dataset.id = one.id;
-    item.dataset.state = one.state;
-    item.dataset.testid = "recording";
-    item.dataset.composing = one.composing.state;
-    const button = document.createElement("button");
-    button.type = "button";
-    button.setAttribute("aria-label", t("recordings.play", { no: one.business_no }));
-    const number = Object.assign(document.createElement("strong"), { textContent: one.business_no });
-    const state = Object.assign(document.createElement("span"), { className: "state", textContent: t(`state.${one.state}`) });
+  #row(id) {
+    const row = document.createElement("li");
+    row.dataset.id = id;
+    row.dataset.testid = "recording";
+    row.innerHTML = `<button type="button"><strong></strong><span class="state"></span><span class="when"></span><progress max="1" hidden></progress></button>`;
+    row.querySelector("button").addEventListener("click", () => this.#openPlayer(this.#list.find((one) => one.id === id)));
+    return row;
+  }
+
+  #fill(row, one) {
+    row.dataset.state = one.state;
+    row.dataset.composing = one.composing.state;
+    row.querySelector("button").setAttribute("aria-label", t("recordings.play", { no: one.business_no }));
+    row.querySelector("strong").textContent = one.business_no;
+    row.querySelector(".state").textContent = t(`state.${one.state}`);
     const ms = one.duration_ms ?? (one.armed_at ? this.#api.now() - Date.parse(one.armed_at) : 0);
-    const when = Object.assign(document.createElement("span"), {
-      className: "when",
-      textContent: `${time(one.armed_at ?? one.created_at)} · ${clock(ms)}${one.attempt > 1 ? ` · #${one.attempt}` : ""}`,
-    });
-    button.append(number, state, when);
-    if (["waiting", "running"].includes(one.composing.state) && !ACTIVE.has(one.state)) {
-      const bar = document.createElement("progress");
-      bar.max = 1;
-      if (one.composing.progress !== null) bar.value = one.composing.progress;
-      bar.setAttribute("aria-label", t("composing.running"));
-      button.append(bar);
-    }
-    button.addEventListener("click", () => this.#openPlayer(one));
-    item.append(button);
-    return item;
+    const attempt = one.attempt > 1 ? ` · #${one.attempt}` : "";
+    row.querySelector(".when").textContent = `${time(one.armed_at ?? one.created_at)} · ${clock(ms)}${attempt}`;
+    const bar = row.querySelector("progress");
+    bar.hidden = ACTIVE.has(one.state) || !["waiting", "running"].includes(one.composing.state);
+    bar.setAttribute("aria-label", t("composing.running"));
+    if (one.composing.progress === null) bar.removeAttribute("value");
+    else bar.value = one.composing.progress;
   }
 
   #openPlayer(one) {
