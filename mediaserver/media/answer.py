@@ -21,6 +21,9 @@ ORIENTATION = "urn:3gpp:video-orientation"
 PUBLISH_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION, RID, REPAIRED_RID)
 SUBSCRIBE_EXTENSIONS = (MID, AUDIO_LEVEL, ORIENTATION)
 _FEEDBACK = ("nack", "nack pli", "ccm fir", "transport-cc", "goog-remb")
+START_KBPS = 1_200
+"""Where libwebrtc's estimator begins, kbit/s. With its own 300 Chromium 156 begins 720p
+at 480x270 and is still there after 6 s, whatever the estimate; with 1,200 it begins at 960x540."""
 DEFAULT_CODECS = ("VP8", "H264", "opus")
 KINDS = {
     "vp8": "video",
@@ -240,6 +243,8 @@ def _codec(codec: Codec, *, publishing: bool) -> list[str]:
     settings = dict(codec.fmtp)
     if codec.name.lower() == "opus":
         settings.setdefault("useinbandfec", "1")
+    elif publishing and "transport-cc" in codec.feedback:
+        settings["x-google-start-bitrate"] = str(START_KBPS)
     if settings:
         body = ";".join(f"{key}={value}" if value else key for key, value in settings.items())
         lines.append(f"a=fmtp:{number} {body}")

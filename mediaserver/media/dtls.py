@@ -23,7 +23,7 @@ from mediaserver.media.ice import SECOND_NS
 
 MTU = 1200
 """Largest datagram we send, as libwebrtc does: passes IPv6 and most tunnels."""
-HANDSHAKE_NS = 20 * SECOND_NS
+HANDSHAKE_NS = 30 * SECOND_NS
 _HASHES: dict[str, hashes.HashAlgorithm] = {
     "sha-256": hashes.SHA256(),
     "sha-384": hashes.SHA384(),
@@ -190,7 +190,7 @@ class DtlsEndpoint:
         return self._deadline_ns if self._timer_ns is None else min(self._timer_ns, self._deadline_ns)
 
     def handle_timer(self, now: int) -> list[bytes]:
-        """Retransmit a flight that got no answer, or give up after 20 s."""
+        """Retransmit a flight that got no answer, or give up after 30 s."""
         if self.state is not DtlsState.CONNECTING:
             return []
         if now >= self._deadline_ns:

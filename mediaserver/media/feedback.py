@@ -108,9 +108,8 @@ class KeyframeRequester:
         """Tell whether to send a request now; the caller sends it if so."""
         if self._wanted_ns is None:
             return False
-        if self._asked_ns is not None:
-            if now - self._asked_ns < KEYFRAME_INTERVAL_NS:
-                return False
+        if self._asked_ns is not None and now - self._asked_ns < KEYFRAME_INTERVAL_NS:
+            return False
         self._asked_ns = now
         self.asked += 1
         return True

@@ -15,6 +15,7 @@ from mediaserver.media.recording import Order, Recording
 from mediaserver.media.room import Room
 from recorder.clock import Clock
 from recorder.journal import GroupCommit, JournalError, JournalTrouble
+from recorder.keys import KeyProblem
 
 JsonObject = dict[str, Any]
 
@@ -85,10 +86,12 @@ class Recordings:
             active = next(iter(room.recordings), order.recording)
             raise IpcError("recording_active", active, 409)
         self._loop = asyncio.get_running_loop()
-        if self._commit is None:
-            self._commit = self._make_commit(self._trouble)
         try:
+            if self._commit is None:
+                self._commit = self._make_commit(self._trouble)
             recording = Recording(order, room, self._commit, self._clock)
+        except KeyProblem as error:
+            raise IpcError("keys_unavailable", str(error), 503) from None
         except JournalError as error:
             raise IpcError("part_exists", str(error), 409) from None
         except OSError as error:

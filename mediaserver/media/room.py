@@ -255,7 +255,10 @@ class Room:
 
     def _tell(self, kind: str, person: Participant, session: Session, **more: object) -> None:
         data = {"session": session.id, "kind": session.kind, "identity": person.identity, **more}
-        self.emit(kind, data)
+        if person.hidden:  # control may know; the record does not (a supervisor who only listens)
+            self._publish_event(self.envelope(kind, {**data, "hidden": True}))
+        else:
+            self.emit(kind, data)
 
     def _connected(self, person: Participant, session: Session) -> None:
         self._tell("session.connected", person, session)
@@ -326,7 +329,7 @@ class Room:
             "codec_mismatch",
             f"{publication.sender.identity} sends {publication.mime}; "
             f"{session.identity or 'the subscriber'} takes {', '.join(dict.fromkeys(offered)) or 'none'}",
-            422,
+            409,
         )
 
     def _left(self, person: Participant, session: Session, reason: str) -> None:

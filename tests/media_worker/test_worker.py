@@ -306,6 +306,28 @@ async def test_ssrcs_that_no_offer_named_are_found(server: Worker) -> None:
     await viewer.close()
 
 
+async def test_a_directory_that_is_none_refuses_the_recording_only(server: Worker) -> None:
+    await server.call("room.open", room="disk")
+    customer, _ = await publish(server, "disk", "customer")
+    (server.directory / "blocked").write_text("a file")
+    with pytest.raises(IpcError) as caught:
+        await server.record("blocked", "disk")
+    assert (caught.value.code, caught.value.status) == ("recording_failed", 507)
+    viewer = Viewer()
+    await connect(server, viewer.peer, "whep", room="disk", identity="agent", target="customer")
+    await viewer.wait_frames("video1", 3)
+    await server.record("recording-after", "disk")
+    stopped = await server.call("recording.stop", recording="recording-after")
+    assert stopped["part"]["final"]
+    with pytest.raises(IpcError) as caught:  # a part is never continued
+        await server.record("recording-after", "disk")
+    assert caught.value.code == "part_exists"
+    await server.record("recording-after", "disk", part=2)
+    await server.call("recording.stop", recording="recording-after")
+    await customer.close()
+    await viewer.close()
+
+
 class LossyPath(asyncio.DatagramProtocol):
     """A UDP relay that drops media packets on their way to the worker, a seeded part of them."""
 
