@@ -151,6 +151,8 @@ def _place_structure(checked: CheckedFile, expected: FileSummary | None) -> None
         elif problem.code == "incomplete" and expected is None:
             kind = Kind.LEFTOVER
         end = min(max(problem.end, problem.offset + 1), max(found.size, problem.offset + 1))
+        if kind == Kind.TRUNCATED and expected is not None:
+            end = expected.bytes
         checked.add(kind, problem.detail, problem.offset, end, problem.record)
     elif expected is not None and expected.finished and not found.finished:
         if found.size < expected.bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recorder.gm.sm3 import Sm3, named
+from recorder.gm.sm3 import DIGEST_BYTES, Sm3, named
 from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
 from recorder.sealed.format import DataKey, Flag, Header, RecordType, SealedError
@@ -82,7 +82,7 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
                 if on_record is not None:
                     on_record(record)
         except SealedError as problem:
-            result.problem = problem
+            result.problem = _not_torn(source, problem) if problem.code == "incomplete" else problem
         result.size = source.size()
         running = walk.running.copy()
         result.head = running.digest() if result.good_bytes else b""
@@ -97,6 +97,22 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
         return result
     finally:
         source.close()
+
+
+def _not_torn(source: RecordSource, problem: SealedError) -> SealedError:
+    """Tell a changed length in the first two records from a writer's death in its first write.
+
+    That write holds both; if a commitment's record header is there, it was whole.
+    """
+    start = source.pread(fmt.MAX_HEADER_BYTES + 2 * fmt.OVERHEAD_BYTES, 0)
+    place = start.find(_COMMITMENT_HEADER)
+    if place < 0 or len(start) < place + fmt.OVERHEAD_BYTES + DIGEST_BYTES:
+        return problem
+    detail = "the header's length was changed"
+    return SealedError("changed", problem.offset, detail, end=problem.offset + fmt.RECORD.size, record=0)
+
+
+_COMMITMENT_HEADER = fmt.RECORD.pack(RecordType.COMMITMENT, Flag.CRITICAL, 1, DIGEST_BYTES)
 
 
 def _changed_length(source: RecordSource, result: FileScan, good: Sm3) -> SealedError | None:

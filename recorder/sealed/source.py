@@ -109,6 +109,10 @@ class RecordSource:
                 "bad_header", first.offset, "first record is no header", end=first.end, record=0
             )
         header = Header.from_bytes(bytes(first.body))
+        stated = self.pread(RECORD.size, first.end)
+        if len(stated) == RECORD.size and RECORD.unpack(stated)[3] != DIGEST_BYTES:
+            end = first.end + RECORD.size
+            raise SealedError("bad_header", first.end, "a commitment has 32 bytes", end=end, record=1)
         second = self.record(first.end)
         if second is None:
             raise SealedError(
