@@ -1,0 +1,45 @@
+"""A program that speaks the compositor's lines, to test how its processes are kept running.
+
+Its first argument says what it does: ``done``, ``dies`` (always), ``dies_once`` (then is done; the second argument
+is a file that remembers), ``fails``, ``follows`` (is done when told that the journal has ended), ``chatters``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def say(message: dict[str, object]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def main() -> None:
+    what = sys.argv[1]
+    job = json.loads(sys.stdin.readline())
+    if what == "dies_once":
+        marker = Path(sys.argv[2])
+        if not marker.exists():
+            marker.touch()
+            os._exit(9)
+    elif what == "dies":
+        os._exit(9)
+    elif what == "fails":
+        say({"failed": {"code": "disk_full", "detail": "no space"}})
+        return
+    elif what == "follows":
+        say({"progress": {"composed_ms": 250, "of_ms": 1000}})
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(3)
+        assert json.loads(line) == {"ended": True}
+    elif what == "chatters":
+        print("this is not JSON", flush=True)
+        say({"event": {"type": "overlay.glyph_missing", "data": {"code_point": "U+3400"}}})
+    say({"done": {"file": None, "live": job["live"]}})
+
+
+if __name__ == "__main__":
+    main()

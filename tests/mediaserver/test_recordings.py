@@ -1,0 +1,290 @@
+"""Recordings over HTTP with a real worker: their life, their evidence, deaths in between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from mediaserver.errors import Refused
+from mediaserver.recordings.states import TRANSITIONS, changed, next_attempt
+from mediaserver.settings import Settings
+from recorder.catalog import Entry
+from tests.mediaserver.running import Client, make_keys, running, settings_in
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = settings_in(tmp_path_factory.mktemp("recordings"))
+    make_keys(settings)
+    return settings
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(settings: Settings) -> AsyncIterator[Client]:
+    async with running(settings) as client:
+        await client.ok("POST", "/v1/rooms", {"name": "desk"})
+        yield client
+
+
+async def start(api: Client, number: str, room: str = "desk", **more: Any) -> dict[str, Any]:
+    result: dict[str, Any] = await api.ok(
+        "POST", f"/v1/rooms/{room}/recordings", {"business_no": number, **more}
+    )
+    return result
+
+
+async def stop(api: Client, identifier: str) -> dict[str, Any]:
+    result: dict[str, Any] = await api.ok("POST", f"/v1/recordings/{identifier}/stop")
+    return result
+
+
+async def until(api: Client, identifier: str, wanted: Any, timeout_s: float = 15.0) -> dict[str, Any]:
+    """Ask for a recording until ``wanted(recording)`` holds."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            shown: dict[str, Any] = await api.ok("GET", f"/v1/recordings/{identifier}")
+            if wanted(shown):
+                return shown
+            await asyncio.sleep(0.05)
+
+
+async def test_a_whole_life(api: Client, settings: Settings) -> None:
+    one = await start(api, "GZ-2026-0001", metadata={"customer": "金丝雀", "amount": 12.5})
+    assert (one["state"], one["parts"], one["attempt"]) == ("recording", 1, 1)
+    assert one["armed_at"] is not None
+    assert one["assurance"] == "development"
+    path = f"/v1/recordings/{one['id']}"
+    marker = await api.ok(
+        "POST", f"{path}/markers", {"step": {"code": "risk", "name": "风险揭示"}, "action": "start"}
+    )
+    assert (marker["type"], marker["data"]["code"]) == ("step.started", "risk")
+    paused = await api.ok("POST", f"{path}/pause")
+    assert paused["state"] == "paused"
+    assert (await api.ok("POST", f"{path}/pause"))["state"] == "paused"
+    assert (await api.ok("POST", f"{path}/resume"))["state"] == "recording"
+    changed_one = await api.ok("PATCH", path, {"layout": "pip"})
+    assert changed_one["template"]["layout"]["name"] == "side_by_side"
+    verify_early = await api.problem("POST", f"{path}/verify")
+    assert verify_early["code"] == "recording_state"
+    ended = await stop(api, one["id"])
+    assert ended["state"] == "sealed"
+    assert ended["stopped_at"] > ended["armed_at"]
+    assert [gap["reason"] for gap in ended["gaps"]] == ["paused"]
+    assert ended["metadata"] == {"customer": "金丝雀", "amount": 12.5}
+    again = await stop(api, one["id"])
+    assert again == ended
+    report = await api.ok("POST", f"{path}/verify")
+    assert report["ok"], report
+    manifest = await api.ok("GET", f"{path}/manifest")
+    assert manifest["recording"] == one["id"]
+    assert "金丝雀" not in str(manifest)
+    assert (await api.ok("GET", f"{path}/statements"))["statements"] == []
+    timeline = await api.ok("GET", f"{path}/timeline")
+    types = [event["type"] for event in timeline["events"]]
+    assert types == [
+        "recording.started",
+        "step.started",
+        "recording.paused",
+        "recording.resumed",
+        "recording.layout_changed",
+        "recording.stopped",
+    ]
+    for refused in ("pause", "resume"):
+        assert (await api.problem("POST", f"{path}/{refused}"))["code"] == "recording_state"
+
+
+async def test_a_business_number_is_recorded_once(api: Client) -> None:
+    first = await start(api, "once")
+    refused = await api.problem("POST", "/v1/rooms/desk/recordings", {"business_no": "once"})
+    assert (refused["status"], refused["code"]) == (409, "recording_active")
+    assert refused["recording"] == first["id"]
+    await stop(api, first["id"])
+    refused = await api.problem("POST", "/v1/rooms/desk/recordings", {"business_no": "once"})
+    assert (refused["code"], refused["attempt"]) == ("attempt_required", 2)
+    second = await start(api, "once", attempt=2, supersedes=first["id"])
+    assert (second["attempt"], second["supersedes"]) == (2, first["id"])
+    await stop(api, second["id"])
+    found = await api.ok("GET", "/v1/recordings?business_no=once")
+    assert [one["attempt"] for one in found["recordings"]] == [2, 1]
+
+
+async def test_lists_go_on_by_cursor(api: Client) -> None:
+    await api.ok("POST", "/v1/rooms", {"name": "pages"})
+    made = []
+    for number in range(3):
+        one = await start(api, f"page-{number}", "pages")
+        await stop(api, one["id"])
+        made.append(one["id"])
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        page = await api.ok("GET", f"/v1/recordings?room=pages&limit=2{cursor}")
+        seen += [one["id"] for one in page["recordings"]]
+        if page["next"] is None:
+            break
+        cursor = f"&cursor={page['next']}"
+    assert seen == made[::-1]
+    for query in ("cursor=nonsense", "limit=0", "limit=x", "state=odd", "color=red"):
+        assert (await api.problem("GET", f"/v1/recordings?{query}"))["code"] == "bad_request", query
+
+
+async def test_a_file_that_nobody_makes(api: Client) -> None:
+    one = await start(api, "files")
+    path = f"/v1/recordings/{one['id']}/files"
+    status, body, headers = await api.ask("GET", f"{path}/composite.mp4")
+    assert (status, body["state"]) == (202, "waiting")
+    assert headers["Retry-After"] == "1"
+    for name in ("other.mp4", "..%2fkeys.json", "single-agent-1-camera.mp4"):
+        assert (await api.problem("GET", f"{path}/{name}"))["code"] == "file_not_found"
+    await stop(api, one["id"])
+
+
+async def test_a_room_takes_its_recordings_with_it(api: Client) -> None:
+    await api.ok("POST", "/v1/rooms", {"name": "short"})
+    one = await start(api, "short-lived", "short")
+    assert (await api.ask("DELETE", "/v1/rooms/short"))[0] == 204
+    ended = await api.ok("GET", f"/v1/recordings/{one['id']}")
+    assert ended["state"] == "sealed"
+    missing = await api.problem("POST", "/v1/rooms/short/recordings", {"business_no": "x"})
+    assert missing["code"] == "room_not_found"
+
+
+async def test_no_disk_space_refuses_new_recordings(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = api.control.settings.recording.model_copy(update={"min_free_bytes": 1 << 60})
+    changed_settings = api.control.settings.model_copy(update={"recording": full})
+    monkeypatch.setattr(api.control.recordings, "settings", changed_settings)
+    refused = await api.problem("POST", "/v1/rooms/desk/recordings", {"business_no": "no space"})
+    assert (refused["status"], refused["code"]) == (507, "disk_full")
+
+
+async def test_a_workers_death_makes_a_second_part(api: Client) -> None:
+    await api.ok("POST", "/v1/rooms", {"name": "fragile"})
+    one = await start(api, "death", "fragile")
+    # Until the first part has something on disk besides its first record.
+    await api.ok("POST", f"/v1/recordings/{one['id']}/markers", {"step": {"code": "a"}, "action": "start"})
+    await asyncio.sleep(0.4)
+    pid = api.control.workers.all()[0].pid
+    os.kill(pid, signal.SIGKILL)
+    gone_on = await until(api, one["id"], lambda shown: shown["parts"] == 2 and shown["gaps"])
+    assert gone_on["state"] == "recording"
+    await api.ok("POST", f"/v1/recordings/{one['id']}/markers", {"step": {"code": "b"}, "action": "start"})
+    ended = await stop(api, one["id"])
+    assert (ended["state"], ended["parts"]) == ("sealed", 2)
+    assert [gap["reason"] for gap in ended["gaps"]] == ["worker_lost"]
+    assert 0 < ended["gaps"][0]["to_ms"] - ended["gaps"][0]["from_ms"] < 15_000
+    report = await api.ok("POST", f"/v1/recordings/{one['id']}/verify")
+    assert report["ok"], report
+    events = (await api.ok("GET", "/v1/events?limit=1000"))["events"]
+    types = [event["type"] for event in events if event["recording"] == one["id"]]
+    assert "recording.failover" in types
+
+
+async def test_stop_right_after_a_death_seals_what_there_is(api: Client) -> None:
+    await api.ok("POST", "/v1/rooms", {"name": "unlucky"})
+    one = await start(api, "stop after death", "unlucky")
+    os.kill(api.control.workers.all()[0].pid, signal.SIGKILL)
+    ended = await stop(api, one["id"])
+    assert ended["state"] in ("recovered", "sealed")
+    assert (await api.ok("POST", f"/v1/recordings/{one['id']}/verify"))["ok"]
+
+
+async def test_what_is_written_names_nobody(api: Client, settings: Settings) -> None:
+    """Business numbers, metadata and names are in no file of the data directory in clear text."""
+    await api.ok("POST", "/v1/rooms", {"name": "canary"})
+    await api.ok(
+        "POST",
+        "/v1/rooms/canary/tokens",
+        {"identity": "canary-identity", "role": "customer", "name": "金丝雀-姓名"},
+        headers={"Idempotency-Key": "canary"},
+    )
+    one = await start(api, "canary-number", "canary", metadata={"customer": "金丝雀-客户"})
+    await stop(api, one["id"])
+    needles = [text.encode() for text in ("canary-identity", "金丝雀", "canary-number")]
+    needles += [text.encode("unicode_escape") for text in ("金丝雀",)]
+    found = []
+    for path in settings.data_dir.rglob("*"):
+        if path.is_file() and not path.is_socket():
+            content = path.read_bytes()
+            found += [(path.name, needle) for needle in needles if needle in content]
+    assert found == []
+
+
+async def test_the_next_control_process_takes_over(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    make_keys(settings)
+    async with running(settings, leave_workers=True) as first:
+        await first.ok("POST", "/v1/rooms", {"name": "long"})
+        await first.ok("POST", "/v1/rooms/long/tokens", {"identity": "li", "role": "customer"})
+        one = await start(first, "survivor", "long")
+        pid = first.control.workers.all()[0].pid
+    async with running(settings, leave_workers=True) as second:
+        assert second.control.workers.all()[0].pid == pid
+        shown = await second.ok("GET", f"/v1/recordings/{one['id']}")
+        assert (shown["state"], shown["parts"]) == ("recording", 1)
+        seat = await second.ok("POST", "/v1/rooms/long/tokens", {"identity": "wang", "role": "customer"})
+        assert seat["seat"] == "customer#2"
+        ended = await stop(second, one["id"])
+        assert ended["state"] == "sealed"
+        lost = await start(second, "orphan", "long")
+    os.kill(pid, signal.SIGKILL)
+    # The index may be lost as well: it is built again from the recordings, the unfinished one included.
+    for path in settings.data_dir.glob("index.sqlite*"):
+        path.unlink()
+    async with running(settings) as third:
+        again = await third.ok("GET", f"/v1/recordings/{one['id']}")
+        for member in ("state", "business_no", "armed_at", "stopped_at", "template", "participants"):
+            assert again[member] == ended[member], member
+        shown = await until(third, lost["id"], lambda shown: shown["state"] == "recovered")
+        assert shown["business_no"] == "orphan"
+        assert (await third.ok("POST", f"/v1/recordings/{lost['id']}/stop"))["state"] == "recovered"
+        assert (await third.ok("POST", f"/v1/recordings/{lost['id']}/verify"))["ok"]
+
+
+def entry(state: str, attempt: int = 1, armed: bool = True) -> Entry:
+    return Entry(
+        id=f"id-{attempt}",
+        tenant="t",
+        room="r",
+        business_no="b",
+        mode="composite",
+        directory="d",
+        created_ns=1,
+        attempt=attempt,
+        state=state,
+        armed_ns=2 if armed else None,
+    )
+
+
+async def test_states_follow_the_table() -> None:
+    for state, following in TRANSITIONS.items():
+        for target in TRANSITIONS:
+            if target in following:
+                assert changed(entry(state), target).state == target
+            else:
+                with pytest.raises(Refused):
+                    changed(entry(state), target)
+
+
+async def test_attempts() -> None:
+    assert next_attempt([], None, None) == 1
+    assert next_attempt([entry("failed", armed=False)], None, None) == 2
+    assert next_attempt([entry("sealed")], 2, "id-1") == 2
+    for earlier, attempt, supersedes, code in [
+        ([entry("recording")], 2, None, "recording_active"),
+        ([entry("sealed")], None, None, "attempt_required"),
+        ([entry("sealed")], 3, None, "attempt_required"),
+        ([entry("sealed")], 2, "another", "attempt_required"),
+        ([], 2, None, "attempt_required"),
+    ]:
+        with pytest.raises(Refused) as caught:
+            next_attempt(earlier, attempt, supersedes)
+        assert caught.value.code == code
