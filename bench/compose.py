@@ -1,9 +1,9 @@
 """CPU seconds a composed minute costs, beside the ffmpeg command a user would write for the same picture.
 
-Two talking heads (640x360 VP8, 25 fps, static background, sensor noise) and two Opus voices become 1280x720 at 25
-fps with clock, a Chinese line and labels. Ours is the whole child process: start, unsealing the journal, decoding,
-composing, encoding, sealing. ffmpeg reads the same packets from WebM and writes a plain MP4. Runs alternate;
-medians. ``python -m bench.compose`` prints JSON.
+Two talking heads (640x360 VP8, 25 fps, static background, sensor noise) and two Opus voices become
+1280x720 at 25 fps with clock and a Chinese line. Ours is the whole child process: start, unsealing the journal,
+decoding, composing, encoding, sealing. ffmpeg reads the same packets from WebM and writes a plain MP4. Runs
+alternate; medians. ``python -m bench.compose`` prints JSON.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def write_journal(directory: Path, sides: list[tuple[list[tuple[bytes, bool]], l
     ]
     timed.sort(key=lambda entry: entry[0])
     commit = GroupCommit(_Signer(), _Clock(), threads=False)
-    info = {"recording": "bench", "armed_ns": START_NS, "business_no": "B-1", "room": "bench"}
-    journal = commit.open(directory, KEY, SessionRecord(START_NS, 1, info))
+    session = {"recording": "bench", "armed_ns": START_NS, "business_no": "B-1", "room": "bench"}
+    journal = commit.open(directory, KEY, SessionRecord(START_NS, 1, session))
     for at in range(0, len(timed), 100):
         part = timed[at : at + 100]
         journal.write([record for _, record in part])
@@ -217,7 +217,8 @@ def compose_ours(recording: Path, overlays: list[dict[str, Any]]) -> dict[str, A
 def compose_ffmpeg(ffmpeg: str, directory: Path, *, tile: bool) -> None:
     """Run the command of docs/composing.md, section "The reference"."""
     clock = (
-        f"drawtext=fontfile={FONT_PATH}:fontsize=28:fontcolor=white:box=1:boxcolor=black@0.5:boxborderw=6:x=20:y=20:"
+        f"drawtext=fontfile={FONT_PATH}:fontsize=28:fontcolor=white:box=1:boxcolor=black@0.5:"
+        "boxborderw=6:x=20:y=20:"
         r"text='%{pts\:localtime\:1763762400\:%Y-%m-%d %H\\\:%M\\\:%S}.%{eif\:mod(round(t*1000)\,1000)\:d\:3}'"
     )
     line = (
@@ -236,7 +237,8 @@ def compose_ffmpeg(ffmpeg: str, directory: Path, *, tile: bool) -> None:
     options = "-pix_fmt yuv420p -c:v libx264 -preset veryfast -crf 26 -g 250 -c:a aac -b:a 96k -ac 2"
     subprocess.run(
         [ffmpeg, "-y", "-v", "error", *inputs, "-filter_complex", graph, "-map", "[v]", "-map", "[ao]"]
-        + [*options.split(), "-movflags", "+faststart", str(directory / "ffmpeg.mp4")],
+        + options.split()
+        + ["-movflags", "+faststart", str(directory / "ffmpeg.mp4")],
         check=True,
     )
 

@@ -19,11 +19,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
-import jwt
 import yaml
 
 from bench.clients import Clip, Participant, encode_clip, trusting_session
 from bench.processes import cpu_s, family, resident_bytes
+from mediaserver.tokens import ApiKey, server_token
 
 ROOMS = 2
 SECONDS = 10.0
@@ -125,21 +125,17 @@ async def ours(clip: Clip, rooms: int, seconds: float, forwarder: str) -> dict[s
             "SHUANGLU__MEDIA__PORT": "0",
             "SHUANGLU__MEDIA__WORKERS": "1",
             "SHUANGLU__MEDIA__FORWARDER": forwarder,
-            "SHUANGLU__MEDIA__ADVERTISED": '["127.0.0.1"]',
         }
-        command = [sys.executable, "-m", "mediaserver.cli", "serve"]
+        command = [str(Path(sys.executable).with_name("mediaserver")), "serve"]
         with Path(data, "server.log").open("wb") as log:
             server = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
         try:
             async with trusting_session() as http:
                 await until_up(http, f"{url}/healthz", server)
-                key = yaml.safe_load(Path(data, "secrets", "api-keys.yaml").read_text())[0]
+                key = ApiKey(**yaml.safe_load(Path(data, "secrets", "api-keys.yaml").read_text())[0])
 
                 async def post(path: str, body: dict[str, str]) -> dict[str, str]:
-                    now = int(time.time())
-                    claims = {"iss": key["id"], "iat": now, "exp": now + 60}
-                    bearer = jwt.encode(claims, key["secret"], "HS256", {"kid": key["id"]})
-                    headers = {"Authorization": f"Bearer {bearer}"}
+                    headers = {"Authorization": f"Bearer {server_token(key)}"}
                     async with http.post(f"{url}/v1{path}", json=body, headers=headers) as answer:
                         answer.raise_for_status()
                         result: dict[str, str] = await answer.json()

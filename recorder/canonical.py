@@ -1,7 +1,8 @@
 """Canonical JSON (RFC 8785, JCS): one value, one byte string, so that it can be signed.
 
 Integers beyond ±2^53 are refused, because JSON readers round them: nanoseconds are written as strings. Floats
-are refused altogether; nothing that is signed here needs one, and their text form is where implementations differ.
+are refused altogether; nothing that is signed here needs one, and their text form is where implementations
+differ.
 """
 
 from __future__ import annotations

@@ -215,9 +215,9 @@ def show(
         out.print_json(json.dumps(page, ensure_ascii=False))
         return
     if manifest is None:
-        out.print(
-            f"{path}: no manifest yet, {len(list_segments(path))} segments (running, or left by a crash)"
-        )
+        segments = len(list_segments(path))
+        text = f"{path}: no manifest yet, {segments} segments (running, or left by a crash)"
+        out.print(text, soft_wrap=True)
         return
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_row("recording", manifest.recording)
@@ -340,8 +340,8 @@ def export(
         names=file or None,
     )
     for written in done.files:
-        out.print(str(written), markup=False)
-    out.print(f"statement {done.statement.number} of {path.name} records this export")
+        out.print(str(written), markup=False, soft_wrap=True)
+    out.print(f"statement {done.statement.number} of {path.name} records this export", soft_wrap=True)
 
 
 @app.command("reindex")

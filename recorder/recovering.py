@@ -34,7 +34,10 @@ def recover_recording(
     parts = [part for part in recover(directory, data_key) if part.records]
     if not parts:
         raise RecoveryError(f"{directory} has not one good record")
-    entry = _ended(read_entry(directory.parent, directory, data_key), parts, provider)
+    try:
+        entry = _ended(read_entry(directory.parent, directory, data_key), parts, provider)
+    except KeyError as error:
+        raise RecoveryError(f"{directory}: its first record does not say {error}") from None
     return write_manifest(
         directory,
         entry.id,

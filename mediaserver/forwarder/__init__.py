@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 import socket
+import warnings
 from collections.abc import Sequence
 
 from mediaserver.forwarder.interface import (
@@ -78,6 +79,13 @@ def open_forwarder(sockets: Sequence[socket.socket], *, kind: str = "auto") -> F
 
     if kind not in ("auto", "native", "python"):
         raise ForwarderError(f"no such kind of forwarder: {kind}")
-    if kind == "native":
-        raise ForwarderError("the native forwarder is not built")
+    if kind != "python":
+        from mediaserver.forwarder.native import NativeForwarder
+
+        try:
+            return NativeForwarder(sockets)
+        except ForwarderError as error:
+            if kind == "native":
+                raise
+            warnings.warn(f"{error}; the Python forwarder serves instead", RuntimeWarning, stacklevel=2)
     return BatchForwarder(sockets)

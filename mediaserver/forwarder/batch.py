@@ -34,6 +34,7 @@ from mediaserver.forwarder.interface import (
     StreamParameters,
     StreamStats,
     Tapped,
+    check_route,
 )
 from mediaserver.forwarder.outbox import Outbox
 from mediaserver.forwarder.path import PacketPath
@@ -292,6 +293,7 @@ class BatchForwarder:
     # --- routes
 
     def add_route(self, stream: int, peer: int, parameters: RouteParameters) -> int:
+        check_route(parameters)
         with self._locked() as path:
             if len(path.routes) >= MAX_ROUTES:
                 raise ForwarderError(f"there are {MAX_ROUTES} routes already")
@@ -304,8 +306,6 @@ class BatchForwarder:
             if len(target.sent_ssrcs) + len(ssrcs) > MAX_SENT_SSRCS:
                 raise ForwarderError(f"too many SSRCs were sent to peer {peer}")
             first = parameters.first_sequence
-            if first is not None and not 0 <= first < 0x8000:
-                raise ForwarderError(f"a first sequence number is below 32768, not {first}")
             route = Route(self._number(), target, parameters)
             if first is None:
                 first = secrets.randbelow(0x8000)

@@ -66,21 +66,18 @@ class ArrivalLog:
             arrivals.setdefault(extended, arrival)
         self.entries = []
         numbers = sorted(arrivals)
-        # What came late is reported again from its number on; a jump of the numbers is not spelled out.
-        begin = numbers[0] if self.next < 0 else min(self.next, numbers[0])
-        if numbers[0] - begin > _MAX_STATUSES:
-            begin = numbers[0]
         packets = []
         at = 0
         while at < len(numbers):
-            packet, at, begin = self._one(numbers, at, begin, arrivals)
+            packet, at = self._one(numbers, at, arrivals)
             packets.append(packet)
-        self.next = max(self.next, begin)
         return packets
 
-    def _one(
-        self, numbers: list[int], at: int, begin: int, arrivals: dict[int, int]
-    ) -> tuple[bytes, int, int]:
+    def _one(self, numbers: list[int], at: int, arrivals: dict[int, int]) -> tuple[bytes, int]:
+        # What comes late is told by itself, run by run: the numbers around it were told already and hold.
+        late = self.next >= 0 and numbers[at] < self.next
+        begin = numbers[at] if late or self.next < 0 else self.next
+        # A jump of the numbers is not spelled out.
         if numbers[at] - begin >= _MAX_STATUSES:
             begin = numbers[at]
         first_ticks = arrivals[numbers[at]] // _TICK_NS
@@ -92,6 +89,8 @@ class ArrivalLog:
         expected = begin
         while at < len(numbers) and received < _MAX_DELTAS:
             number = numbers[at]
+            if late and (number != expected or expected >= self.next):
+                break
             ticks = arrivals[number] // _TICK_NS
             delta = ticks - last
             if not -0x8000 <= delta < 0x8000 or number - begin >= _MAX_STATUSES:
@@ -120,7 +119,8 @@ class ArrivalLog:
         report = b"\x80\xc9\x00\x01" + sender
         words = 2 + len(body) // 4
         head = bytes((first, 205)) + words.to_bytes(2, "big") + sender + self.media_ssrc.to_bytes(4, "big")
-        return report + head + bytes(body), at, expected
+        self.next = max(self.next, expected)
+        return report + head + bytes(body), at
 
 
 def _chunks(statuses: list[int]) -> bytes:

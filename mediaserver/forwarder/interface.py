@@ -122,6 +122,20 @@ class RouteParameters:
     (RFC 3711 section 3.3.1); ``None`` draws one."""
 
 
+def check_route(parameters: RouteParameters) -> None:
+    """Raise ``ForwarderError`` if a route's parameters contradict each other or the RTP rules."""
+    if len(parameters.mid.encode()) > 16:
+        raise ForwarderError("a mid has at most 16 bytes")
+    if (parameters.rtx_ssrc is None) != (parameters.rtx_payload_type is None):
+        raise ForwarderError("RTX takes both an SSRC and a payload type")
+    for uri, value in parameters.extensions.items():
+        if not 1 <= value <= 255 or value == 15:
+            raise ForwarderError(f"no such header extension id: {value} ({uri})")
+    first = parameters.first_sequence
+    if first is not None and not 0 <= first < 0x8000:
+        raise ForwarderError(f"a first sequence number is below 32768, not {first}")
+
+
 # --- events -----------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,6 @@ from mediaserver.forwarder.interface import (
     REPAIRED_RID,
     RID,
     TRANSPORT_CC,
-    ForwarderError,
     RouteParameters,
     RouteStats,
 )
@@ -92,13 +91,6 @@ class Route:
     """One stream on its way to one subscriber."""
 
     def __init__(self, number: int, peer: Peer, parameters: RouteParameters) -> None:
-        if len(parameters.mid.encode()) > 16:
-            raise ForwarderError("a mid has at most 16 bytes")
-        if (parameters.rtx_ssrc is None) != (parameters.rtx_payload_type is None):
-            raise ForwarderError("RTX takes both an SSRC and a payload type")
-        for uri, value in parameters.extensions.items():
-            if not 1 <= value <= 255 or value == 15:
-                raise ForwarderError(f"no such header extension id: {value} ({uri})")
         self.number = number
         self.peer = peer
         self.parameters = parameters

@@ -9,6 +9,8 @@ from struct import Struct
 from typing import Final
 
 _HEADER: Final = Struct("!BBHII")
+MAX_ELEMENTS: Final = 32
+"""Elements of one packet that are looked at; a browser sends at most about ten."""
 
 VP8: Final = 1
 VP9: Final = 2
@@ -105,8 +107,8 @@ def parse_rtp(data: bytes, arrival_ns: int) -> RtpPacket | None:
 
 
 def _one_byte_elements(data: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
-    elements = []
-    while at < end:
+    elements: list[tuple[int, int, int]] = []
+    while at < end and len(elements) < MAX_ELEMENTS:
         byte = data[at]
         at += 1
         if byte == 0:
@@ -124,8 +126,8 @@ def _one_byte_elements(data: bytes, at: int, end: int) -> list[tuple[int, int, i
 
 
 def _two_byte_elements(data: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
-    elements = []
-    while at < end:
+    elements: list[tuple[int, int, int]] = []
+    while at < end and len(elements) < MAX_ELEMENTS:
         number = data[at]
         at += 1
         if number == 0:

@@ -262,10 +262,10 @@ class Room:
 
     def _connected(self, person: Participant, session: Session) -> None:
         self._tell("session.connected", person, session)
+        if not person.joined and not person.hidden:
+            person.joined = True
+            self.emit("participant.joined", _who(person))
         if isinstance(session, PublishSession):
-            if not person.joined and not person.hidden:
-                person.joined = True
-                self.emit("participant.joined", _who(person))
             for publication in session.publications:
                 if publication.ssrc is not None and publication.stream is None:
                     self._begin(publication)
@@ -343,7 +343,7 @@ class Room:
         self._forget(session)
         failed = not session.ever_connected and reason not in _KEPT_REASONS
         self._tell("session.failed" if failed else "session.ended", person, session, code=reason)
-        if person.joined and not any(isinstance(s, PublishSession) for s in person.sessions.values()):
+        if person.joined and not any(other.ever_connected for other in person.sessions.values()):
             person.joined = False
             self.emit("participant.left", {**_who(person), "reason": reason})
         if not person.sessions:

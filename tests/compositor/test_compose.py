@@ -39,7 +39,7 @@ def test_every_picture_is_shown_at_its_time(mime: str) -> None:
     for info in (agent, customer):
         call.join(info)
     call.video(agent, lambda n: 40 + 3 * n)
-    call.video(customer, lambda n: 200 - 2 * n)
+    call.video(customer, lambda n: 200 - 3 * n)
     watch, report = compose(call, SMALL, middles)
     assert len(watch.frames) == 40 == report["frames"]
     assert report["duration_ms"] == 1600
@@ -49,7 +49,7 @@ def test_every_picture_is_shown_at_its_time(mime: str) -> None:
     assert first <= 2
     for n in range(first, 40):
         assert abs(lefts[n] - (40 + 3 * (n - first))) <= 4, n
-        assert abs(rights[n] - (200 - 2 * (n - first))) <= 4, n
+        assert abs(rights[n] - (200 - 3 * (n - first))) <= 4, n
 
 
 def test_late_join_leave_and_return() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.forwarder.ends import World
 
-KINDS = ("python",)
+KINDS = ("python", "native")
 
 
 @pytest.fixture(params=KINDS)

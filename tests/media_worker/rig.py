@@ -48,7 +48,7 @@ class Worker:
                 self.events.append(event)
                 self._changed.notify_all()
 
-    async def wait_for(self, event_type: str, /, timeout_s: float = 10.0, **data: object) -> JsonObject:
+    async def wait_for(self, event_type: str, /, timeout_s: float = 20.0, **data: object) -> JsonObject:
         """Return the first event of a type whose data has these members."""
 
         def found() -> JsonObject | None:
@@ -229,7 +229,7 @@ class Viewer:
                 self.last[name] = await track.recv()
                 self.frames[name] = self.frames.get(name, 0) + 1
 
-    async def wait_frames(self, name: str, count: int, timeout_s: float = 10.0) -> None:
+    async def wait_frames(self, name: str, count: int, timeout_s: float = 20.0) -> None:
         """Wait until so many more frames of a track (``video1``) were decoded."""
         goal = self.frames.get(name, 0) + count
         async with asyncio.timeout(timeout_s):

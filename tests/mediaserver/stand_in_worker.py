@@ -35,7 +35,7 @@ async def main() -> None:
         return {}
 
     async def hang(params: JsonObject) -> JsonObject:
-        time.sleep(3600)  # noqa: ASYNC251  on purpose: the event loop stands still
+        time.sleep(3600)
         return {}
 
     async def stop(params: JsonObject) -> JsonObject:

@@ -71,7 +71,7 @@ async def take(client: IpcClient, count: int) -> list[JsonObject]:
 async def until(condition: object) -> None:
     assert callable(condition)
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  the condition is another task's state
+        while not condition():
             await asyncio.sleep(0.005)
 
 

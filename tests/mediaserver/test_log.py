@@ -36,7 +36,12 @@ def test_secrets_in_text_are_starred(text: str) -> None:
 
 
 def test_ordinary_text_stays() -> None:
-    for text in ("room 4 of tenant default closed after 30 s", "code=room_not_found", "codes: VP8, H264", "status code 404"):
+    for text in (
+        "room 4 of tenant default closed after 30 s",
+        "code=room_not_found",
+        "codes: VP8, H264",
+        "status code 404",
+    ):
         assert log.redact(text) == text
 
 

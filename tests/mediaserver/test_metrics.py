@@ -21,7 +21,9 @@ def test_a_counter_goes_on_after_a_worker_died() -> None:
 
 def test_odd_values_are_left_out() -> None:
     metrics = Metrics()
-    metrics.from_worker(0, 1, {"forwarder": {"datagrams_sent": "many"}, "rooms": None, "cpu_s_per_s": 0.5, "else": 1})
+    metrics.from_worker(
+        0, 1, {"forwarder": {"datagrams_sent": "many"}, "rooms": None, "cpu_s_per_s": 0.5, "else": 1}
+    )
     assert value(metrics, "shuanglu_packets_sent_total") is None
     assert value(metrics, "shuanglu_cpu_s_per_s") == 0.5
 

@@ -75,7 +75,8 @@ def make_recording(
             previous=previous,
         )
         if index == 0:
-            session = SessionRecord(at_ns, 1, {"recording": recording, "armed_ns": at_ns})
+            about = {"tenant": "default", "room": "r1", "business_no": "B-1", "mode": "composite"}
+            session = SessionRecord(at_ns, 1, {"recording": recording, "armed_ns": at_ns, **about})
             writer.append(encode([session, TrackRecord(at_ns, track)]))
         for _ in range(checkpoints):
             packets = []
