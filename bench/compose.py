@@ -1,8 +1,8 @@
 """CPU seconds a composed minute costs, beside the ffmpeg command a user would write for the same picture.
 
 Two talking heads (640x360 VP8, 25 fps, static background, sensor noise) and two Opus voices become
-1280x720 at 25 fps with clock and a Chinese line. Ours is the whole child process: start, unsealing the journal,
-decoding, composing, encoding, sealing. ffmpeg reads the same packets from WebM and writes a plain MP4. Runs
+1280x720 at 25 fps with clock and a Chinese line. Ours is the whole child process: start, unsealing the
+journal, decoding, composing, encoding, sealing. ffmpeg reads the same packets from WebM and writes a plain MP4. Runs
 alternate; medians. ``python -m bench.compose`` prints JSON.
 """
 
@@ -219,7 +219,8 @@ def compose_ffmpeg(ffmpeg: str, directory: Path, *, tile: bool) -> None:
     clock = (
         f"drawtext=fontfile={FONT_PATH}:fontsize=28:fontcolor=white:box=1:boxcolor=black@0.5:"
         "boxborderw=6:x=20:y=20:"
-        r"text='%{pts\:localtime\:1763762400\:%Y-%m-%d %H\\\:%M\\\:%S}.%{eif\:mod(round(t*1000)\,1000)\:d\:3}'"
+        r"text='%{pts\:localtime\:1763762400\:%Y-%m-%d %H\\\:%M\\\:%S}."
+        r"%{eif\:mod(round(t*1000)\,1000)\:d\:3}'"
     )
     line = (
         f"drawtext=fontfile={FONT_PATH}:fontsize=26:fontcolor=white@0.8:x=w-tw-20:y=h-th-20:"
@@ -235,12 +236,9 @@ def compose_ffmpeg(ffmpeg: str, directory: Path, *, tile: bool) -> None:
         graph += "[c];[c][2:v]overlay=0:0"
     graph += "[v];[0:a][1:a]amix=inputs=2:normalize=0[ao]"
     options = "-pix_fmt yuv420p -c:v libx264 -preset veryfast -crf 26 -g 250 -c:a aac -b:a 96k -ac 2"
-    subprocess.run(
-        [ffmpeg, "-y", "-v", "error", *inputs, "-filter_complex", graph, "-map", "[v]", "-map", "[ao]"]
-        + options.split()
-        + ["-movflags", "+faststart", str(directory / "ffmpeg.mp4")],
-        check=True,
-    )
+    command = [ffmpeg, "-y", "-v", "error", *inputs, "-filter_complex", graph, "-map", "[v]", "-map", "[ao]"]
+    command += [*options.split(), "-movflags", "+faststart", str(directory / "ffmpeg.mp4")]
+    subprocess.run(command, check=True)
 
 
 def _tile_png(path: Path) -> None:
