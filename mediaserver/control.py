@@ -376,6 +376,21 @@ class Control:
             await self.close_room(room, "worker_lost")
             return
         await continuity.go_on(self.recordings, room, died_ns)
+        for one in cut_off:
+            await self.events.append(
+                "participant.left",
+                tenant=room.tenant,
+                room=room.name,
+                recording=self._recording_in(*room.key),
+                actor=one.identity,
+                data={
+                    "identity": one.identity,
+                    "seat": one.seat,
+                    "role": one.role,
+                    "name": one.name,
+                    "reason": "worker_lost",
+                },
+            )
         await self.events.append(
             "room.moved",
             tenant=room.tenant,
@@ -425,7 +440,11 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    await control.start()
+    try:
+        await control.start()
+    except BaseException:
+        await control.close()
+        raise
     print(f"ready {control.public_url()}", file=sys.stderr, flush=True)
     await asked.wait()
     await control.drain()

@@ -25,7 +25,7 @@ FOLLOWER_QUEUE = 1000
 
 
 class Follower:
-    """One live reader. ``next`` gives None when the reader was too slow and must read on from its last seq."""
+    """One live reader. ``next`` gives None when the reader was too slow and must read on by seq."""
 
     def __init__(self, wanted: Callable[[Envelope], bool]) -> None:
         self._wanted = wanted

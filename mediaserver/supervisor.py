@@ -319,7 +319,7 @@ class Workers:
             del self._rooms[room]
         del self._workers[worker.index]
         await worker.client.close()
-        self._socket(worker.index).unlink(missing_ok=True)  # else the replacement first tries to adopt it, 1 s
+        self._socket(worker.index).unlink(missing_ok=True)  # else its replacement tries to adopt it, 1 s
         if self._ending:
             return
         self.deaths += 1

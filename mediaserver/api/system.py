@@ -13,7 +13,7 @@ from mediaserver.api.openapi import describe
 from mediaserver.api.problems import Problem
 from mediaserver.api.routing import Access, Call, Route, answer
 
-ROUTES_KEY: web.AppKey[tuple[Route, ...]] = web.AppKey("routes", tuple)
+ROUTES_KEY: web.AppKey[tuple[Route, ...]] = web.AppKey("routes", tuple[Route, ...])
 PAGE = Path(__file__).parent.parent / "page"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -46,7 +46,8 @@ async def metrics(call: Call) -> web.Response:
 
 async def openapi(call: Call) -> web.Response:
     """Describe the API (OpenAPI 3.1), made from the routes and models themselves."""
-    return answer(describe(call.request.app[ROUTES_KEY], importlib.metadata.version("shuanglu")))
+    routes: tuple[Route, ...] = call.request.app[ROUTES_KEY]
+    return answer(describe(routes, importlib.metadata.version("shuanglu")))
 
 
 async def page(call: Call) -> web.StreamResponse:

@@ -1,8 +1,8 @@
 """Recordings from start to seal.
 
 A recording is started when the first record of its journal is on disk ("no record, no call" rests on it), and
-ended by a capture manifest that is signed at once. Everything a caller asks of one recording goes through its lock,
-one after another; a stop is carried out even if who asked for it hangs up.
+ended by a capture manifest that is signed at once. Everything a caller asks of one recording goes through its
+lock, one after another; a stop is carried out even if who asked for it hangs up.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Recordings:
         }
         answer = await self.workers.client(room.worker).call("recording.start", params, START_TIMEOUT_S)
         active.entry = replace(active.entry, worker=room.worker)
-        return int(answer["armed_ns"]), int(answer.get("began_ns", answer["armed_ns"]))
+        return int(answer["armed_ns"]), int(answer["began_ns"])
 
     async def publish(
         self, active: Active, kind: str, data: dict[str, Any], actor: str = "server"

@@ -1,7 +1,8 @@
 """A program that speaks the compositor's lines, to test how its processes are kept running.
 
-Its first argument says what it does: ``done``, ``dies`` (always), ``dies_once`` (then is done; the second argument
-is a file that remembers), ``fails``, ``follows`` (is done when told that the journal has ended), ``chatters``.
+Its first argument says what it does: ``done``, ``dies`` (always), ``dies_once`` (then is done; the second
+argument is a file that remembers), ``fails``, ``follows`` (is done when told that the journal has ended),
+``chatters``.
 """
 
 from __future__ import annotations
