@@ -125,6 +125,7 @@ async def ours(clip: Clip, rooms: int, seconds: float, forwarder: str) -> dict[s
             "SHUANGLU__MEDIA__PORT": "0",
             "SHUANGLU__MEDIA__WORKERS": "1",
             "SHUANGLU__MEDIA__FORWARDER": forwarder,
+            "SHUANGLU__MEDIA__ADVERTISED": '["127.0.0.1"]',
         }
         command = [str(Path(sys.executable).with_name("mediaserver")), "serve"]
         with Path(data, "server.log").open("wb") as log:
