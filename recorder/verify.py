@@ -8,9 +8,11 @@ as narrowly as is known.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from recorder.canonical import CanonicalError
+from recorder.clock import rfc3339
 from recorder.gm import selftest
 from recorder.gm.x509 import Certificate
 from recorder.keys import SIDECAR, SIDECAR_TYPE
@@ -177,55 +179,48 @@ class _Verification:
     def _signed_segments(self, manifest: Manifest) -> None:
         folder = segments_directory(self._path)
         by_id = {summary.file_id: summary.name for summary in manifest.segments}
-        head: str | None = None
+        series: list[tuple[str, CheckedFile | None]] = []
+        before: CheckedFile | None = None
         for summary in manifest.segments:
             checked = self._expect(summary, folder, f"{folder.name}/")
+            series.append((f"{folder.name}/{summary.name}", checked))
             header = checked.scan.header if checked else None
             if checked and header and header.file_id != summary.file_id and header.file_id in by_id:
-                finding = Finding(
-                    Kind.REORDERED,
-                    checked.name,
-                    f"holds the bytes of {by_id[header.file_id]}",
-                    0,
-                    checked.scan.size,
-                )
+                detail = f"holds the bytes of {by_id[header.file_id]}"
                 self._report.findings[:] = [f for f in self._report.findings if f.file != checked.name]
-                self._report.findings.append(finding)
-            elif checked and header and header.previous is not None and not checked.findings:
-                self._check_link(checked, header, head)
-            head = summary.head
-
-    def _check_link(self, checked: CheckedFile, header: Header, head: str | None) -> None:
-        stated = f"sm3:{header.previous.hex()}" if header.previous else None
-        if stated != head:
-            self._add(
-                Kind.REORDERED, checked.name, "does not name the segment before it as its predecessor", 0, 8
-            )
+                self._add(Kind.REORDERED, checked.name, detail, 0, checked.scan.size)
+                checked = None
+            elif checked and header and before and not checked.findings and not _meets(before, header):
+                self._broken_link(before, checked)
+            before = checked if checked and not checked.findings else None
+        self._bound_times(series)
 
     def _unsigned_segments(self) -> None:
         """Check what lies there by itself: structure, chain from file to file, checkpoints, numbering."""
-        listed = list_segments(self._path)
+        series: list[tuple[str, CheckedFile | None]] = []
+        parts: dict[int, list[CheckedFile]] = {}
         last: dict[int, int] = {}
         before: CheckedFile | None = None
-        for position, (name, path) in enumerate(listed):
+        for name, path in list_segments(self._path):
             for missing in range(last.get(name.part, -1) + 1, name.index):
                 gap = f"{path.parent.name}/{SegmentName(name.part, missing)}"
                 self._add(Kind.REMOVED, gap, f"segment {missing} of part {name.part} is missing")
+                series.append((gap, None))
                 before = None
             checked = self._check(path, f"{path.parent.name}/{path.name}", None)
+            series.append((checked.name, checked))
             header = checked.scan.header
             if header is not None and self._key_id and header.key_id != self._key_id:
-                self._add(
-                    Kind.CHANGED, checked.name, "belongs to another recording's key", 0, checked.scan.size
-                )
-            previous = header.previous if header is not None else None
-            if previous is not None and before is not None and previous != before.scan.head:
+                detail = "belongs to another recording's key"
+                self._add(Kind.CHANGED, checked.name, detail, 0, checked.scan.size)
+            if header is not None and before is not None and not _meets(before, header):
                 self._broken_link(before, checked)
-            part_goes_on = position + 1 < len(listed) and listed[position + 1][0].part == name.part
-            if not checked.findings and not (part_goes_on and checked.scan.finished):
-                self._say_unproven(checked)
             before = None if checked.findings else checked
             last[name.part] = name.index
+            parts.setdefault(name.part, []).append(checked)
+        for segments in parts.values():
+            self._say_unproven(segments)
+        self._bound_times(series)
 
     def _broken_link(self, before: CheckedFile, after: CheckedFile) -> None:
         """Two segments do not meet: the end of the first was changed, or the second belongs elsewhere."""
@@ -237,22 +232,36 @@ class _Verification:
             detail = f"names another predecessor than {before.name}: one of them belongs elsewhere"
             self._add(Kind.REORDERED, after.name, detail, 0, after.scan.size)
 
-    def _say_unproven(self, checked: CheckedFile) -> None:
-        size = checked.scan.size
-        if checked.proven_bytes < size:
-            until = checked.proven_until
-            tail = f"; {checked.scan.torn_bytes} of them a torn record" if checked.scan.torn_bytes else ""
-            self._report.findings.append(
-                Finding(
-                    Kind.UNPROVEN,
-                    checked.name,
-                    f"the last {size - checked.proven_bytes} bytes are chained but not signed{tail}",
-                    checked.proven_bytes,
-                    size,
-                    None,
-                    f"{until}/" if until else "",
+    def _say_unproven(self, segments: list[CheckedFile]) -> None:
+        """Name what follows a part's last signed checkpoint. What precedes it is proven by the chain."""
+        for checked in reversed(segments):
+            size = checked.scan.size
+            if checked.proven_bytes < size and not checked.findings:
+                until = checked.proven_until
+                tail = f"; {checked.scan.torn_bytes} of them a torn record" if checked.scan.torn_bytes else ""
+                detail = f"the last {size - checked.proven_bytes} bytes are chained but not signed{tail}"
+                time = f"{until}/" if until else ""
+                self._report.findings.append(
+                    Finding(Kind.UNPROVEN, checked.name, detail, checked.proven_bytes, size, None, time)
                 )
-            )
+            if checked.checkpoints:
+                return
+
+    def _bound_times(self, series: list[tuple[str, CheckedFile | None]]) -> None:
+        """Close the open sides of findings' times by the checkpoints of the segments around."""
+        place = {name: number for number, (name, _) in enumerate(series)}
+        times = [[utc for _, utc in checked.checkpoints] if checked else [] for _, checked in series]
+        for number, finding in enumerate(self._report.findings):
+            at = place.get(finding.file)
+            if at is None or finding.kind == Kind.UNPROVEN:
+                continue
+            first, _, last = finding.time.partition("/")
+            earlier = next((utc[-1] for utc in reversed(times[:at]) if utc), None)
+            later = next((utc[0] for utc in times[at + 1 :] if utc), None)
+            first = first or (rfc3339(earlier) if earlier is not None else "")
+            last = last or (rfc3339(later) if later is not None else "")
+            time = f"{first}/{last}" if first or last else ""
+            self._report.findings[number] = replace(finding, time=time)
 
     def _statement_files(self, statements: list[Statement]) -> None:
         folder = files_directory(self._path)
@@ -322,6 +331,19 @@ class _Verification:
             state = "finished" if checked.scan.finished else "unfinished"
             detail = f"{state} sealed file no signed page speaks of (an attempt that died)"
             self._add(Kind.LEFTOVER, name, detail, 0, size)
+
+
+def _meets(before: CheckedFile, header: Header) -> bool:
+    """Tell whether a segment follows another: it names its head.
+
+    Of one left unfinished, the head after any whole record: the disk may have failed between two of them.
+    """
+    if header.previous is None or not before.scan.records:
+        return True  # the first segment of a part names none
+    heads = {before.scan.head}
+    if not before.scan.finished:
+        heads |= {record.head_before for record in before.scan.records}
+    return header.previous in heads
 
 
 def _member(page: SignedPage, *names: str) -> object:

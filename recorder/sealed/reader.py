@@ -82,12 +82,6 @@ class SealedReader:
             self._locate()
             return self._starts[-1]
 
-    @property
-    def plain_sm3(self) -> bytes | None:
-        """SM3 of the whole plain text as the writer sealed it in the index; None while unfinished."""
-        with self._lock:
-            return self._index.plain_sm3 if self._finished() and self._index else None
-
     def chunks(self) -> Iterator[bytes]:
         """Yield the plain text of all whole chunks not yet yielded, in order.
 
@@ -130,11 +124,6 @@ class SealedReader:
             self._next, self._number, self._trailer = record.end, record.number + 1, record.trailer
             if plaintext is not None:
                 yield plaintext
-
-    @property
-    def unread(self) -> tuple[int, int]:
-        """File offsets between which ``chunks`` has not read: a torn or growing tail, or nothing."""
-        return self._next, self._source.size()
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to ``size`` plain bytes from ``offset`` (fewer only at the end): what an HTTP Range

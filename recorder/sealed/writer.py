@@ -96,12 +96,15 @@ class SealedWriter:
         """The chain head: SM3 of all bytes written so far."""
         return self._hash.digest()
 
-    def append(self, plaintext: bytes) -> None:
-        """Seal ``plaintext`` (1 byte to 16 MiB − 16) as one chunk and write it now."""
+    def append(self, plaintext: bytes, *, opaque: bool = False) -> None:
+        """Seal ``plaintext`` (1 byte to 16 MiB − 16) as one chunk and write it now.
+
+        ``opaque`` marks it as end-to-end encrypted by the parties themselves.
+        """
         self._use("append")
         if not plaintext:
             raise ValueError("an empty chunk says nothing")
-        self._chunk(plaintext)
+        self._chunk(plaintext, Flag.OPAQUE if opaque else Flag(0))
         self.plain_bytes += len(plaintext)
 
     def write(self, data: bytes) -> int:
@@ -178,11 +181,11 @@ class SealedWriter:
         if self._fd < 0:
             raise ValueError(f"{self.path.name} is closed and is never written again")
 
-    def _chunk(self, plaintext: bytes | bytearray | memoryview) -> None:
+    def _chunk(self, plaintext: bytes | bytearray | memoryview, flags: Flag = Flag(0)) -> None:  # noqa: B008
         if len(plaintext) + TAG_BYTES > fmt.MAX_BODY_BYTES:
             raise ValueError("a chunk is limited to 16 MiB")
         entry = (self.bytes, len(plaintext))
-        record = self._seal(RecordType.CHUNK, Flag.CRITICAL, plaintext)
+        record = self._seal(RecordType.CHUNK, Flag.CRITICAL | flags, plaintext)
         self._plain_hash.update(plaintext)
         self._put(record)
         self._entries.append(entry)

@@ -18,6 +18,7 @@ from recorder.gm.sm3 import sm3
 from recorder.sealed import (
     DataKey,
     FileSummary,
+    Flag,
     RecordType,
     SealedError,
     SealedReader,
@@ -306,6 +307,17 @@ def test_what_this_version_cannot_read_is_refused_by_name(
     with pytest.raises(SealedError) as caught:
         read_header(path)
     assert caught.value.code == code
+
+
+def test_opaque_chunks_are_marked_and_read_like_the_others(tmp_path: Path) -> None:
+    with SealedWriter(tmp_path / "a", KEY, kind="original", media_type="x/y") as writer:
+        writer.append(b"end-to-end", opaque=True)
+        writer.append(b"ours")
+        writer.close()
+    flags = [record.flags for record in scan(tmp_path / "a").records if record.type == RecordType.CHUNK]
+    assert flags == [Flag.CRITICAL | Flag.OPAQUE, Flag.CRITICAL]
+    with SealedReader(tmp_path / "a", KEY) as reader:
+        assert list(reader.chunks()) == [b"end-to-end", b"ours"]
 
 
 def test_no_file_is_ever_written_twice(tmp_path: Path) -> None:
