@@ -48,12 +48,19 @@ class Worker:
                 self.events.append(event)
                 self._changed.notify_all()
 
-    async def wait_for(self, event_type: str, /, timeout_s: float = 20.0, **data: object) -> JsonObject:
-        """Return the first event of a type whose data has these members."""
+    async def wait_for(
+        self, event_type: str, /, room: str | None = None, timeout_s: float = 20.0, **data: object
+    ) -> JsonObject:
+        """Return the first event of a type (and room) whose data has these members."""
 
         def found() -> JsonObject | None:
             for event in self.events:
-                if event["type"] == event_type and all(event["data"].get(k) == v for k, v in data.items()):
+                here = room is None or event["room"] == room
+                if (
+                    here
+                    and event["type"] == event_type
+                    and all(event["data"].get(k) == v for k, v in data.items())
+                ):
                     return event
             return None
 
