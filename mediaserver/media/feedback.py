@@ -30,6 +30,9 @@ KEYFRAME_INTERVAL_NS = 500 * MS
 """Time between two keyframe requests of a stream, wanted anew or not yet answered: each costs the publisher
 a burst of 3-10 times a frame."""
 
+EAGER_REQUESTS = 6
+"""After so many unanswered requests the caller asks once a second only."""
+
 
 @dataclass(slots=True)
 class _Missing:
@@ -88,12 +91,18 @@ class KeyframeRequester:
     def __init__(self) -> None:
         self._wanted_ns: int | None = None
         self._asked_ns: int | None = None
+        self._unanswered = 0
         self.asked = 0
 
     @property
     def pending(self) -> bool:
         """Tell whether a keyframe is being waited for."""
         return self._wanted_ns is not None
+
+    @property
+    def eager(self) -> bool:
+        """Tell whether it is worth asking every half second: a sender whose camera is off never answers."""
+        return self.pending and self._unanswered < EAGER_REQUESTS
 
     def want(self, now: int) -> None:
         """Note that somebody needs a keyframe (a subscriber, a recording, a switch, a receiver's PLI)."""
@@ -103,6 +112,7 @@ class KeyframeRequester:
     def came(self, arrival_ns: int) -> None:
         """Note that a keyframe began to arrive; one that was under way before the wish serves it as well."""
         self._wanted_ns = None
+        self._unanswered = 0
 
     def should_ask(self, now: int) -> bool:
         """Tell whether to send a request now; the caller sends it if so."""
@@ -111,6 +121,7 @@ class KeyframeRequester:
         if self._asked_ns is not None and now - self._asked_ns < KEYFRAME_INTERVAL_NS:
             return False
         self._asked_ns = now
+        self._unanswered += 1
         self.asked += 1
         return True
 

@@ -175,7 +175,8 @@ class Publication:
             now = time.monotonic_ns()
             self._keyframes.want(now)
             self._ask_keyframe(now)
-            self.transport.wake(self.stream)
+            if self._keyframes.eager:
+                self.transport.wake(self.stream)
 
     def handle_timer(self, now: int) -> bool:
         """Ask for what is missing and due; true while something is."""
@@ -189,7 +190,7 @@ class Publication:
                 self.counters.nacks += 1
                 self._send(packet)
         self._ask_keyframe(now)
-        return self._nack.pending or self._keyframes.pending
+        return self._nack.pending or self._keyframes.eager
 
     def keyframe_came(self, event: Keyframe) -> None:
         """Note a keyframe: nobody waits any more."""

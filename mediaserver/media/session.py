@@ -197,6 +197,7 @@ class PublishSession(Session):
         forwarder = self.transport.forwarder
         blocks = []
         for publication in self.publications:
+            publication.handle_timer(now)
             if publication.stream is not None and publication.reporter is not None:
                 stats = forwarder.stream_stats(publication.stream)
                 if stats.packets:

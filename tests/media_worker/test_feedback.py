@@ -69,8 +69,17 @@ def test_keyframes_are_asked_for_at_once_then_seldom_until_one_comes() -> None:
     keyframes.want(NOW)
     asked = [t for t in range(0, 2000, 20) if keyframes.should_ask(NOW + t * MS)]
     assert asked == [0, 500, 1000, 1500]
-    keyframes.came(NOW + 2 * SECOND_NS)
-    assert not keyframes.should_ask(NOW + 3 * SECOND_NS)
+    assert keyframes.eager
+    assert [t for t in range(2000, 4000, 20) if keyframes.should_ask(NOW + t * MS)] == [
+        2000,
+        2500,
+        3000,
+        3500,
+    ]
+    assert keyframes.pending
+    assert not keyframes.eager  # the camera is off: the caller comes once a second only
+    keyframes.came(NOW + 4 * SECOND_NS)
+    assert not keyframes.should_ask(NOW + 5 * SECOND_NS)
 
 
 def test_a_burst_of_wishes_makes_few_requests() -> None:
