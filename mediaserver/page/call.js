@@ -29,8 +29,8 @@ class Tile {
 
   show({ name, role, state, hasPicture, muted }) {
     this.element.dataset.state = state;
-    this.element.classList.toggle("no-picture", !hasPicture);
-    this.element.classList.toggle("is-muted", muted);
+    this.element.dataset.picture = hasPicture ? "on" : "off";
+    this.element.dataset.sound = muted ? "off" : "on";
     this.element.querySelector(".name").textContent = name;
     this.element.querySelector(".role").textContent = role;
     this.element.querySelector(".face").textContent = [...name][0] ?? "";

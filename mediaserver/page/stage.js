@@ -18,26 +18,24 @@ function layOut(stage) {
   const screens = tiles.filter((tile) => tile.dataset.source === "screen");
   const faces = tiles.filter((tile) => tile.dataset.source !== "screen");
   const whole = { x: 0, y: 0, width, height };
-  if (screens.length === 0 || faces.length === 0) return grid(tiles, whole);
   const upright = height > width;
+  if (screens.length === 0 || faces.length === 0) return grid(tiles, whole, upright && screens.length === 0);
   const strip = Math.max(upright ? 120 : 180, (upright ? height : width) * STRIP);
   const rest = (upright ? height : width) - strip - GAP;
   grid(screens, upright ? { ...whole, height: rest } : { ...whole, width: rest });
   grid(faces, upright ? { ...whole, y: rest + GAP, height: strip } : { ...whole, x: rest + GAP, width: strip });
 }
 
-/** Fill an area with equal tiles, with as many columns as make them largest. */
-function grid(tiles, area) {
+/** Fill an area with equal tiles, with as many columns as make them largest: 16:9, or up to square. */
+function grid(tiles, area, square = false) {
   if (tiles.length === 0) return;
   let best = null;
   for (let columns = 1; columns <= tiles.length; columns += 1) {
     const rows = Math.ceil(tiles.length / columns);
     const cell = { width: (area.width - GAP * (columns - 1)) / columns, height: (area.height - GAP * (rows - 1)) / rows };
-    // Between square (phones held upright) and 16:9.
     const width = Math.min(cell.width, (cell.height * 16) / 9);
-    const height = Math.min(cell.height, width);
-    const tall = Math.min(height, Math.max((width * 9) / 16, area.height > area.width ? height : 0));
-    if (!best || width * tall > best.width * best.height) best = { columns, rows, width, height: tall };
+    const height = square ? Math.min(cell.height, width) : (width * 9) / 16; // phones are held upright
+    if (!best || width * height > best.width * best.height) best = { columns, rows, width, height };
   }
   const top = area.y + (area.height - best.rows * best.height - GAP * (best.rows - 1)) / 2;
   tiles.forEach((tile, at) => {
