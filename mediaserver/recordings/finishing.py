@@ -12,12 +12,13 @@ import base64
 import datetime
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mediaserver.recordings import evidence
-from mediaserver.recordings.composing import ComposingFailed, Composition
+from mediaserver.recordings.composing import COMMAND, ComposingFailed, Composition
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Active, Recordings
 from recorder.catalog import Entry
@@ -40,6 +41,8 @@ class Finishing:
         self._settings = recordings.settings
         self._compositions: dict[str, Composition] = {}
         self._starting: dict[str, asyncio.Lock] = {}
+        self.command: Sequence[str] = COMMAND
+        """What is started to compose."""
         self.jobs: Jobs | None = None
         """Given once launched; until then nothing is finished in the background."""
 
@@ -149,6 +152,7 @@ class Finishing:
             request,
             attempts=self._settings.composing.attempts,
             on_event=on_event,
+            command=self.command,
         )
         self._compositions[entry.id] = composition
         return composition

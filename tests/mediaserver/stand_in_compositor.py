@@ -2,15 +2,33 @@
 
 Its first argument says what it does: ``done``, ``dies`` (always), ``dies_once`` (then is done; the second
 argument is a file that remembers), ``fails``, ``follows`` (is done when told that the journal has ended),
-``chatters``.
+``chatters``, ``composes`` (seals PLAIN as the composite).
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from recorder.sealed import DataKey, SealedWriter
+
+PLAIN = bytes(range(256)) * 3000
+"""What ``composes`` makes: 750 KiB, three chunks of a sealed file."""
+
+
+def compose(job: dict[str, Any]) -> dict[str, Any]:
+    key = DataKey(job["data_key_id"], base64.b64decode(job["data_key"]))
+    folder = Path(job["recording_dir"]) / "files"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / "composite.mp4.00000000000000000000000000000000.sealed").write_bytes(b"left by a dead one")
+    path = folder / "composite.mp4.{file_id}.sealed"
+    writer = SealedWriter(path, key, kind="archive", media_type="video/mp4")
+    writer.write(PLAIN)
+    return {"file": writer.close().to_json(), "duration_ms": 1234, "frames": 30}
 
 
 def say(message: dict[str, object]) -> None:
@@ -39,6 +57,9 @@ def main() -> None:
     elif what == "chatters":
         print("this is not JSON", flush=True)
         say({"event": {"type": "overlay.glyph_missing", "data": {"code_point": "U+3400"}}})
+    elif what == "composes":
+        say({"done": compose(job)})
+        return
     say({"done": {"file": None, "live": job["live"]}})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mediaserver.errors import Refused
 from mediaserver.recordings.states import TRANSITIONS, changed, next_attempt
 from mediaserver.settings import Settings
 from recorder.catalog import Entry
+from tests.mediaserver import stand_in_compositor
 from tests.mediaserver.running import Client, make_keys, running, settings_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -146,6 +148,128 @@ async def test_a_file_that_nobody_makes(api: Client) -> None:
     for name in ("other.mp4", "..%2fkeys.json", "single-agent-1-camera.mp4"):
         assert (await api.problem("GET", f"{path}/{name}"))["code"] == "file_not_found"
     await stop(api, one["id"])
+
+
+async def test_a_composite_is_made_when_asked_for_and_fetched(api: Client, settings: Settings) -> None:
+    api.control.finishing.command = [sys.executable, "-m", stand_in_compositor.__name__, "composes"]
+    one = await start(api, "composite")
+    await stop(api, one["id"])
+    path = f"/v1/recordings/{one['id']}/files/composite.mp4"
+    assert (await api.ask("GET", path))[0] == 202
+    done = await until(api, one["id"], lambda shown: shown["composing"]["state"] == "done", 30)
+    file = done["files"][0]
+    assert (file["name"], file["kind"], file["duration_ms"]) == ("composite.mp4", "archive", 1234)
+    plain = stand_in_compositor.PLAIN
+    status, body, headers = await api.ask("GET", f"{path}?purpose=review")
+    assert (status, body) == (200, plain)
+    etag = headers["ETag"]
+    assert etag == f'"{file["plain_sm3"]}"'
+    assert headers["Content-Type"] == "video/mp4"
+    assert headers["Cache-Control"] == "private, no-store"
+
+    size = len(plain)
+    for asked, expected in [
+        ("bytes=0-0", plain[:1]),
+        ("bytes=262140-262150", plain[262140:262151]),
+        (f"bytes={size - 5}-", plain[-5:]),
+        ("bytes=-7", plain[-7:]),
+    ]:
+        status, body, headers = await api.ask("GET", path, headers={"Range": asked})
+        assert (status, body) == (206, expected), asked
+        assert headers["Content-Range"].endswith(f"/{size}")
+    for condition, status in [
+        ({"If-None-Match": etag}, 304),
+        ({"If-None-Match": f'W/{etag}, "x"'}, 304),
+        ({"If-Match": '"x"'}, 412),
+        ({"Range": f"bytes={size}-"}, 416),
+        ({"Range": "bytes=0-1", "If-Range": '"x"'}, 200),
+        ({"Range": "bytes=0-1", "If-Range": etag}, 206),
+        ({"Range": "bytes=0-1,4-5"}, 200),
+    ]:
+        assert (await api.ask("GET", path, headers=condition))[0] == status, condition
+    status, body, headers = await api.ask("HEAD", path)
+    assert (status, body, headers["Content-Length"]) == (200, b"", str(size))
+    assert (await api.problem("GET", f"{path}?purpose=%01"))["code"] == "bad_request"
+
+    events = (await api.ok("GET", "/v1/events?limit=1000"))["events"]
+    mine = [event for event in events if event["recording"] == one["id"]]
+    assert [event["type"] for event in mine if not event["type"].startswith("audit.")] == [
+        "recording.started",
+        "recording.stopped",
+        "recording.archived",
+    ]
+    reads = [event["data"] for event in mine if event["type"] == "audit.file_read"]
+    assert (reads[0]["purpose"], reads[0]["from"], reads[0]["to"]) == ("review", 0, size)
+    statements = (await api.ok("GET", f"/v1/recordings/{one['id']}/statements"))["statements"]
+    assert [statement["kind"] for statement in statements] == ["composite"]
+    assert (await api.ok("POST", f"/v1/recordings/{one['id']}/verify"))["ok"]
+    # Run again, as after a death between the work and its record, both steps change nothing.
+    assert (await api.control.finishing.compose(one["id"]))["ok"]
+    assert (await api.control.finishing.conclude(one["id"]))["ok"]
+    again = await api.ok("GET", f"/v1/recordings/{one['id']}")
+    assert again["files"] == done["files"]
+    directory = settings.data_dir / api.control.catalog.get(one["id"]).directory  # type: ignore[union-attr]
+    assert len(list((directory / "files").iterdir())) == 1
+
+    # A damaged file is said, not served.
+    sealed = next((directory / "files").iterdir())
+    damaged = bytearray(sealed.read_bytes())
+    damaged[5000] ^= 1
+    sealed.write_bytes(damaged)
+    assert (await api.problem("GET", path))["code"] == "internal"
+    report = await api.ok("POST", f"/v1/recordings/{one['id']}/verify")
+    assert not report["ok"]
+    assert sealed.name in str(report["findings"])
+
+
+async def test_composing_that_fails_is_said(api: Client) -> None:
+    api.control.finishing.command = [sys.executable, "-m", stand_in_compositor.__name__, "fails"]
+    few = api.control.settings.composing.model_copy(update={"attempts": 1})
+    changed_settings = api.control.settings.model_copy(update={"composing": few})
+    api.control.finishing._settings = changed_settings
+    one = await start(api, "uncomposable")
+    await stop(api, one["id"])
+    path = f"/v1/recordings/{one['id']}/files/composite.mp4"
+    assert (await api.ask("GET", path))[0] == 202
+    failed = await until(api, one["id"], lambda shown: shown["composing"]["state"] == "failed", 30)
+    assert "disk_full" in failed["composing"]["detail"]
+    problem = await api.problem("GET", path)
+    assert (problem["code"], problem["composing"]["state"]) == ("file_not_found", "failed")
+    assert failed["state"] == "sealed"
+
+
+async def test_a_recording_starts_with_its_room_and_ends_with_it(api: Client) -> None:
+    auto = {"auto": True, "business_no": "automatic", "roles": ["agent", "customer"]}
+    await api.ok("POST", "/v1/rooms", {"name": "auto", "recording": auto})
+    worker = api.control.workers.all()[0]
+
+    async def joins(kind: str, identity: str, role: str) -> None:
+        data = {"identity": identity, "role": role, "seat": f"{role}#1", "name": ""}
+        event = {"type": kind, "tenant": "one", "room": "auto", "recording": None, "data": data}
+        await api.control._worker_event(worker, event)
+
+    async def found() -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = (await api.ok("GET", "/v1/recordings?room=auto"))["recordings"]
+        return result
+
+    await joins("participant.joined", "chen", "agent")
+    assert await found() == []
+    await joins("participant.joined", "li", "customer")
+    async with asyncio.timeout(10):
+        while not await found():
+            await asyncio.sleep(0.05)
+    identifier = (await found())[0]["id"]
+    running_one = await until(api, identifier, lambda shown: shown["state"] == "recording")
+    assert {one["identity"] for one in running_one["participants"]} == {"chen", "li"}
+    for identity, role in (("chen", "agent"), ("li", "customer")):
+        await joins("participant.left", identity, role)
+    room = api.control.rooms.get("one", "auto")
+    assert room is not None
+    assert api.control.rooms.idle(3600) == []
+    assert api.control.rooms.idle(0) == [room]
+    await api.control.close_room(room, "idle")
+    ended = await api.ok("GET", f"/v1/recordings/{identifier}")
+    assert ended["state"] == "sealed"
 
 
 async def test_a_room_takes_its_recordings_with_it(api: Client) -> None:
