@@ -7,6 +7,7 @@ as narrowly as is known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,9 @@ def verify(path: Path, *, data_key: DataKey | None = None, trusted: Collection[s
     return _Verification(path, data_key, trusted).run()
 
 
+_RECORDING_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$")
+
+
 class _Verification:
     def __init__(self, path: Path, data_key: DataKey | None, trusted: Collection[str] | None) -> None:
         self._path = path
@@ -64,6 +68,7 @@ class _Verification:
             self._check_sidecar_fits(sidecar, manifest)
         elif sidecar is not None:
             self._report.recording = str(sidecar.fields.get("recording"))
+        self._check_directory()
         self._key_id = manifest.key_id if manifest else str(sidecar.fields.get("key_id")) if sidecar else ""
         statements = self._statements(manifest)
         if manifest is not None:
@@ -144,6 +149,13 @@ class _Verification:
             if sidecar.fields.get(member) != expected:
                 found = sidecar.fields.get(member)
                 self._add(Kind.CHANGED, SIDECAR, f"its {member} is {found!r}, not {expected!r}")
+
+    def _check_directory(self) -> None:
+        """A directory that bears a recording's id must hold that recording, not another, whole one."""
+        name = self._path.resolve().name
+        if _RECORDING_ID.match(name) and self._report.recording not in ("", name):
+            detail = f"holds recording {self._report.recording}, not the one it is named after"
+            self._add(Kind.REORDERED, name, detail)
 
     def _statements(self, manifest: Manifest | None) -> list[Statement]:
         statements: list[Statement] = []

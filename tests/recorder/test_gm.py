@@ -16,7 +16,7 @@ from gmssl import sm3 as gmssl_sm3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recorder.gm import selftest, sm2, sm3, sm4
+from recorder.gm import libgcrypt, selftest, sm2, sm3, sm4
 from recorder.gm.kdf import kdf_sm3
 from recorder.gm.sm2 import PrivateKey, PublicKey, Sm2Error
 from recorder.gm.x509 import Certificate, self_signed
@@ -235,6 +235,19 @@ def test_a_changed_certificate_is_not_its_own(tmp_path: Path) -> None:
     for bad in ("", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "é"):
         with pytest.raises(Sm2Error):
             Certificate.from_pem(bad)
+
+
+@pytest.mark.skipif(libgcrypt.library is None, reason=f"libgcrypt: {libgcrypt.version}")
+@pytest.mark.parametrize("call", ["gcry_md_hash_buffer", "gcry_cipher_gettag", "gcry_cipher_open"])
+def test_a_libgcrypt_that_computes_wrongly_is_not_used(call: str) -> None:
+    class Wrong:
+        def __getattr__(self, name: str) -> Any:
+            return (
+                getattr(libgcrypt.library, name) if name != call else lambda *arguments: int("open" in call)
+            )
+
+    assert libgcrypt.self_test(libgcrypt.library) == ""
+    assert libgcrypt.self_test(Wrong()) != ""
 
 
 def test_a_wrong_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

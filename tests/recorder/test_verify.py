@@ -12,6 +12,7 @@ import pytest
 from recorder.clock import rfc3339
 from recorder.gm.sm3 import sm3
 from recorder.gm.x509 import Certificate
+from recorder.ids import uuid7
 from recorder.journal import GroupCommit
 from recorder.keys import FileProvider, read_sidecar, write_sidecar
 from recorder.manifest import write_manifest
@@ -335,6 +336,15 @@ def test_a_signed_page_cannot_name_files_outside(copy: Path, provider: FileProvi
     }
     append_statement(copy, "derived", {"files": [body]}, provider.signer())
     assert only(verify(copy)).kind == Kind.REMOVED
+
+
+def test_a_whole_recording_in_anothers_directory_is_found(stopped: SmallRecording, tmp_path: Path) -> None:
+    """Each page and file of it holds; only its place is wrong."""
+    shutil.copytree(stopped.path, tmp_path / stopped.recording)
+    assert verify(tmp_path / stopped.recording).ok
+    other = str(uuid7())
+    shutil.copytree(stopped.path, tmp_path / other)
+    assert only(verify(tmp_path / other)).kind == Kind.REORDERED
 
 
 def test_the_wrong_key_is_said_to_be_wrong(copy: Path, tmp_path: Path, provider: FileProvider) -> None:
