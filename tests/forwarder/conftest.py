@@ -8,7 +8,7 @@ import pytest
 
 from tests.forwarder.ends import World
 
-KINDS = ("python", "native")
+KINDS = ("python", "native", "native-libsrtp")
 
 
 @pytest.fixture(params=KINDS)

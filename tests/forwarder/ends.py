@@ -26,6 +26,7 @@ from mediaserver.forwarder import (
     StreamParameters,
     open_forwarder,
 )
+from mediaserver.forwarder.native import NativeForwarder
 
 SENTINEL = b"\x01sentinel"
 TIMEOUT_S = 5.0
@@ -199,6 +200,17 @@ class End:
         return [self.rx.unprotect_rtcp(data) for data in self.receive_bytes() if 192 <= data[1] <= 223]
 
 
+def make_forwarder(sockets: list[socket.socket], kind: str) -> Forwarder:
+    """Open a forwarder: ``python``, ``native``, or ``native-libsrtp`` that does without EVP.
+
+    ``FORWARDER_LIBRARY`` names another native library, one with sanitizers.
+    """
+    if kind == "python":
+        return open_forwarder(sockets, kind=kind)
+    evp = kind == "native"
+    return NativeForwarder(sockets, library=os.environ.get("FORWARDER_LIBRARY"), evp=evp)
+
+
 class World:
     """A forwarder on an IPv4 and an IPv6 loopback socket, and ends around it."""
 
@@ -208,7 +220,7 @@ class World:
             sock = socket.socket(family, socket.SOCK_DGRAM)
             sock.bind((host, 0))
             self.sockets.append(sock)
-        self.forwarder: Forwarder = open_forwarder(self.sockets, kind=kind)
+        self.forwarder: Forwarder = make_forwarder(self.sockets, kind)
         self.ends: list[End] = []
         self.sent = 0
         self.events: list[Event] = []

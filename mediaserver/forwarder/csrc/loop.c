@@ -1,0 +1,146 @@
+/* The forwarder's thread, its beginning and its end. */
+#include "internal.h"
+
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { IDLE_MS = 200, ROUNDS = 8, BUSY_DATAGRAMS = 8 };
+#define NAP_NS 1000000
+
+static int64_t monotonic_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+void forwarder_enter(forwarder_t *f) {
+  pthread_mutex_lock(&f->lock);
+  f->now_ns = monotonic_ns();
+  /* abs-send-time: 24 bits of seconds in 6.18 fixed point; in two steps, so that nothing overflows. */
+  uint64_t seconds = (uint64_t)f->now_ns / 1000000000, rest = (uint64_t)f->now_ns % 1000000000;
+  f->seconds = (uint32_t)(seconds << 18 | (rest << 18) / 1000000000) & 0xffffff;
+}
+
+void forwarder_leave(forwarder_t *f) {
+  sender_flush(f);
+  outbox_signal(f);
+  pthread_mutex_unlock(&f->lock);
+}
+
+/* Send the transport-cc feedback that is due; return when the next is, INT64_MAX if never. */
+static int64_t send_feedback(forwarder_t *f) {
+  int64_t due = INT64_MAX;
+  for (uint32_t at = 0; at < f->peers.size; at++) {
+    struct peer *peer = f->peers.keys[at] ? f->peers.values[at] : NULL;
+    if (!peer || !peer->log.interval_ns) continue;
+    if (f->now_ns >= peer->log.due_ns) {
+      peer->log.due_ns = f->now_ns + peer->log.interval_ns;
+      uint8_t compound[MAX_PACKET_BYTES];
+      uint32_t size;
+      while (peer_ready(peer) && (size = log_build(&peer->log, compound)))
+        peer->stats.feedback_sent += path_send_rtcp(f, peer, compound, size);
+    }
+    if (peer->log.due_ns < due) due = peer->log.due_ns;
+  }
+  return due;
+}
+
+static void *run(void *argument) {
+  forwarder_t *f = argument;
+  struct pollfd watched[MAX_SOCKETS + 1];
+  for (int i = 0; i < f->socket_count; i++) watched[i] = (struct pollfd){.fd = f->receivers[i].fd, .events = POLLIN};
+  watched[f->socket_count] = (struct pollfd){.fd = f->wake, .events = POLLIN};
+  int timeout = IDLE_MS;
+  bool busy = false;
+  while (!atomic_load(&f->closing)) {
+    /* Under load a short nap makes the next batch larger: fewer wake-ups, longer runs for GSO, at most 1 ms later. */
+    if (busy)
+      nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    else if (poll(watched, (nfds_t)f->socket_count + 1, timeout) > 0 && watched[f->socket_count].revents) {
+      uint64_t count;
+      ssize_t got = read(f->wake, &count, sizeof count); /* only to reset it */
+      (void)got;
+    }
+    int datagrams = 0;
+    for (int i = 0; i < f->socket_count; i++)
+      for (int round = 0; round < ROUNDS; round++) {
+        forwarder_enter(f);
+        int count = path_receive(f, i);
+        forwarder_leave(f);
+        datagrams += count;
+        if (count < BATCH) break;
+      }
+    busy = datagrams >= BUSY_DATAGRAMS;
+    forwarder_enter(f);
+    int64_t due = send_feedback(f);
+    timeout = IDLE_MS;
+    if (due != INT64_MAX && (due - f->now_ns) / 1000000 < timeout) timeout = (int)((due - f->now_ns) / 1000000) + 1;
+    if (f->outbox.tapped[f->outbox.tap_side].size && !f->outbox.signalled && timeout > 20) timeout = 20;
+    forwarder_leave(f);
+  }
+  return NULL;
+}
+
+void forwarder_wake(forwarder_t *f) {
+  uint64_t one = 1;
+  ssize_t put = write(f->wake, &one, sizeof one); /* a full counter wakes as well */
+  (void)put;
+}
+
+static void destroy(forwarder_t *f) {
+  for (uint32_t at = 0; at < f->peers.size;) {
+    if (f->peers.keys[at])
+      tables_remove_peer(f, f->peers.values[at]); /* moves another one here, or leaves the place empty */
+    else
+      at++;
+  }
+  map_free(&f->peers);
+  map_free(&f->streams);
+  map_free(&f->routes);
+  map_free(&f->bound);
+  for (int i = 0; i < f->socket_count; i++) free(f->receivers[i].slots);
+  free(f->sender.slots);
+  outbox_free(&f->outbox);
+  if (f->wake >= 0) close(f->wake);
+  pthread_mutex_destroy(&f->lock);
+  free(f);
+}
+
+forwarder_t *fwd_open(const int32_t *sockets, const int32_t *families, int32_t count, int32_t evented,
+                      const fwd_crypto_t *crypto, uint64_t seed) {
+  if (count < 1 || count > MAX_SOCKETS) return NULL;
+  forwarder_t *f = calloc(1, sizeof *f);
+  if (!f) return NULL;
+  pthread_mutex_init(&f->lock, NULL);
+  f->crypto = *crypto;
+  f->evp = crypto->evp_new != NULL;
+  f->outbox.fd = evented;
+  f->peers.seed = f->streams.seed = f->routes.seed = f->bound.seed = seed;
+  f->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  f->sender.slots = malloc((size_t)SEND_SLOTS * SLOT_BYTES);
+  bool good = f->wake >= 0 && f->sender.slots;
+  for (int i = 0; good && i < count; i++) {
+    good = receiver_init(&f->receivers[i], sockets[i], families[i]);
+    f->socket_count = i + 1;
+  }
+  /* Signals are for Python's threads. */
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  good = good && !pthread_create(&f->thread, NULL, run, f);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (!good) {
+    destroy(f);
+    return NULL;
+  }
+  return f;
+}
+
+void fwd_close(forwarder_t *f) {
+  atomic_store(&f->closing, true);
+  forwarder_wake(f);
+  pthread_join(f->thread, NULL);
+  destroy(f);
+}

@@ -1,0 +1,212 @@
+/* How a subscriber sees a stream; the twin of route.py, whose text explains epochs. */
+#include "internal.h"
+
+static struct epoch *current(struct route *route) {
+  return &route->epochs[(route->epoch_count - 1) % EPOCHS];
+}
+
+void route_begin(struct route *route, struct stream *stream, const struct rtp *rtp) {
+  struct epoch last = {0};
+  if (route->epoch_count) last = *current(route);
+  route->epoch_count++;
+  struct epoch *epoch = current(route);
+  memset(epoch, 0, sizeof *epoch);
+  epoch->stream = stream->number;
+  epoch->floor = rtp->extended;
+  epoch->payload_type = (uint8_t)route->payload_type;
+  epoch->rtx_payload_type = route->has_rtx ? route->rtx_payload_type : -1;
+  epoch->codec = stream->codec;
+  epoch->sequence_offset = (route->last >= 0 ? route->last + 1 : route->next) - rtp->extended;
+  if (route->last >= 0) {
+    if (last.stream == stream->number) {
+      epoch->timestamp_offset = last.timestamp_offset;
+    } else {
+      int64_t elapsed = rtp->arrival_ns - route->last_sent_ns;
+      if (elapsed < 0) elapsed = 0;
+      uint64_t ticks = (uint64_t)(elapsed / 1000) * stream->clock_rate / 1000000;
+      if (ticks < 1) ticks = 1;
+      epoch->timestamp_offset = route->last_timestamp + (uint32_t)ticks - rtp->timestamp;
+    }
+  }
+  if (stream->codec == CODEC_VP8) {
+    struct vp8_numbers found = vp8_find(rtp->data, rtp->payload_start, rtp->payload_end);
+    if (found.bits && route->picture >= 0)
+      epoch->picture_offset = (uint16_t)((uint32_t)route->picture + 1 - vp8_picture(rtp->data, found)) & 0x7fff;
+    if (found.index && route->index >= 0)
+      epoch->index_offset = (uint8_t)(route->index + 1 - rtp->data[found.index]);
+  }
+  for (int i = 0; i < stream->extension_count; i++) {
+    uint16_t uri = stream->extensions[i].uri;
+    if (uri >= FWD_URI_MID && uri <= FWD_URI_ABS_SEND_TIME) continue; /* never copied */
+    for (int k = 0; k < route->extension_count; k++)
+      if (route->extensions[k].uri == uri) {
+        epoch->from[epoch->mapped] = stream->extensions[i].id;
+        epoch->to[epoch->mapped++] = route->extensions[k].id;
+      }
+  }
+  route->stream = stream;
+  route->pending = NULL;
+  route->waiting = false;
+}
+
+static int mapped_id(const struct epoch *epoch, uint8_t id) {
+  for (int i = 0; i < epoch->mapped; i++)
+    if (epoch->from[i] == id) return epoch->to[i];
+  return 0;
+}
+
+static uint8_t *put_element(uint8_t *at, bool two_byte, int id, const uint8_t *value, uint32_t length) {
+  if (two_byte) {
+    *at++ = (uint8_t)id;
+    *at++ = (uint8_t)length;
+  } else {
+    if (length < 1 || length > 16) return at;
+    *at++ = (uint8_t)(id << 4 | (int)(length - 1));
+  }
+  memcpy(at, value, length);
+  return at + length;
+}
+
+/* Write the header extension at `out`; return its length, 0 if there is none. */
+static uint32_t put_extension(const struct route *route, const struct epoch *epoch, const struct rtp *rtp, uint8_t *out,
+                              uint16_t number, uint32_t seconds) {
+  bool two_byte = route->two_byte;
+  if (route->allow_mixed && rtp->two_byte)
+    for (int i = 0; i < rtp->element_count; i++)
+      if ((rtp->elements[i].length > 16 || !rtp->elements[i].length) && mapped_id(epoch, rtp->elements[i].id))
+        two_byte = true;
+  uint8_t *at = out + 4, value[3];
+  if (route->mid_id) at = put_element(at, two_byte, route->mid_id, route->mid, route->mid_length);
+  if (route->abs_id) {
+    value[0] = (uint8_t)(seconds >> 16);
+    put16(value + 1, seconds);
+    at = put_element(at, two_byte, route->abs_id, value, 3);
+  }
+  if (route->transport_cc_id) {
+    put16(value, number);
+    at = put_element(at, two_byte, route->transport_cc_id, value, 2);
+  }
+  for (int i = 0; i < rtp->element_count; i++) {
+    int id = mapped_id(epoch, rtp->elements[i].id);
+    if (id) at = put_element(at, two_byte, id, rtp->data + rtp->elements[i].at, rtp->elements[i].length);
+  }
+  uint32_t length = (uint32_t)(at - out - 4);
+  if (!length) return 0;
+  for (; length & 3; length++) *at++ = 0;
+  put16(out, two_byte ? 0x1000 : 0xbede);
+  put16(out + 2, length / 4);
+  return 4 + length;
+}
+
+struct outgoing { uint32_t ssrc; uint8_t payload_type; uint16_t sequence, number; uint32_t seconds; int32_t original; };
+
+/* Rewrite a packet, plain or as RTX of the number `original` (-1: plain). A packet grows by at most 45 bytes of
+ * extensions, 2 for each of MAX_ELEMENTS that gets a two-byte header, and 2 of RTX: it fits SLOT_BYTES with its tag. */
+static uint32_t build(struct route *route, const struct epoch *epoch, const struct rtp *rtp, uint8_t *out,
+                      struct outgoing to, bool newest) {
+  const uint8_t *data = rtp->data;
+  put16(out + 2, to.sequence);
+  put32(out + 4, rtp->timestamp + epoch->timestamp_offset);
+  put32(out + 8, to.ssrc);
+  uint32_t at = rtp->csrcs_end;
+  memcpy(out + 12, data + 12, at - 12);
+  uint32_t extension = put_extension(route, epoch, rtp, out + at, to.number, to.seconds);
+  out[0] = (uint8_t)(0x80 | (data[0] & 0x2f) | (extension ? 0x10 : 0));
+  out[1] = rtp->marker | to.payload_type;
+  at += extension;
+  if (to.original >= 0) {
+    put16(out + at, (uint32_t)to.original);
+    at += 2;
+  }
+  uint8_t *payload = out + at;
+  memcpy(payload, data + rtp->payload_start, rtp->size - rtp->payload_start);
+  if (epoch->codec == CODEC_VP8) {
+    struct vp8_numbers found = vp8_find(data, rtp->payload_start, rtp->payload_end);
+    if (found.bits) {
+      uint32_t value = (vp8_picture(data, found) + epoch->picture_offset) & ((1u << found.bits) - 1);
+      uint8_t *place = payload + (found.picture - rtp->payload_start);
+      if (found.bits == 15)
+        put16(place, value | 0x8000);
+      else
+        *place = (uint8_t)value;
+      if (newest) route->picture = (int32_t)value;
+    }
+    if (found.index) {
+      uint8_t value = (uint8_t)(data[found.index] + epoch->index_offset);
+      payload[found.index - rtp->payload_start] = value;
+      if (newest) route->index = value;
+    }
+  }
+  return at + rtp->size - rtp->payload_start;
+}
+
+static uint16_t next_number(const struct route *route) {
+  return route->transport_cc_id ? (uint16_t)route->peer->number_sent++ : 0;
+}
+
+uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, int64_t *extended) {
+  struct epoch *epoch = current(route);
+  *extended = rtp->extended + epoch->sequence_offset;
+  struct outgoing to = {.ssrc = route->ssrc,
+                        .payload_type = epoch->payload_type,
+                        .sequence = (uint16_t)*extended,
+                        .number = next_number(route),
+                        .seconds = f->seconds,
+                        .original = -1};
+  route->sent[*extended & (SENT_RING - 1)] = (struct sent){.extended = (uint32_t)*extended,
+                                                           .received = (uint32_t)rtp->extended,
+                                                           .epoch = route->epoch_count - 1,
+                                                           .seconds = f->seconds,
+                                                           .number = to.number,
+                                                           .used = true};
+  bool newest = *extended > route->last;
+  if (newest) {
+    route->last = *extended;
+    route->last_timestamp = rtp->timestamp + epoch->timestamp_offset;
+    route->last_sent_ns = rtp->arrival_ns;
+  }
+  route->packets++;
+  route->bytes += rtp->payload_end - rtp->payload_start;
+  if (route->budget < RESEND_BUDGET) route->budget++;
+  return build(route, epoch, rtp, out, to, newest);
+}
+
+uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, int64_t *extended) {
+  struct sent *sent = &route->sent[sequence & (SENT_RING - 1)];
+  uint32_t now_ms = (uint32_t)(f->now_ns / 1000000) | 1; /* never 0, which says "not yet" */
+  route->missed++;
+  if (!sent->used || (uint16_t)sent->extended != sequence || route->budget <= 0 ||
+      route->epoch_count - 1 - sent->epoch >= EPOCHS ||
+      (sent->resent_ms && now_ms - sent->resent_ms < RESEND_INTERVAL_MS))
+    return 0;
+  struct epoch *epoch = &route->epochs[sent->epoch % EPOCHS];
+  struct stream *stream = map_get(&f->streams, (uint64_t)epoch->stream);
+  /* The ring keeps 32 bits of the received number; the epoch's first gives the rest. */
+  int64_t received = epoch->floor + (int64_t)(uint32_t)(sent->received - (uint32_t)epoch->floor);
+  struct kept *kept = stream ? stream_cached(stream, received) : NULL;
+  struct rtp rtp;
+  if (!kept || !rtp_parse(&rtp, kept->data, kept->size, kept->arrival_ns)) return 0;
+  rtp.extended = received;
+  route->missed--;
+  route->retransmitted++;
+  route->budget--;
+  sent->resent_ms = now_ms;
+  if (epoch->rtx_payload_type < 0) {
+    *extended = received + epoch->sequence_offset;
+    struct outgoing to = {.ssrc = route->ssrc,
+                          .payload_type = epoch->payload_type,
+                          .sequence = sequence,
+                          .number = sent->number,
+                          .seconds = sent->seconds,
+                          .original = -1};
+    return build(route, epoch, &rtp, out, to, false);
+  }
+  *extended = route->next_rtx++;
+  struct outgoing to = {.ssrc = route->rtx_ssrc,
+                        .payload_type = (uint8_t)epoch->rtx_payload_type,
+                        .sequence = (uint16_t)*extended,
+                        .number = next_number(route),
+                        .seconds = f->seconds,
+                        .original = sequence};
+  return build(route, epoch, &rtp, out, to, false);
+}
