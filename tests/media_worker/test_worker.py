@@ -142,6 +142,21 @@ async def test_codec_mismatch_names_both_sides(server: Worker) -> None:
     await customer.close()
 
 
+async def test_h264_and_pcma_pass_where_the_room_lists_them(server: Worker) -> None:
+    await server.call("room.open", room="other", codecs=["H264", "audio/PCMA"])
+    viewer = Viewer()
+    reply = await connect(server, viewer.peer, "whep", room="other", identity="agent", target="customer")
+    assert "VP8" not in reply["sdp"]
+    assert "opus" not in reply["sdp"]
+    customer, _ = await publish(server, "other", "customer")
+    await viewer.wait_frames("video1", 5)
+    await viewer.wait_frames("audio0", 5)
+    event = await server.wait_for("track.started", "other", identity="customer", source="camera")
+    assert event["data"]["mime"] == "video/H264"
+    await customer.close()
+    await viewer.close()
+
+
 async def test_wrong_questions_get_stable_codes(server: Worker) -> None:
     await server.call("room.open", room="wrong")
     peer = RTCPeerConnection()
