@@ -41,6 +41,8 @@ class VideoDepacketiser:
         self._damaged = False
         self._keyframe = False
         self._lost_before = False
+        self._lost_at_padding = False
+        self._begun = False
         self._picture: tuple[int, int] | None = None
         self._last_picture: tuple[int, int] | None = None
 
@@ -52,10 +54,10 @@ class VideoDepacketiser:
                 self._lost_before = True
                 if self._timestamp is not None:
                     self._damaged = True
-                self._builder_lost = True
+                self._lost_at_padding = True
             return frames
-        lost = lost or self._builder_lost
-        self._builder_lost = False
+        lost = lost or self._lost_at_padding
+        self._lost_at_padding = False
         if self._timestamp is not None and timestamp != self._timestamp:
             # No marker came. Without loss the frame is whole (some senders set none), else its end is
             # missing.
@@ -74,7 +76,9 @@ class VideoDepacketiser:
             self._damaged = True
         else:
             if begins:
-                self._damaged |= lost and not info.starts
+                # The first payload ever may be the middle of a picture as well.
+                self._damaged |= (lost or not self._begun) and not info.starts
+                self._begun = True
                 if info.picture_id is not None:
                     self._picture = (info.picture_id, info.picture_id_bits)
             self._keyframe |= info.keyframe
@@ -91,8 +95,6 @@ class VideoDepacketiser:
         self._lost_before = True
         self._last_picture = None
         return frames
-
-    _builder_lost = False
 
     def _close(self) -> list[MediaFrame]:
         assert self._timestamp is not None
