@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from recorder import cli
+from recorder.catalog import opened
 from recorder.export import ExportError, export_recording
+from recorder.fieldkey import FieldKey
 from recorder.keys import FileProvider
 from recorder.manifest import read_manifest
 from recorder.recovering import RecoveryError, recover_recording
@@ -199,6 +201,28 @@ def test_recover_and_export_commands(tmp_path: Path, provider: FileProvider) -> 
     assert exported.exit_code == 0
     assert (tmp_path / "out/composite.mp4").read_bytes() == whole.composite
     assert run("export", whole.path, tmp_path / "x", "--keys", provider.directory).exit_code == 2
+
+
+def test_the_index_is_rebuilt_from_the_recordings(tmp_path: Path, provider: FileProvider) -> None:
+    made = make_recording(tmp_path / "made", provider, stopped=False)
+    place = tmp_path / "data/recordings/default/2026/01/01" / made.recording
+    place.parent.mkdir(parents=True)
+    made.path.rename(place)
+    assert run("recover", place, "--keys", provider.directory).exit_code == 0
+    broken = place.with_name("broken")
+    shutil.copytree(place, broken)
+    (broken / "keys.json").write_bytes(b"{}")
+    (tmp_path / "data/secrets").mkdir()
+    result = run("reindex", tmp_path / "data", "--keys", provider.directory)
+    assert (result.exit_code, "1 recordings indexed" in result.output) == (1, True)
+    shutil.rmtree(broken)
+    assert run("reindex", tmp_path / "data", "--keys", provider.directory).exit_code == 0
+    with opened(
+        f"sqlite:///{tmp_path / 'data/index.sqlite'}", FieldKey.open(tmp_path / "data/secrets/index.key")
+    ) as catalog:
+        entry = catalog.get(made.recording)
+    assert entry is not None
+    assert (entry.business_no, entry.state) == ("B-1", "sealed")
 
 
 def test_failures_are_one_line_on_stderr(
