@@ -205,10 +205,11 @@ def clear_layers(height: int, width: int) -> tuple[Floats, ...]:
 def _mix(plane: Bytes, product: Words, keep: Words) -> None:
     # round(n / 255), n = plane * keep + product: with v = n + 128, (v + (v >> 8)) >> 8 is exact for n ≤ 65025
     work = np.multiply(plane, keep, dtype=np.uint16)
-    work += product
-    work += 128
-    work += work >> 8
-    np.copyto(plane, (work >> 8).astype(np.uint8))
+    np.add(work, product, out=work)
+    np.add(work, 128, out=work)
+    np.add(work, work >> 8, out=work)
+    np.right_shift(work, 8, out=work)
+    np.copyto(plane, work, casting="unsafe")
 
 
 def blend(target: Planes, stamp: Stamp, x: int, y: int) -> None:

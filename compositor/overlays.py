@@ -63,14 +63,10 @@ class _Clock:
         self._size = (width, height)
 
     def draw(self, canvas: Planes, utc_ns: int | None) -> None:
-        cells = self._row.stamps(clock_text(utc_ns, self._overlay.format, self._zone))
-        wide = sum(cell.width for cell in cells)
+        stamp = self._row.stamp(clock_text(utc_ns, self._overlay.format, self._zone))
         overlay = self._overlay
-        x, y = _corner(overlay.anchor, overlay.x, overlay.y, *self._size, wide, self._row.height)
-        x &= ~1
-        for cell in cells:
-            blend(canvas, cell, x, y)
-            x += cell.width
+        x, y = _corner(overlay.anchor, overlay.x, overlay.y, *self._size, stamp.width, stamp.height)
+        blend(canvas, stamp, x, y)
 
 
 @dataclass(frozen=True, slots=True)

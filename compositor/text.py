@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from compositor.canvas import Floats, Stamp, clear_layers, make_stamp, over, yuv
+from compositor.canvas import Floats, Stamp, clear_layers, join_stamps, make_stamp, over, yuv
 from compositor.fonts import coverage, font, missing_glyphs
 
 BLACK = (16, 128, 128)
@@ -136,6 +136,8 @@ class GlyphRow:
     def __init__(self, style: Style) -> None:
         self.style = style
         self._atlas: dict[str, Stamp] = {}
+        self._text = ""
+        self._lefts: list[int] = []
         self._cell = (int(np.ceil(font(style.size_px).getlength("0"))) + 1) & ~1
         pad = style.padding_px
         self.height = (line_height(style.size_px) + 2 * pad + 1) & ~1
@@ -159,7 +161,28 @@ class GlyphRow:
             self._atlas[key] = make_stamp(*text_layers(letters, np.maximum(letters, outlined), style))
         return self._atlas[key]
 
-    def stamps(self, text: str) -> list[Stamp]:
-        """Return the cells of ``text`` from left to right."""
-        last = len(text) - 1
-        return [self._stamp(c, int(i == 0), int(i == last)) for i, c in enumerate(text)]
+    def stamp(self, text: str) -> Stamp:
+        """Return ``text`` as one stamp, valid until the next call: only the cells that changed are copied."""
+        if len(text) != len(self._text):
+            self._row = join_stamps([self._cell_of(text, index) for index in range(len(text))])
+            self._lefts = [0]
+            for index in range(len(text)):
+                self._lefts.append(self._lefts[-1] + self._cell_of(text, index).width)
+        elif text != self._text:
+            for index, (new, old) in enumerate(zip(text, self._text, strict=True)):
+                if new == old:
+                    continue
+                cell = self._cell_of(text, index)
+                left, right = self._lefts[index], self._lefts[index + 1]
+                if cell.width != right - left:
+                    self._text = ""
+                    return self.stamp(text)
+                half = np.s_[:, left // 2 : right // 2]
+                self._row.y[:, left:right], self._row.keep[:, left:right] = cell.y, cell.keep
+                self._row.u[half], self._row.v[half] = cell.u, cell.v
+                self._row.keep_half[half] = cell.keep_half
+        self._text = text
+        return self._row
+
+    def _cell_of(self, text: str, index: int) -> Stamp:
+        return self._stamp(text[index], int(index == 0), int(index == len(text) - 1))
