@@ -41,6 +41,7 @@ from mediaserver.settings import Settings
 from mediaserver.store import Database, Store
 from mediaserver.supervisor import Death, NoWorker, Worker, Workers
 from mediaserver.tokens import Principal, Tokens
+from mediaserver.webhooks import Webhooks
 from recorder.catalog import Catalog
 from recorder.fieldkey import FieldKey
 from recorder.reindex import opener, reindex
@@ -103,12 +104,17 @@ class Control:
         )
         self.finishing = Finishing(self.recordings)
         self.recordings.finishing = self.finishing
+        self.webhooks = Webhooks(
+            self.tokens.keys, settings.webhook, self.events, self.store, self.database, self.metrics
+        )
         # A database for many nodes names the node too; one machine needs one name.
         self._jobs = Jobs(
             self._jobs_url,
             EXECUTOR_ID,
             compose=self.finishing.compose,
             conclude=self.finishing.conclude,
+            deliver=self.webhooks.deliver,
+            retry_s=settings.webhook.retry_hours * 3600,
             max_parallel=settings.composing.max_parallel or os.cpu_count() or 1,
         )
 
@@ -142,6 +148,7 @@ class Control:
         self.finishing.jobs = self._jobs
         for workflow in stale:
             _log.error("job %s is started anew", workflow)
+        self.webhooks.start(self._jobs)
         await continuity.take_over(self.recordings, workers)
         await self.finishing.take_over()
         for room in self.rooms.orphans():
@@ -207,6 +214,7 @@ class Control:
             await self._runner.cleanup()
         await self.workers.close(leave_workers=leave_workers)
         self.finishing.jobs = None
+        await self.webhooks.close()
         await self._jobs.close()
         await self.finishing.close()
         await self.database.run(self.catalog.close)

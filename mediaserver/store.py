@@ -74,6 +74,12 @@ rooms = sa.Table(
     sa.Column("name", sa.String(256), primary_key=True),
     sa.Column("sealed", sa.LargeBinary, nullable=False),
 )
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("key_id", sa.String(64), primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+)
 
 ANSWERS_KEPT_S = 24 * 3600
 
@@ -184,6 +190,22 @@ class Store:
 
     def _participant(self, room: str, identity: str) -> str:
         return self.key.digest(f"{room}\0{identity}", "issued_tokens.participant")
+
+    # Webhooks
+
+    def webhook_seq(self, key_id: str) -> int:
+        """Give the last event handed over for delivery to an API key's URL; at first, the newest there is."""
+        with self.engine.begin() as connection:
+            known = connection.scalar(sa.select(webhooks.c.seq).where(webhooks.c.key_id == key_id))
+            if known is None:
+                known = connection.scalar(sa.select(sa.func.max(events.c.seq))) or 0
+                connection.execute(webhooks.insert().values(key_id=key_id, seq=known))
+        return int(known)
+
+    def set_webhook_seq(self, key_id: str, seq: int) -> None:
+        """Note that everything up to ``seq`` is handed over."""
+        with self.engine.begin() as connection:
+            connection.execute(webhooks.update().where(webhooks.c.key_id == key_id).values(seq=seq))
 
     # Rooms
 

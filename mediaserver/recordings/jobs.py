@@ -1,4 +1,4 @@
-"""Background work that must not be lost: finishing a recording after its stop, durable through DBOS.
+"""Background work that must not be lost, durable through DBOS: finishing recordings, delivering events.
 
 Only the control process launches it, with a fixed executor id, so that a new process takes up what the old
 one left, and with a version raised by hand: by default every changed workflow would orphan its pending runs
@@ -22,10 +22,16 @@ _log = logging.getLogger(__name__)
 WORKFLOW_VERSION = "1"
 """Raise it when the steps of a workflow change; runs of other versions are then started anew, loudly."""
 QUEUE = "compose"
+WEBHOOKS = "webhooks"
+WEBHOOKS_AT_ONCE = 16
+"""Deliveries under way, those that wait for their next try included; the others queue."""
 POLL_S = 0.5
+FIRST_RETRY_S = 5.0
+LAST_RETRY_S = 3600.0
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 
 Work = Callable[[str], Awaitable[dict[str, Any]]]
+Deliver = Callable[[str, int], Awaitable[bool]]
 
 
 class Closing(BaseException):
@@ -52,11 +58,22 @@ class Jobs:
     """Starts durable work. There is one in a process, because DBOS is one."""
 
     def __init__(
-        self, url: str, executor_id: str, *, compose: Work, conclude: Work, max_parallel: int
+        self,
+        url: str,
+        executor_id: str,
+        *,
+        compose: Work,
+        conclude: Work,
+        deliver: Deliver,
+        retry_s: float,
+        max_parallel: int,
     ) -> None:
         self._url = url
         self._executor_id = executor_id
         self._work = {"compose": compose, "conclude": conclude}
+        self.retry_s = retry_s
+        """How long a delivery is tried."""
+        self._deliver = deliver
         self._max_parallel = max_parallel
         self._loop = asyncio.get_running_loop()
         self._closing = threading.Event()
@@ -89,6 +106,12 @@ class Jobs:
             polling_interval_sec=POLL_S,
             on_conflict="always_update",
         )
+        DBOS.register_queue(
+            WEBHOOKS,
+            worker_concurrency=WEBHOOKS_AT_ONCE,
+            polling_interval_sec=POLL_S,
+            on_conflict="always_update",
+        )
         stale = [
             run.workflow_id
             for run in DBOS.list_workflows(status=list(UNFINISHED))
@@ -113,6 +136,27 @@ class Jobs:
                 DBOS.start_workflow(finish_recording, recording)
             else:
                 DBOS.enqueue_workflow(QUEUE, finish_recording, recording)
+
+    async def deliver(self, key_id: str, seq: int) -> None:
+        """Deliver an event to an API key's URL in the background; handed over twice it is delivered once."""
+        await asyncio.to_thread(self._start_delivery, key_id, seq)
+
+    def _start_delivery(self, key_id: str, seq: int) -> None:
+        with SetWorkflowID(f"deliver-{key_id}-{seq}"):
+            DBOS.enqueue_workflow(WEBHOOKS, deliver_event, key_id, seq)
+
+    async def try_delivery(self, key_id: str, seq: int) -> bool:
+        """Deliver once, from the event loop of DBOS."""
+
+        async def run() -> bool:
+            return await self._deliver(key_id, seq)
+
+        try:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self._loop))
+        except (asyncio.CancelledError, RuntimeError) as error:
+            if self._closing.is_set():
+                raise Closing from error
+            raise
 
     def perform(self, work: str, recording: str) -> dict[str, Any]:
         """Run one piece of work in the event loop and wait for it, from a thread of DBOS."""
@@ -168,3 +212,22 @@ def finish_recording(recording: str) -> dict[str, Any]:
     """Compose what the recording asks for, then state and index it."""
     composed = _compose(recording)
     return _conclude(recording) if composed.get("ok") else composed
+
+
+@DBOS.step(name="try_delivery")
+async def _try_delivery(key_id: str, seq: int) -> bool:
+    return await _bound().try_delivery(key_id, seq)
+
+
+@DBOS.workflow(name="deliver_event")
+async def deliver_event(key_id: str, seq: int) -> bool:
+    """Deliver an event, trying after 5 s, 10 s, 20 s … 1 h, for as long as the settings say."""
+    waited_s, pause_s = 0.0, FIRST_RETRY_S
+    while not await _try_delivery(key_id, seq):
+        if waited_s >= _bound().retry_s:
+            _log.error("event %d was not taken by the webhook of key %s: given up", seq, key_id)
+            return False
+        await DBOS.sleep_async(pause_s)
+        waited_s += pause_s
+        pause_s = min(LAST_RETRY_S, pause_s * 2)
+    return True

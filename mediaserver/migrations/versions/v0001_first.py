@@ -1,4 +1,4 @@
-"""The first schema: events, kept answers, invitations, issued tokens, rooms."""
+"""The first schema: events, kept answers, invitations, issued tokens, webhooks, rooms."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -52,4 +52,9 @@ def upgrade() -> None:
         sa.Column("tenant", sa.String(64), primary_key=True),
         sa.Column("name", sa.String(256), primary_key=True),
         sa.Column("sealed", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "webhooks",
+        sa.Column("key_id", sa.String(64), primary_key=True),
+        sa.Column("seq", sa.BigInteger, nullable=False),
     )
