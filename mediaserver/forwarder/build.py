@@ -93,10 +93,11 @@ def find_or_compile() -> Path:
     """Return the library's path, compiling it first if need be. Raises ``BuildError``."""
     name = library_name()
     cache = cache_directory()
-    for directory in (PACKAGE, cache):
-        path = directory / name
-        if path.is_file() and _is_ours(path):
-            return path
+    packaged, cached = PACKAGE / name, cache / name
+    if packaged.is_file():
+        return packaged  # as trustworthy as the Python files beside it
+    if cached.is_file() and _is_ours(cached):
+        return cached
     return compile_package() if os.access(PACKAGE, os.W_OK) else compile_library(cache)
 
 

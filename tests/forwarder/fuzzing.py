@@ -1,4 +1,4 @@
-"""Build and run the fuzzer of the native forwarder: ``python -m tests.forwarder.fuzzing [SECONDS [SEED]]``."""
+"""Build and run the native forwarder's fuzzer: ``python -m tests.forwarder.fuzzing [SECONDS [SEED]]``."""
 
 from __future__ import annotations
 
@@ -56,8 +56,10 @@ def build_fuzzer(directory: Path, library: Path) -> Path:
     """Compile the fuzzer around a sanitized library."""
     binary = directory / "fuzz"
     subprocess.run(
-        [*build.compiler(), *SANITIZE, "-std=gnu11", "-D_GNU_SOURCE", "-pthread", f"-I{build.SOURCES}"]
-        + ["-o", str(binary), str(HERE / "fuzz.c"), str(library), f"-Wl,-rpath,{library.parent}"],
+        [
+            *(*build.compiler(), *SANITIZE, "-std=gnu11", "-D_GNU_SOURCE", "-pthread", f"-I{build.SOURCES}"),
+            *("-o", str(binary), str(HERE / "fuzz.c"), str(library), f"-Wl,-rpath,{library.parent}"),
+        ],
         check=True,
     )
     return binary

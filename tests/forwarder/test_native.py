@@ -89,7 +89,7 @@ def test_the_gcm_vector_of_rfc_7714(decrypt: int) -> None:
         assert library.fwd_gcm_for_test(table, 0, bytes(range(16)), salt, 0xF17B, 1, buffer, length) != 0
 
 
-def conversation(kind: str, seed: int) -> tuple[list[bytes], list[object], object, object]:
+def conversation(kind: str, seed: int) -> tuple[list[bytes], object, object, object]:
     """Hold a seeded conversation with a forwarder; return everything that came of it."""
     rng = random.Random(seed)
     world = World(kind)
@@ -257,7 +257,8 @@ def test_a_library_that_others_may_write_is_not_loaded(
 ) -> None:
     monkeypatch.setattr(build, "PACKAGE", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    planted = tmp_path / build.library_name()
+    (tmp_path / "cache" / "shuanglu").mkdir(parents=True)
+    planted = tmp_path / "cache" / "shuanglu" / build.library_name()
     planted.write_bytes(b"not a library")
     planted.chmod(0o666)
     monkeypatch.setenv("CC", "/bin/false")
