@@ -25,7 +25,7 @@ def path_of(kept: Kept, name: str = "composite.mp4") -> str:
 async def test_whole_file_is_what_the_record_says(api: Api, kept: Kept) -> None:
     answer = await api.ask("GET", path_of(kept))
     listed = {file["name"]: file for file in kept.recording["files"]}
-    assert set(listed) >= {"composite.mp4", "single-customer-1-camera.mp4"}
+    assert set(listed) >= {"composite.mp4", "single-customer-1-camera.webm"}
     file = listed["composite.mp4"]
     assert (answer.status, len(answer.body)) == (200, file["plain_bytes"])
     assert answer.headers["Content-Type"] == "video/mp4"
@@ -43,7 +43,7 @@ async def test_whole_file_is_what_the_record_says(api: Api, kept: Kept) -> None:
         ("bytes=5000-", 5000, -1),
         ("bytes=-1", -1, -1),
         ("bytes=-4096", -4096, -1),
-        ("bytes=262143-262145", 262143, 262145),
+        ("bytes=65535-65537", 65535, 65537),
         ("bytes=0-999999999", 0, -1),
     ],
 )
@@ -137,11 +137,10 @@ PLAY = """async (url) => {
 
 
 async def test_single_file_has_the_sent_pictures(api: Api, kept: Kept, tmp_path: Path) -> None:
-    answer = await api.ask("GET", path_of(kept, "single-customer-1-camera.mp4"))
+    answer = await api.ask("GET", path_of(kept, "single-customer-1-camera.webm"))
     assert answer.status == 200
-    path = tmp_path / "single.mp4"
+    path = tmp_path / "single.webm"
     path.write_bytes(answer.body)
     probed = await run("ffprobe", "-v", "error", "-show_streams", "-of", "json", str(path))
     codecs = {stream["codec_type"]: stream["codec_name"] for stream in json.loads(probed)["streams"]}
-    assert codecs["video"] == "vp8" or codecs["video"] == "h264"
-    assert "audio" in codecs
+    assert codecs == {"video": "vp8", "audio": "opus"}

@@ -117,7 +117,7 @@ async def test_two_people_meet_record_play_and_verify(api: Api, room: str) -> No
         await expect(customer.get_by_test_id("recording-sign")).to_be_hidden()
         await agent.get_by_test_id("show-recordings").click()
         row = agent.get_by_test_id("recording").filter(has_text=f"PAGE-{room}")
-        await expect(row).to_have_attribute("data-composing", "done")
+        await expect(row).to_have_attribute("data-composing", "done", timeout=90_000)
         await row.get_by_role("button").click()
         video = agent.get_by_test_id("video")
         await agent.wait_for_function("() => video.readyState >= 2 && video.videoWidth === 1280")

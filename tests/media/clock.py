@@ -7,13 +7,13 @@ clock reads as what it shows, not as what was expected.
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta, timezone
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from compositor.canvas import join_stamps
 from compositor.text import GlyphRow, Style
 from tests.media.barcode import Luma
 
@@ -40,9 +40,11 @@ class ClockReader:
         self._row = GlyphRow(Style(size_px, shade=shade))
         self._zone = timezone(timedelta(hours=zone_hours))
         self._at: tuple[int, int] | None = None
-        widths = [stamp.width for stamp in self._row.stamps(SHAPE.replace("d", "0") + " ")]
-        edges = np.concatenate([[0], np.cumsum(widths)])
-        self._cells = [(int(edges[index]), int(edges[index + 1])) for index in range(len(SHAPE))]
+        two = self._width("00")
+        edges = [0, two // 2]
+        for character in SHAPE[1:].replace("d", "0"):
+            edges.append(edges[-1] + self._width(f"0{character}0") - two)
+        self._cells = list(itertools.pairwise(edges))
         drawn = [self._draw(SHAPE.replace("d", str(digit)) + " ") for digit in range(10)]
         # (cell, digit, pixels), each normalised to zero mean and length 1, so that a product is the likeness.
         self._digits = [
@@ -97,8 +99,11 @@ class ClockReader:
             read.append(str(best))
         return "".join(read), worst
 
+    def _width(self, text: str) -> int:
+        return self._row.stamp(text).width
+
     def _draw(self, text: str) -> Floats:
-        stamp = join_stamps(self._row.stamps(text))
+        stamp = self._row.stamp(text)
         drawn = (stamp.y + stamp.keep * np.float32(GROUND)) / np.float32(255)
         return np.asarray(drawn, np.float32)
 

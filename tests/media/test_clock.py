@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from av.video.codeccontext import VideoCodecContext
 
-from compositor.canvas import join_stamps
 from compositor.text import GlyphRow, Style
 from tests.media.barcode import Luma
 from tests.media.clock import ClockError, ClockReader
@@ -24,7 +23,7 @@ def shown(at: datetime) -> str:
 
 
 def burn(luma: Luma, text: str) -> None:
-    stamp = join_stamps(GlyphRow(Style(25, shade=0.45)).stamps(text))
+    stamp = GlyphRow(Style(25, shade=0.45)).stamp(text)
     view = luma[14 : 14 + stamp.height, 26 : 26 + stamp.width]
     view[...] = (stamp.y + stamp.keep.astype(np.uint32) * view) // 255
 
