@@ -75,10 +75,10 @@ class Mapping:
         self._last_media_ns = 0
         self._last_arrival_ns = 0
 
-    def estimate(self, media_ns: int, arrival_ns: int) -> int:
+    def estimate(self, media_ns: int, arrival_ns: int, relation_ns: int | None = None) -> int:
         """Return about where a packet just arrived will be placed."""
         delay = self.delay_ns if self.delay_ns is not None else self.delays.least()
-        at_ns = media_ns + (delay or 0) + (self.relation_ns or 0)
+        at_ns = media_ns + (delay or 0) + (self.relation_ns or relation_ns or 0)
         return max(arrival_ns - LATE_NS, min(arrival_ns, at_ns))
 
     def is_jump(self, delay_ns: int) -> bool:

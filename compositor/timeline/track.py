@@ -242,7 +242,8 @@ class TrackTimeline:
             missing += parts.missing
             if timestamp == frame.timestamp:
                 break
-        place_ns = parts.mapping.estimate(parts.media_ns, parts.arrival_ns)
+        relation_ns = self.relation(self) if parts.mapping.relation_ns is None else None
+        place_ns = parts.mapping.estimate(parts.media_ns, parts.arrival_ns, relation_ns)
         decide_ns = max(now_ns, place_ns + DECIDE_NS)
         self._waiting.append(
             _Waiting(
