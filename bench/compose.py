@@ -2,8 +2,8 @@
 
 Two talking heads (640x360 VP8, 25 fps, static background, sensor noise) and two Opus voices become
 1280x720 at 25 fps with clock and a Chinese line. Ours is the whole child process: start, unsealing the
-journal, decoding, composing, encoding, sealing. ffmpeg reads the same packets from WebM and writes a plain MP4. Runs
-alternate; medians. ``python -m bench.compose`` prints JSON.
+journal, decoding, composing, encoding, sealing. ffmpeg reads the same packets from WebM and writes a plain
+MP4. Runs alternate; medians. ``python -m bench.compose`` prints JSON.
 """
 
 from __future__ import annotations
