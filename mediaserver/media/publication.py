@@ -38,14 +38,6 @@ class Sender:
     name: str
 
 
-@dataclass(slots=True)
-class PublicationCounters:
-    """What was asked of the sender."""
-
-    nacks: int = 0
-    keyframe_requests: int = 0
-
-
 @dataclass(eq=False)
 class Publication:
     """One m-line of a publishing session. ``stream`` is None until its SSRC is known and its client
@@ -70,7 +62,6 @@ class Publication:
     muted: bool = False
     tapped: bool = False
     subscribers: set[Subscription] = field(default_factory=set)
-    counters: PublicationCounters = field(default_factory=PublicationCounters)
     reporter: ReceptionReporter | None = None
     last_fraction_lost: int = 0
 
@@ -187,7 +178,7 @@ class Publication:
             sequences = self._nack.to_ask(still, now)
             if sequences and self.ssrc is not None:
                 packet = rtcp.Nack(SERVER_SSRC, self.ssrc, tuple(sequences))
-                self.counters.nacks += 1
+                self.transport.counters.nacks_sent += 1
                 self._send(packet)
         self._ask_keyframe(now)
         return self._nack.pending or self._keyframes.eager
@@ -225,7 +216,7 @@ class Publication:
     def _ask_keyframe(self, now: int) -> None:
         if self.ssrc is None or not self._keyframes.should_ask(now):
             return
-        self.counters.keyframe_requests += 1
+        self.transport.counters.keyframe_requests += 1
         if "nack pli" in self.feedback or "ccm fir" not in self.feedback:
             self._send(rtcp.PictureLossIndication(SERVER_SSRC, self.ssrc))
         else:

@@ -135,17 +135,20 @@ class Recording:
         at_ns = int(event.get("at_ns") or self._clock.now_ns())
         self._write([EventRecord(at_ns, {**event, "recording": self.id})])
 
-    def take(self, packets: list[tuple[int, int, bytes, bool]]) -> None:
-        """Write tapped packets down: ``(tap, arrival_ns, packet, is_rtcp)``."""
+    def take(self, packets: list[tuple[int, int, bytes, bool]]) -> int:
+        """Write down those tapped ``(tap, arrival_ns, packet, is_rtcp)`` that are ours; returns their bytes."""
         by_tap = self._by_tap
         records: list[Record] = []
+        size = 0
         for tap, arrival_ns, packet, is_rtcp in packets:
             track = by_tap.get(tap)
             if track is not None:
                 kind = RtcpRecord if is_rtcp else RtpRecord
                 records.append(kind(track, arrival_ns, packet))
+                size += len(packet)
         if records:
             self._write(records)
+        return size
 
     def lost(self, tap: int, packets: int, from_ns: int, to_ns: int) -> bool:
         """Write down that tapped packets were lost before they reached the journal; false if they were not

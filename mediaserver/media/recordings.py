@@ -47,7 +47,14 @@ class Recordings:
         self._told = told
         self._running: dict[str, Recording] = {}
         self._taps = itertools.count(1)
+        self.journal_bytes = 0
+        """Media handed to journals since the start."""
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def queued_bytes(self) -> int:
+        """Return the memory held by records not yet written."""
+        return self._commit.queued_bytes if self._commit is not None else 0
 
     def __len__(self) -> int:
         return len(self._running)
@@ -154,7 +161,7 @@ class Recordings:
     def take(self, packets: list[Tapped]) -> None:
         """Give tapped packets to the recordings they belong to."""
         for recording in list(self._running.values()):
-            recording.take(packets)
+            self.journal_bytes += recording.take(packets)
 
     def lost(self, event: TapDropped) -> None:
         """Write down what the tap could not hold."""

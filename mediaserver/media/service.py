@@ -18,7 +18,7 @@ from mediaserver.media.recording import Order, Recording
 from mediaserver.media.recordings import Recordings
 from mediaserver.media.room import Participant, Room
 from mediaserver.media.session import SOURCES, Session
-from mediaserver.media.stats import snapshot
+from mediaserver.media.stats import Statistics
 from mediaserver.media.transport import Transport
 from recorder.clock import Clock, rfc3339
 from recorder.ids import uuid7
@@ -66,6 +66,7 @@ class Service:
             tap_dropped=lambda event: self.recordings.lost(event),
         )
         self.recordings = Recordings(commit, clock, drain=self.transport.take_tapped, told=self._told)
+        self._statistics = Statistics(self.transport, self.recordings)
 
     def start(self) -> None:
         """Begin to move media in the running loop."""
@@ -118,7 +119,7 @@ class Service:
 
     async def stats(self, params: JsonObject) -> JsonObject:
         """Return the counters for metrics and load."""
-        return snapshot(self.transport, self.rooms.values(), len(self.recordings))
+        return self._statistics.read(list(self.rooms.values()), self._clock.now_ns())
 
     async def drain(self, params: JsonObject) -> JsonObject:
         """Take no new rooms; calls go on."""

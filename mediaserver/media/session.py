@@ -45,7 +45,6 @@ class Session:
     state: LinkState = LinkState.CONNECTING
     ever_connected: bool = False
     sdp: str = field(default="", repr=False)
-    rtcp_malformed: int = 0
     _link: Link | None = None
     kind = "session"
 
@@ -93,7 +92,7 @@ class Session:
         try:
             packets = rtcp.parse(event.data)
         except RtpError:
-            self.rtcp_malformed += 1
+            self.transport.counters.rtcp_malformed += 1
             return
         self.take_rtcp(packets, event.arrival_ns)
 

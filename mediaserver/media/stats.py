@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mediaserver.media.publication import Publication
+from mediaserver.media.ice import SECOND_NS
+from mediaserver.media.recordings import Recordings
 from mediaserver.media.room import Room
 from mediaserver.media.session import PublishSession, SubscribeSession
 from mediaserver.media.transport import Transport
@@ -16,44 +17,55 @@ from mediaserver.media.transport import Transport
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def snapshot(transport: Transport, rooms: Iterable[Room], recordings: int) -> dict[str, Any]:
-    """Read all counters once. Totals only: no names, so that metrics carry none."""
-    rooms = list(rooms)
-    people = [person for room in rooms for person in room.participants.values()]
-    sessions = [session for person in people for session in person.sessions.values()]
-    publications: list[Publication] = [
-        publication
-        for session in sessions
-        if isinstance(session, PublishSession)
-        for publication in session.publications
-    ]
-    subscriptions = [
-        subscription
-        for session in sessions
-        if isinstance(session, SubscribeSession)
-        for subscription in session.subscriptions
-    ]
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    dtls = transport.identity.counters
-    return {
-        "rooms": len(rooms),
-        "participants": len(people),
-        "sessions": {
-            kind: sum(1 for session in sessions if session.kind == kind) for kind in ("publish", "subscribe")
-        },
-        "publications": sum(1 for publication in publications if publication.stream is not None),
-        "subscriptions": sum(1 for subscription in subscriptions if subscription.publication is not None),
-        "recordings": recordings,
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "rss_bytes": _resident_bytes(),
-        "forwarder": asdict(transport.forwarder.stats()),
-        "ice": asdict(transport.ice.counters),
-        "dtls": asdict(dtls),
-        "transport": asdict(transport.counters),
-        "rtcp_malformed": sum(session.rtcp_malformed for session in sessions),
-        "nacks_sent": sum(publication.counters.nacks for publication in publications),
-        "keyframe_requests": sum(publication.counters.keyframe_requests for publication in publications),
-    }
+class Statistics:
+    """Reads all counters of a worker. Totals only: no names, so that metrics carry none."""
+
+    def __init__(self, transport: Transport, recordings: Recordings) -> None:
+        self._transport = transport
+        self._recordings = recordings
+        self._cpu_s = 0.0
+        self._read_ns = 0
+
+    def read(self, rooms: Sequence[Room], now: int) -> dict[str, Any]:
+        """Return them. ``cpu_s_per_s`` is since the reading before."""
+        forwarder = self._transport.forwarder
+        people = [person for room in rooms for person in room.participants.values()]
+        sessions = [session for person in people for session in person.sessions.values()]
+        publishing = [session for session in sessions if isinstance(session, PublishSession)]
+        subscribing = [session for session in sessions if isinstance(session, SubscribeSession)]
+        subscriptions = [subscription for session in subscribing for subscription in session.subscriptions]
+        counters = asdict(self._transport.counters)
+        for link in self._transport.links.values():
+            peer = forwarder.peer_stats(link.peer)
+            counters["bytes_received"] += peer.bytes_received
+            counters["bytes_sent"] += peer.bytes_sent
+        for subscription in subscriptions:
+            if subscription.route is not None:
+                counters["packets_resent"] += forwarder.route_stats(subscription.route).retransmitted
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        elapsed_s = (now - self._read_ns) / SECOND_NS
+        cpu_s_per_s = (cpu_s - self._cpu_s) / elapsed_s if self._read_ns and elapsed_s > 0 else 0.0
+        self._cpu_s, self._read_ns = cpu_s, now
+        own = {name: counters.pop(name) for name in ("dtls_unbound", "unknown_datagrams", "internal_errors")}
+        return {
+            "rooms": len(rooms),
+            "participants": len(people),
+            "sessions": {"publish": len(publishing), "subscribe": len(subscribing)},
+            "publications": sum(1 for s in publishing for p in s.publications if p.stream is not None),
+            "subscriptions": sum(1 for s in subscriptions if s.publication is not None),
+            "recordings": len(self._recordings),
+            "journal_bytes": self._recordings.journal_bytes,
+            "journal_queue_bytes": self._recordings.queued_bytes,
+            "cpu_s": cpu_s,
+            "cpu_s_per_s": cpu_s_per_s,
+            "rss_bytes": _resident_bytes(),
+            "forwarder": asdict(forwarder.stats()),
+            "ice": asdict(self._transport.ice.counters),
+            "dtls": asdict(self._transport.identity.counters),
+            "transport": own,
+            **counters,
+        }
 
 
 def _resident_bytes() -> int:

@@ -122,6 +122,8 @@ class Subscription:
         self.detach()
         if self.route is not None:
             self.transport.forget_route(self.route)
+            resent = self.transport.forwarder.route_stats(self.route).retransmitted
+            self.transport.counters.packets_resent += resent
             self.transport.forwarder.remove_route(self.route)
             self.route = None
 

@@ -43,11 +43,17 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class TransportCounters:
-    """What did not belong anywhere."""
+    """Totals since the start; those of live peers and routes are added when the counters are read."""
 
     dtls_unbound: int = 0
     unknown_datagrams: int = 0
     internal_errors: int = 0
+    rtcp_malformed: int = 0
+    nacks_sent: int = 0
+    keyframe_requests: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    packets_resent: int = 0
 
 
 class Transport:
@@ -129,6 +135,9 @@ class Transport:
         self._shaking.discard(link.session)
         link.owner.link_changed(LinkState.CLOSED, reason)
         self._by_peer.pop(link.peer, None)
+        stats = self.forwarder.peer_stats(link.peer)
+        self.counters.bytes_received += stats.bytes_received
+        self.counters.bytes_sent += stats.bytes_sent
         self.forwarder.remove_peer(link.peer)
 
     # --- who hears of streams and routes

@@ -448,8 +448,13 @@ async def test_rubbish_on_the_port_is_counted_and_calls_go_on(server: Worker) ->
     assert after["ice"]["malformed"] > before["ice"]["malformed"]
     assert after["forwarder"]["unknown_address"] > before["forwarder"]["unknown_address"]
     assert after["transport"]["internal_errors"] == 0
+    assert after["bytes_sent"] > before["bytes_sent"]
     await customer.close()
     await viewer.close()
+    await server.wait_for("room.empty", "noise")
+    closed = await server.call("stats")
+    for name in ("bytes_sent", "bytes_received", "packets_resent", "keyframe_requests", "nacks_sent"):
+        assert closed[name] >= after[name], name  # totals never fall, whoever leaves
 
 
 async def test_calls_and_recordings_outlive_control_and_end_cleanly(tmp_path: Path) -> None:
