@@ -40,12 +40,7 @@ export class Api extends EventTarget {
 
   /** Take up the session of the cookie, if there is one; null if not. */
   async resume() {
-    try {
-      this.#session = await this.#json("GET", "/v1/session", { anonymous: true });
-    } catch (problem) {
-      if (problem.status !== 401 && problem.status !== 403) throw problem;
-      this.#session = null;
-    }
+    this.#session = await this.#fromCookie();
     return this.#session;
   }
 
@@ -157,11 +152,22 @@ export class Api extends EventTarget {
     throw problem;
   }
 
+  async #fromCookie() {
+    try {
+      return await this.#json("GET", "/v1/session", { anonymous: true });
+    } catch (problem) {
+      if (problem.status !== 401 && problem.status !== 403) throw problem;
+      return null;
+    }
+  }
+
   /** Get a fresh token with the cookie; tells "signedout" if that is over. */
   async #renew(problem) {
-    this.#renewing ??= this.resume().finally(() => (this.#renewing = null));
+    this.#renewing ??= this.#fromCookie().finally(() => (this.#renewing = null));
     const session = await this.#renewing;
-    if (session === null) this.dispatchEvent(new CustomEvent("signedout", { detail: problem }));
+    if (session === null && this.#session !== null)
+      this.dispatchEvent(new CustomEvent("signedout", { detail: problem })); // its listeners still see who it was
+    this.#session = session;
     return session !== null;
   }
 }

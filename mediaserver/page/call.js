@@ -224,6 +224,7 @@ export class Call extends EventTarget {
   }
 
   linkChanged({ state, problem }) {
+    if (this.#left) return;
     if (state === "failed") this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
     this.#showOwn();
     this.dispatchEvent(new Event("change"));

@@ -66,7 +66,7 @@ function go(screen) {
 }
 
 function show() {
-  const session = api.session;
+  const session = document.body.dataset.screen === "signin" ? null : api.session;
   byId("language").textContent = t("language");
   byId("where").hidden = !session;
   if (session) {
