@@ -37,7 +37,7 @@ class TrackInfo:
     extensions: dict[str, int] = field(default_factory=dict)
     """Header extension URI to its id in the recorded packets (RFC 8285)."""
     stream: str = ""
-    """Tracks of one sender whose media time sender reports relate to each other share this name (CNAME)."""
+    """Tracks of one sender, whose sender reports relate their media times, share this name (CNAME)."""
 
 
 @dataclass(frozen=True, slots=True)
