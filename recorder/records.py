@@ -47,7 +47,7 @@ class SessionRecord:
     at_ns: int
     part: int
     info: dict[str, Any]
-    """``recording, tenant, room, business_no, mode, armed_ns, boot_id, template, metadata, …``; JSON values."""
+    """``recording, tenant, room, business_no, mode, armed_ns, boot_id, template, metadata, …``, JSON."""
 
 
 @dataclass(frozen=True, slots=True)
