@@ -102,7 +102,7 @@ def find_or_compile() -> Path:
 
 
 def compile_package() -> Path:
-    """Compile into the package's directory and remove what older sources made there. Raises ``BuildError``."""
+    """Compile into the package, remove what older sources made there. Raises ``BuildError``."""
     made = compile_library(PACKAGE)
     for old in PACKAGE.glob("_forwarder-*.so"):
         if old != made:

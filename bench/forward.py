@@ -1,0 +1,336 @@
+"""What forwarding one packet costs: CPU of the forwarder's process per packet sent, real SRTP over loopback
+UDP.
+
+The forwarder runs in its own process, alone on core 0; load and sink run on the last core. Publishers send
+video in frame bursts of equal packets with mid, abs-send-time and transport-cc extensions; every subscriber
+gets its own numbers. The sink counts all packets and decrypts one in 32. ``python -m bench.forward [--seconds
+S] [--runs N] [--json FILE]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import select
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pylibsrtp import Policy, Session
+
+from mediaserver.forwarder import (
+    ABS_SEND_TIME,
+    MID,
+    TRANSPORT_CC,
+    Forwarder,
+    Profile,
+    RouteParameters,
+    StreamParameters,
+)
+from mediaserver.forwarder.batch import BatchForwarder
+from mediaserver.forwarder.native import NativeForwarder
+from mediaserver.forwarder.sockets import Destination, Receiver, ffi, libc, pack_address
+
+RATES = {
+    "native": {1: 16000, 3: 8000, 10: 3000},
+    "native-libsrtp": {1: 16000, 3: 8000, 10: 3000},
+    "python": {1: 6000, 3: 3000, 10: 1000},
+}
+"""Packets a second in, by fan-out: some 20 to 60 % of a core each."""
+PUBLISHERS = 32
+BURST = 4
+PAYLOAD_BYTES = 1100
+PROFILE = Profile.AEAD_AES_128_GCM
+SAMPLE = 32
+EXTENSIONS = {MID: 1, ABS_SEND_TIME: 2, TRANSPORT_CC: 3}
+
+
+def key_of(number: int, direction: int) -> bytes:
+    """Return the master key and salt of a direction: any will do, both processes must know them."""
+    return bytes((number & 255, number >> 8, direction)) * 9 + b"!"
+
+
+def session(number: int, direction: int, *, outbound: bool) -> Session:
+    """Make the client's SRTP session."""
+    kind = Policy.SSRC_ANY_OUTBOUND if outbound else Policy.SSRC_ANY_INBOUND
+    policy = Policy(key=key_of(number, direction), ssrc_type=kind, srtp_profile=int(PROFILE))
+    policy.window_size = 1024
+    return Session(policy)
+
+
+# --- the server's process
+
+
+def serve() -> None:
+    """Run a forwarder as told on stdin (one JSON object a line); answer CPU seconds and counters when
+    asked."""
+    plan = json.loads(sys.stdin.readline())
+    os.sched_setaffinity(0, {0})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        forwarder: Forwarder
+        if plan["kind"] == "python":
+            forwarder = BatchForwarder([sock])
+        else:
+            forwarder = NativeForwarder([sock], evp=plan["kind"] == "native")
+        n, streams, fan_out = PROFILE.key_bytes, [], plan["fan_out"]
+        for number, address in enumerate(plan["addresses"]):
+            peer = forwarder.add_peer(EXTENSIONS)
+            forwarder.bind(peer, (address[0], address[1]))
+            up, down = key_of(number, 0), key_of(number, 1)
+            end = n + PROFILE.salt_bytes
+            forwarder.set_keys(peer, PROFILE, up[:n], up[n:end], down[:n], down[n:end])
+            if number < PUBLISHERS:
+                parameters = StreamParameters("video", "video/any", 90000, 96, extensions=EXTENSIONS)
+                streams.append(forwarder.add_stream(peer, number + 1, parameters))
+                forwarder.set_feedback(peer, 100)
+            else:
+                stream = streams[(number - PUBLISHERS) // fan_out]
+                route = RouteParameters(
+                    ssrc=number + 1, payload_type=111, extensions=EXTENSIONS, mid="0", first_sequence=0
+                )
+                forwarder.add_route(stream, peer, route)
+        print(json.dumps({"port": sock.getsockname()[1], "crypto": forwarder.stats().crypto}), flush=True)
+        while sys.stdin.readline().strip() == "ask":
+            forwarder.take_events()
+            usage, stats = resource.getrusage(resource.RUSAGE_SELF), forwarder.stats()
+            answer = {
+                "user_s": usage.ru_utime,
+                "system_s": usage.ru_stime,
+                "sent": stats.datagrams_sent,
+                "received": stats.datagrams_received,
+                "messages": stats.send_messages,
+                "batches": stats.receive_batches,
+                "kernel_dropped": stats.kernel_dropped,
+                "python_calls": stats.python_calls,
+            }
+            print(json.dumps(answer), flush=True)
+        forwarder.close()
+
+
+# --- load and sink
+
+
+@dataclass
+class Client:
+    """One peer's socket."""
+
+    number: int
+    socket: socket.socket
+    srtp: Session
+    sequence: int = 0
+    received: int = 0
+    bad: int = 0
+
+
+class Load:
+    """Publishers, subscribers, and the loop that sends and receives."""
+
+    def __init__(self, kind: str, fan_out: int) -> None:
+        self.fan_out = fan_out
+        count = PUBLISHERS * (1 + fan_out)
+        self.clients = [self._client(number) for number in range(count)]
+        addresses = [client.socket.getsockname() for client in self.clients]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.forward", "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        began = self.ask(json.dumps({"kind": kind, "fan_out": fan_out, "addresses": addresses}))
+        self.crypto = str(began["crypto"])
+        target = pack_address(("127.0.0.1", int(began["port"])), socket.AF_INET)
+        self.destination = Destination(0, target)
+        self.receivers = {
+            client.socket.fileno(): (Receiver(client.socket, 0), client) for client in self.clients
+        }
+        self.poller = select.epoll()
+        for client in self.clients:
+            self.poller.register(client.socket.fileno(), select.EPOLLIN)
+        self.target = ("127.0.0.1", int(began["port"]))
+
+    @staticmethod
+    def _client(number: int) -> Client:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 << 20)
+        publisher = number < PUBLISHERS
+        return Client(number, sock, session(number, 0 if publisher else 1, outbound=publisher))
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Say a line to the server and read its answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def packets(self, client: Client, count: int) -> list[bytes]:
+        """Encrypt a publisher's next packets."""
+        made = []
+        for _ in range(count):
+            i = client.sequence
+            client.sequence += 1
+            head = struct.pack("!BBHII", 0x90, 96, i & 0xFFFF, i // BURST * 3000, client.number + 1)
+            body = b"\x10v\x22\0\0\1\x31" + struct.pack("!H", i & 0xFFFF) + b"\0\0\0"
+            payload = struct.pack("!I", i) * (PAYLOAD_BYTES // 4)
+            made.append(client.srtp.protect(head + b"\xbe\xde\0\3" + body + payload))
+        return made
+
+    def receive(self, timeout_s: float) -> None:
+        """Take what is there; decrypt one in ``SAMPLE``."""
+        for fd, _ in self.poller.poll(timeout_s):
+            receiver, client = self.receivers[fd]
+            for slot, length, _, _ in receiver.receive(0):
+                at = slot * 2048
+                if client.number < PUBLISHERS:
+                    continue  # transport-cc feedback
+                client.received += 1
+                if client.received % SAMPLE == 1:
+                    data = client.srtp.unprotect(receiver.buffer[at : at + length])
+                    if data[8:12] != struct.pack("!I", client.number + 1) or data[-4:] != data[-8:-4]:
+                        client.bad += 1
+
+    def run(self, rate: int, seconds: float) -> dict[str, float]:
+        """Send ``rate`` packets a second for a while; return what it cost the server."""
+        publishers = self.clients[:PUBLISHERS]
+        rounds = max(int(rate * seconds / PUBLISHERS / BURST), 1)
+        prepared = [self.packets(client, rounds * BURST) for client in publishers]
+        memory = [ffi.new("uint8_t[]", 2048) for _ in range(BURST)]
+        messages, vectors = ffi.new("struct mmsghdr[]", BURST), ffi.new("struct iovec[]", BURST)
+        for i in range(BURST):
+            header = messages[i].msg_hdr
+            header.msg_name, header.msg_namelen = self.destination.name, 16
+            header.msg_iov, header.msg_iovlen = vectors + i, 1
+            vectors[i].iov_base = memory[i]
+        before_count = sum(client.received for client in self.clients)
+        before = self.ask("ask")
+        began = time.monotonic()
+        gap = seconds / rounds / PUBLISHERS
+        sent = 0
+        for at in range(rounds):
+            for which, client in enumerate(publishers):
+                due = began + (at * PUBLISHERS + which) * gap
+                while (left := due - time.monotonic()) > 0:
+                    self.receive(min(left, 0.001))
+                for i in range(BURST):
+                    packet = prepared[which][at * BURST + i]
+                    ffi.memmove(memory[i], packet, len(packet))
+                    vectors[i].iov_len = len(packet)
+                done = libc.sendmmsg(client.socket.fileno(), messages, BURST, 0x40)
+                sent += max(done, 0)
+            self.receive(0)
+        elapsed = time.monotonic() - began
+        deadline = time.monotonic() + 2
+        expected = sent * self.fan_out
+        while self._received() - before_count < expected and time.monotonic() < deadline:
+            self.receive(0.05)
+        after = self.ask("ask")
+        arrived = self._received() - before_count
+        out = after["sent"] - before["sent"]
+        user, system = after["user_s"] - before["user_s"], after["system_s"] - before["system_s"]
+        return {
+            "us_per_packet_sent": 1e6 * (user + system) / out,
+            "user_us": 1e6 * user / out,
+            "system_us": 1e6 * system / out,
+            "core_share": (user + system) / elapsed,
+            "packets_per_second_sent": out / elapsed,
+            "received_per_batch": (after["received"] - before["received"])
+            / max(after["batches"] - before["batches"], 1),
+            "packets_per_message": out / (after["messages"] - before["messages"]),
+            "lost": expected - arrived,
+            "kernel_dropped": after["kernel_dropped"] - before["kernel_dropped"],
+            "bad": sum(client.bad for client in self.clients),
+            "python_calls": after["python_calls"] - before["python_calls"],
+        }
+
+    def _received(self) -> int:
+        return sum(client.received for client in self.clients)
+
+    def close(self) -> None:
+        """End the server and close all sockets."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+        self.poller.close()
+        for client in self.clients:
+            client.socket.close()
+
+
+def measure(kind: str, fan_out: int, seconds: float, runs: int) -> dict[str, object]:
+    """Measure one kind of forwarder at one fan-out; medians and spread of ``runs``."""
+    load = Load(kind, fan_out)
+    try:
+        rate = RATES[kind][fan_out]
+        load.run(rate, 0.3)  # warm: caches filled, routes begun
+        results = [load.run(rate, seconds) for _ in range(runs)]
+    finally:
+        load.close()
+    costs = [result["us_per_packet_sent"] for result in results]
+    middle = sorted(results, key=lambda result: result["us_per_packet_sent"])[len(results) // 2]
+    return {
+        "kind": kind,
+        "crypto": load.crypto,
+        "fan_out": fan_out,
+        "packets_per_second_in": rate,
+        "us_per_packet_sent": round(statistics.median(costs), 2),
+        "spread_us": [round(min(costs), 2), round(max(costs), 2)],
+        "lost": sum(result["lost"] for result in results),
+        "bad": sum(result["bad"] for result in results),
+        **{name: round(value, 2) for name, value in middle.items() if name not in ("lost", "bad")},
+    }
+
+
+def run(seconds: float = 2.0, runs: int = 3) -> dict[str, object]:
+    """Measure all kinds at fan-out 1, 3 and 10, and say how they compare."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[-1]})
+    try:
+        rows = [
+            measure(kind, fan_out, seconds, runs)
+            for fan_out in (1, 3, 10)
+            for kind in ("native", "native-libsrtp", "python")
+        ]
+    finally:
+        os.sched_setaffinity(0, set(cores))
+    return {
+        "profile": PROFILE.name,
+        "payload_bytes": PAYLOAD_BYTES,
+        "burst": BURST,
+        "publishers": PUBLISHERS,
+        "runs": runs,
+        "seconds": seconds,
+        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="CPU of forwarding one packet, by forwarder and fan-out")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one run (default 2)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of which the median counts (default 3)")
+    parser.add_argument("--json", help="write the report to this file, too")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve()
+        return
+    report = json.dumps(run(arguments.seconds, arguments.runs), indent=2)
+    print(report)
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            file.write(report + "\n")
+
+
+if __name__ == "__main__":
+    main()
