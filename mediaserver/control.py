@@ -45,6 +45,7 @@ from mediaserver.webhooks import Webhooks
 from recorder.catalog import Catalog
 from recorder.fieldkey import FieldKey
 from recorder.reindex import opener, reindex
+from recorder.template import Template
 
 _log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -230,7 +231,8 @@ class Control:
         """Give the automatic recording that the settings want for a room."""
         if not self.settings.recording.auto:
             return None
-        wanted = AutoRecording(business_no=room, mode=self.settings.recording.auto_mode)
+        picture = Template(profile=self.settings.composing.profile)
+        wanted = AutoRecording(business_no=room, mode=self.settings.recording.auto_mode, template=picture)
         return {**wanted.model_dump(mode="json"), "attempt": None, "any_attempt": True}
 
     async def call_worker(

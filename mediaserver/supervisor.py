@@ -347,6 +347,8 @@ class Workers:
                 worker.stats = await worker.client.call("stats", timeout_s=HEARTBEAT_TIMEOUT_S)
                 missed = 0
             except (ConnectionError, TimeoutError, IpcError) as error:
+                if self._ending:
+                    return
                 missed += 1
                 _log.warning("worker %d left a heartbeat unanswered: %s", worker.index, error)
             if missed >= HEARTBEATS_MISSED and self._workers.get(worker.index) is worker:

@@ -269,7 +269,9 @@ export class Recordings extends EventTarget {
     }
     byId("verify").disabled = false;
     byId("verify").querySelector("span").textContent = t("verify.go");
-    if (this.#open?.id === id) this.#showVerdict();
+    if (this.#open?.id !== id) return;
+    this.#showVerdict();
+    byId("verdict").scrollIntoView({ block: "nearest" });
   }
 
   #showVerdict() {

@@ -131,6 +131,8 @@ class Recordings:
         identifier = str(uuid7())
         directory = recording_directory(self._data, room.tenant, identifier)
         template = request.template.model_dump(mode="json")
+        if "profile" not in request.template.model_fields_set:
+            template["profile"] = self.settings.composing.profile
         entry = Entry(
             id=identifier,
             tenant=room.tenant,
@@ -306,6 +308,11 @@ class Recordings:
             active.stopping = asyncio.create_task(self._stop(active, reason, actor), name=f"stop {entry.id}")
         return await asyncio.shield(active.stopping)
 
+    def seal_later(self, active: Active) -> None:
+        """Seal in the background what a dead writer left. A stop meanwhile waits for the same end."""
+        active.stopping = asyncio.create_task(self.seal(active, lost=True), name=f"seal {active.entry.id}")
+        self.keep(active.stopping)
+
     async def stop_room(self, room: Room, reason: str) -> None:
         """End everything that records a room."""
         await asyncio.gather(
@@ -407,7 +414,10 @@ class Recordings:
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
         """Let something go on that nobody waits for; its failure is logged."""
-        task = asyncio.create_task(work)
+        self.keep(asyncio.create_task(work))
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Hold on to a task until it is done."""
         self._tasks.add(task)
         task.add_done_callback(self._forget)
 
