@@ -84,11 +84,13 @@ def _run(run: Run, scratch: Path, seed: int) -> None:
         run.tell(f"server ready at {stage.base}, its secrets made, one media worker per core")
         run.row("server started", f"{len(stage.pids('worker'))} media workers", time.monotonic() - begin)
         call = _call(run, stage, devices)
-        sealed = _keep(stage, call)
+        (lies,) = (stage.data / "recordings").glob(f"*/*/*/*/{call.recording['id']}")
+        composite = _export(run, stage, call, lies)
+        sealed = OUT / "recordings" / lies.relative_to(stage.data / "recordings")
+        shutil.copytree(lies, sealed)
         recorded = asyncio.run(
             proof.open_journal(sealed, stage.data / "secrets" / "crypto", call.recording["id"])
         )
-        composite = _export(run, stage, call, sealed)
     report = _verify_offline(run, sealed)
     clock = check_clock(composite, datetime.fromisoformat(call.recording["armed_at"]))
     run.tell(
@@ -133,14 +135,6 @@ def _call(run: Run, stage: Stage, devices: dict[str, tuple[Path, Path]]) -> stor
     run.row("composite ready after stop", f"{len(call.composite):,} bytes", call.ready_s)
     run.row("fetched over HTTPS", f"{call.ranges} ranges", call.fetched_s)
     return call
-
-
-def _keep(stage: Stage, call: story.Story) -> Path:
-    """Copy the sealed recording to out/demo/recordings as it lies in the server's data directory."""
-    (lies,) = (stage.data / "recordings").glob(f"*/*/*/*/{call.recording['id']}")
-    kept = OUT / "recordings" / lies.relative_to(stage.data / "recordings")
-    shutil.copytree(lies, kept)
-    return kept
 
 
 def _export(run: Run, stage: Stage, call: story.Story, sealed: Path) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from tests.media.files import write_wav, write_y4m
 from tests.media.pictures import Planes
@@ -63,7 +64,6 @@ class Role:
     name: str
     seat: str
     lines: tuple[Line, ...]
-    mirrored: bool
 
 
 AGENT = Role(
@@ -77,7 +77,6 @@ AGENT = Role(
         Line(13.0, "en-gb", "Do you accept the product risk?"),
         Line(17.6, "cmn", "谢谢,双录完成。"),
     ),
-    True,
 )
 CUSTOMER = Role(
     "customer-8848",
@@ -89,7 +88,6 @@ CUSTOMER = Role(
         Line(10.9, "cmn", "我确认,我同意。"),
         Line(15.0, "en-us", "Yes. I understand and I accept."),
     ),
-    False,
 )
 
 
@@ -122,35 +120,39 @@ def fetch_clip(cache: Path) -> Path:
 def make_devices(role: Role, clip: Path, directory: Path) -> tuple[Path, Path]:
     """Write a role's camera (y4m, 10 s loop) and microphone (wav, 24 s loop); returns both paths."""
     camera = directory / f"{role.role}.y4m"
-    write_y4m(camera, _pictures(clip, role.mirrored), WIDTH, HEIGHT, FPS)
+    write_y4m(camera, _pictures(clip, role.role == "agent"), WIDTH, HEIGHT, FPS)
     return camera, write_wav(directory / f"{role.role}.wav", _speech(role))
 
 
-def _pictures(clip: Path, mirrored: bool) -> Iterator[Planes]:
-    """Yield the clip forth and back, so that the loop has no jump; the agent's is mirrored, cooler, later."""
+def _pictures(clip: Path, agent: bool) -> Iterator[Planes]:
+    """Yield the clip forth and back, so that the loop has no jump; the agent's from another place."""
     with av.open(str(clip)) as container:
         heads = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     order = [*range(len(heads)), *range(len(heads) - 2, 0, -1)]
-    if mirrored:
+    if agent:
         order = [*order[80:], *order[:80]]
     done: dict[int, Planes] = {}
     for index in order:
         if index not in done:
-            done[index] = _grown(heads[index], mirrored)
+            done[index] = _grown(heads[index], agent)
         yield done[index]
 
 
-def _grown(head: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], mirrored: bool) -> Planes:
-    rows = head.shape[1] * HEIGHT // WIDTH
-    top = (head.shape[0] - rows) // 2
-    large = cv2.resize(head[top : top + rows], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+def _grown(head: npt.NDArray[np.uint8], agent: bool) -> Planes:
+    """Enlarge a picture to the camera's size: the customer whole, the agent nearer, in cooler light."""
+    wide = head.shape[1] * 4 // 5 if agent else head.shape[1]
+    rows = wide * HEIGHT // WIDTH
+    left = (head.shape[1] - wide) // 3
+    top = 2 if agent else (head.shape[0] - rows) // 2
+    part = np.ascontiguousarray(head[top : top + rows, left : left + wide])
+    large = cv2.resize(part, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
     soft = cv2.GaussianBlur(large, (0, 0), 2.0)
-    sharp = cv2.addWeighted(large, 1.6, soft, -0.6, 0)
-    if mirrored:
-        cool = sharp[:, ::-1].astype(np.float32) * np.array([0.86, 0.98, 1.12], np.float32)
-        sharp = np.clip(cool, 0, 255).astype(np.uint8)
-    planes: Planes = cv2.cvtColor(np.ascontiguousarray(sharp), cv2.COLOR_RGB2YUV_I420).astype(np.uint8)
-    return planes
+    sharp = cv2.addWeighted(large, 1.6, soft, -0.6, 0).astype(np.float32)
+    if agent:
+        grey = sharp.mean(axis=2, keepdims=True)
+        sharp = (grey + (sharp - grey) * 0.45) * np.array([0.88, 0.98, 1.14], np.float32)
+    picture = np.clip(sharp, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420), np.uint8)
 
 
 def _speech(role: Role) -> Sound:

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-STYLE = """
+from bench.demo.glyphs import font_face
+
+STYLE = """/*FONT*/
 :root { --ink:#16202c; --soft:#5d6b7a; --line:#d9dfe6; --paper:#fff; --ground:#eef1f5; --good:#0b7a4b;
   --bad:#c3222b; --blue:#1f5fa8; --sand:#f6f8fa }
 * { box-sizing:border-box }
 body { margin:0; background:var(--ground); color:var(--ink);
-  font:15px/1.55 "Noto Sans CJK SC","Source Han Sans SC","PingFang SC","Microsoft YaHei",system-ui,sans-serif
-  } main { max-width:1120px; margin:32px auto; background:var(--paper); padding:44px 52px 36px;
-  box-shadow:0 1px 3px #0002,0 12px 40px #0001 }
+  font:15px/1.55 "Evidence","Noto Sans CJK SC","Source Han Sans SC","PingFang SC","Microsoft
+  YaHei",system-ui,sans-serif } main { max-width:1120px; margin:32px auto; background:var(--paper);
+  padding:44px 52px 36px; box-shadow:0 1px 3px #0002,0 12px 40px #0001 }
 header { display:flex; justify-content:space-between; gap:24px; align-items:flex-start;
   border-bottom:3px solid var(--ink); padding-bottom:18px }
 h1 { font-size:28px; margin:0; letter-spacing:.02em } h1 small { display:block; font-size:15px;
@@ -39,7 +41,8 @@ table { border-collapse:collapse; width:100%; font-size:13.5px } th { text-align
 th small { display:block; font-weight:400; color:var(--soft) }
 td { border-bottom:1px solid var(--line); padding:6px 10px 6px 0; vertical-align:top; overflow-wrap:anywhere }
 td.n { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap } th.n { text-align:right }
-code, .mono { font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace }
+code, .mono { font:12.5px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace }
+pre { font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono","Evidence",monospace }
 .box { border:1px solid var(--line); background:var(--sand); padding:14px 18px }
 .alarm { border:2px solid var(--bad); background:#fdf1f1; padding:16px 20px; color:var(--bad) }
 .alarm .mono { color:var(--ink) } .alarm td { border-color:#ecc7c9 } .alarm th { border-color:var(--bad) }
@@ -154,7 +157,12 @@ class Evidence:
 
 
 def render(evidence: Evidence) -> str:
-    """Return the page."""
+    """Return the page, with the glyphs of its Chinese in it: a court's machine may have no such font."""
+    text = _page(evidence)
+    return text.replace("/*FONT*/", font_face(text), 1)
+
+
+def _page(evidence: Evidence) -> str:
     verdict = (
         '<div class="seal good">完整未改动<small>Intact, unaltered</small></div>'
         if evidence.intact

@@ -108,7 +108,7 @@ async def run(
                 story.decoded[name] = after[f"decoded {name}"] - before[f"decoded {name}"]
             await agent.leave()
             await customer.leave()
-        story.recording, _ = await api.composed(story.recording["id"])
+        story.recording, _ = await api.composed(story.recording["id"], 90)
         story.ready_s = time.monotonic() - stopped
         tell(f"the composite is ready, {story.ready_s:.1f} s after stop")
         await _fetch(api, story)
