@@ -90,7 +90,7 @@ async def _take_over(recordings: Recordings, entry: Entry, written: tuple[Worker
         if entry.state != "stopping":
             details = {**entry.details, "reason": "worker_lost"}
             active.entry = changed(entry, "stopping", worker=None, details=details)
-        recordings.later(recordings.seal(active, lost=True))
+        recordings.seal_later(active)
         return
     worker, state = written
     active.entry = replace(entry, worker=worker.index, part=int(state.get("part", entry.part)))

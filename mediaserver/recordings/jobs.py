@@ -82,6 +82,8 @@ class Jobs:
     async def launch(self) -> list[str]:
         """Start DBOS; it takes up what an earlier process left. Returns ids of runs of other versions."""
         global _jobs
+        if _jobs is not None:
+            raise RuntimeError("another server runs in this process; DBOS is one for all")
         _jobs = self
         return await asyncio.to_thread(self._launch)
 
@@ -95,7 +97,7 @@ class Jobs:
             "serializer": PlainJson(),
             "log_level": "WARNING",
             "max_executor_threads": 64,
-            "notification_listener_polling_interval_sec": 5.0,
+            "notification_listener_polling_interval_sec": 0.5,  # also how long its end takes
             "scheduler_polling_interval_sec": 600.0,
         }
         DBOS(config=config)
@@ -184,7 +186,7 @@ class Jobs:
         self._closing.set()
         for task in list(self._running):
             task.cancel()
-        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=1)
+        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
         _jobs = None
 
 
