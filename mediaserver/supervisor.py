@@ -341,8 +341,10 @@ class Workers:
 
     async def _heartbeats(self, worker: Worker) -> None:
         missed = 0
-        while self._workers.get(worker.index) is worker:
+        while self._workers.get(worker.index) is worker and not self._ending:
             await asyncio.sleep(HEARTBEAT_S)
+            if self._ending:
+                return  # it closes, in its own time
             try:
                 worker.stats = await worker.client.call("stats", timeout_s=HEARTBEAT_TIMEOUT_S)
                 missed = 0
