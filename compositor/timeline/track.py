@@ -17,6 +17,8 @@ from recorder.rtp import VIDEO_ORIENTATION, RtpError, RtpPacket, Unwrapper, sequ
 _OVERLAP_NS = 60 * MS
 """After a jump of media time, sound that would lie over sound already placed by more than this is left
 out."""
+_STRAGGLER_NS = 500 * MS
+"""A former SSRC is back only when the present one has been silent for so long; till then it is stragglers."""
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ class TrackTimeline:
         self._mapping = Mapping(sound=info.kind == "audio")
         self._unwrapper = Unwrapper(32)
         self._ssrc: int | None = None
+        self._retired: set[int] = set()
+        self._last_arrival_ns = 0
         self._last_timestamp: int | None = None
         self._last_media_ns = 0
         self._early_report: tuple[int, int, int] | None = None
@@ -91,7 +95,7 @@ class TrackTimeline:
         self._last_placed_media_ns: int | None = None
         self._lost_since: tuple[int, int] | None = None
         self._silences: list[_Silence] = []
-        self._resync_from: int | None = None
+        self._resync: tuple[int, int] | None = None
         self.describe(info)
 
     @property
@@ -145,15 +149,21 @@ class TrackTimeline:
             return
         self.counts.packets += 1
         if packet.ssrc != self._ssrc:
+            if packet.ssrc in self._retired and arrival_ns - self._last_arrival_ns < _STRAGGLER_NS:
+                self.counts.left_out += 1
+                return
             if self._ssrc is not None:
+                self._retired.add(self._ssrc)
                 self._begin_anew(now_ns)
                 self._unwrapper = Unwrapper(32)
                 self._new_epoch()
             self._ssrc = packet.ssrc
+            self._retired.discard(packet.ssrc)
         elif self._reorder.restarts(packet.sequence_number):
             self._begin_anew(now_ns)
         media_ns = self._unwrapper.unwrap(packet.timestamp) * SECOND // self.info.clock_rate
         self._last_timestamp, self._last_media_ns = packet.timestamp, media_ns
+        self._last_arrival_ns = arrival_ns
         if self._early_report is not None:
             early, self._early_report = self._early_report, None
             self.report(*early)
@@ -266,19 +276,20 @@ class TrackTimeline:
         relation_ns = self.relation(self)
         at_ns = waiting.mapping.place(waiting.media_ns, waiting.arrival_ns, pause_ns, relation_ns)
         self._last_placed_media_ns = waiting.media_ns + duration_ns
-        at_ns = max(at_ns, now_ns - HORIZON_NS + 1, self._last_at_ns)
+        at_ns = max(at_ns, now_ns - HORIZON_NS + 1)
         if frame.damaged:
             self.counts.damaged += 1
             self._note_loss(at_ns, waiting.missing)
             return
         if self.sound and self._end_ns is not None and at_ns < self._end_ns - _OVERLAP_NS:
             self.counts.left_out += 1
-            if self._resync_from is None:
-                self._resync_from = at_ns
+            from_ns, count = self._resync if self._resync is not None else (at_ns, 0)
+            self._resync = (from_ns, count + 1)
             return
-        if self._resync_from is not None:
-            self._gap(Gap(self.info.track, self._resync_from, at_ns, "resync", self.counts.left_out))
-            self._resync_from = None
+        at_ns = max(at_ns, self._last_at_ns)
+        if self._resync is not None:
+            (from_ns, count), self._resync = self._resync, None
+            self._gap(Gap(self.info.track, from_ns, at_ns, "resync", count))
         if self._end_ns is None and not frame.keyframe:
             frame = replace(frame, lost_before=True)  # what it refers to was sent before the recording
         self._list_gap(frame, at_ns, waiting.missing)

@@ -1,0 +1,180 @@
+"""The timeline's parts alone: reordering, delays, reports."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compositor.timeline import Timeline
+from compositor.timeline.delay import WINDOW_NS, Delays, Mapping
+from compositor.timeline.reorder import Arrival, Reorder
+from compositor.timeline.reports import ReportedOffset, relation
+from recorder.journal.encoding import record_time
+from recorder.records import Record, RtpRecord
+from recorder.rtp import RtpPacket
+from tests.compositor.call_simulator import MS, SECOND, START, Network, Sender, capture_ns, simulate
+
+
+def arrival(number: int, at_ns: int = 0, due_ns: int = 1000 * MS) -> Arrival:
+    return Arrival(RtpPacket(96, number & 0xFFFF, 0, 1), at_ns, 0, due_ns, Mapping(sound=True))
+
+
+def numbers(released: list[tuple[Arrival, int]]) -> list[tuple[int, int]]:
+    return [(item.packet.sequence_number, missing) for item, missing in released]
+
+
+@given(
+    st.integers(0, 0xFFFF),
+    st.permutations(list(range(12))),
+    st.sets(st.integers(1, 10), max_size=5),
+    st.lists(st.integers(0, 11), max_size=5),
+)
+def test_any_order_comes_out_in_order(start: int, order: list[int], lost: set[int], again: list[int]) -> None:
+    reorder = Reorder()
+    sent = [number for number in order if number not in lost]
+    for number in sent + [number for number in again if number not in lost]:
+        reorder.push(arrival(start + number))
+    assert reorder.release(50 * MS) == []  # the opening: who knows what comes before
+    released = numbers(reorder.release(2000 * MS)) + numbers(reorder.release(2000 * MS))
+    assert [number for number, _ in released] == [(start + number) & 0xFFFF for number in sorted(sent)]
+    missing = [number for number in range(min(sent), max(sent)) if number in lost]
+    assert sum(count for _, count in released) == len(missing)
+    assert reorder.due_ns is None
+
+
+def test_a_hole_is_waited_for_until_due() -> None:
+    reorder = Reorder()
+    reorder.push(arrival(1))
+    assert numbers(reorder.release(100 * MS)) == [(1, 0)]
+    reorder.push(arrival(3, 110 * MS, due_ns=900 * MS))
+    reorder.push(arrival(4, 120 * MS, due_ns=910 * MS))
+    assert reorder.release(899 * MS) == []
+    assert reorder.due_ns == 900 * MS
+    reorder.push(arrival(6, 130 * MS, due_ns=950 * MS))
+    assert numbers(reorder.release(900 * MS)) == [(3, 1), (4, 0)]
+    reorder.push(arrival(2))
+    assert reorder.dropped == 1
+    assert numbers(reorder.end()) == [(6, 1)]
+
+
+def test_one_stray_number_is_no_restart_two_are() -> None:
+    reorder = Reorder()
+    for number in (10, 11, 12):
+        assert not reorder.restarts(number)
+        reorder.push(arrival(number))
+    assert not reorder.restarts(40_000)
+    reorder.push(arrival(40_000))
+    assert reorder.dropped == 1
+    assert not reorder.restarts(13)
+    assert not reorder.restarts(40_000)
+    assert reorder.restarts(40_001)
+
+
+def test_a_sender_that_counts_anew_goes_on() -> None:
+    records = simulate([Sender(1, "audio", Network())], 4 * SECOND)
+    changed: list[Record] = []
+    for record in records:
+        if isinstance(record, RtpRecord) and record.arrival_ns > START + 2 * SECOND:
+            packet = RtpPacket.parse(record.packet)
+            packet.sequence_number = (packet.sequence_number + 30_000) & 0xFFFF
+            record = RtpRecord(record.track, record.arrival_ns, packet.build())
+        changed.append(record)
+    timeline = Timeline()
+    for record in changed:
+        timeline.feed(record)
+    timeline.end()
+    frames = timeline.ready(1 << 62)
+    assert len(frames) == 199  # the first packet with a strange number was not believed
+    assert {frame.at_ns - capture_ns(frame) for frame in frames} == {55 * MS}
+    assert [gap.reason for gap in timeline.gaps] == ["loss"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3 * SECOND), st.integers(-SECOND, SECOND)), min_size=1, max_size=60))
+def test_the_least_delay_of_the_window(steps: list[tuple[int, int]]) -> None:
+    delays = Delays()
+    at_ns = 0
+    seen: list[tuple[int, int]] = []
+    for step, delay in steps:
+        at_ns += step
+        seen.append((at_ns, delay))
+        delays.add(at_ns, delay)
+        window = [value for time, value in seen if time >= at_ns - WINDOW_NS]
+        assert delays.least() == min(window)
+        since = random.Random(at_ns).randrange(max(0, at_ns - WINDOW_NS), at_ns + 1)
+        assert delays.least_since(since) == min(value for time, value in seen if time >= since)
+
+
+def test_half_a_second_that_media_time_jumps_ahead_is_none_here() -> None:
+    senders = [Sender(1, "audio", Network(in_order=True), jumps=[(4 * SECOND, 24_000)])]
+    timeline = Timeline()
+    for record in simulate(senders, 8 * SECOND):
+        timeline.feed(record)
+    timeline.end()
+    frames = timeline.ready(1 << 62)
+    assert [frame.at_ns for frame in frames] == sorted(frame.at_ns for frame in frames)
+    assert len(frames) == 400
+    assert {frame.at_ns - capture_ns(frame) for frame in frames} == {55 * MS}
+
+
+def test_congestion_from_the_start_that_clears_costs_listed_sound_and_no_order() -> None:
+    records = simulate([Sender(1, "audio", Network(), report_every_ns=60 * SECOND)], 8 * SECOND)
+    slow: list[Record] = []
+    for record in records:
+        if isinstance(record, RtpRecord) and record.arrival_ns < START + 4 * SECOND:
+            record = RtpRecord(record.track, record.arrival_ns + 600 * MS, record.packet)
+        slow.append(record)
+    slow.sort(key=lambda record: record.arrival_ns if isinstance(record, RtpRecord) else record_time(record))
+    timeline = Timeline()
+    for record in slow:
+        timeline.feed(record)
+    timeline.end()
+    frames = timeline.ready(1 << 62)
+    assert [frame.at_ns for frame in frames] == sorted(frame.at_ns for frame in frames)
+    late = [frame for frame in frames if capture_ns(frame) > START + 5 * SECOND]
+    assert {frame.at_ns - capture_ns(frame) for frame in late} == {55 * MS}
+    assert len(frames) >= 400 - 33
+    assert [(gap.reason, gap.packets) for gap in timeline.gaps] == [("resync", 400 - len(frames))]
+
+
+def test_reports_that_contradict_are_not_taken() -> None:
+    offset = ReportedOffset()
+    assert offset.value() is None
+    for index in range(5):
+        assert offset.add(1000 * SECOND + index * SECOND + index * MS, index * SECOND)
+    assert offset.value() == 1000 * SECOND + 2 * MS
+    assert offset.add(1000 * SECOND + 4 * SECOND + 4 * MS, 4 * SECOND)  # the same once more
+    assert offset.value() == 1000 * SECOND + 2 * MS
+    assert not offset.add(1007 * SECOND, 6 * SECOND)
+    offset.forget()
+    assert offset.add(1007 * SECOND, 6 * SECOND)
+    assert offset.value() == 1001 * SECOND
+
+
+def test_relations_beyond_belief_are_none() -> None:
+    assert relation(55 * MS, 7 * SECOND, 170 * MS, 7 * SECOND) == -115 * MS
+    assert relation(55 * MS, 7 * SECOND, 55 * MS, 2 * SECOND) is None
+
+
+def test_stragglers_of_a_former_ssrc_change_nothing() -> None:
+    sender = Sender(1, "audio", Network(duplicates=0.3), new_ssrc=[2 * SECOND])
+    records = simulate([sender], 4 * SECOND, 6)
+    packets = [record for record in records if isinstance(record, RtpRecord)]
+    last_old = next(record for record in packets if record.arrival_ns > START + 1900 * MS)
+    at = next(
+        i for i, record in enumerate(records) if isinstance(record, RtpRecord) and _ssrc(record) != 1001
+    )
+    straggler = RtpRecord(1, packets[-1].arrival_ns, last_old.packet)
+    records.insert(at + 3, RtpRecord(1, START + 2 * SECOND + 100 * MS, straggler.packet))
+    timeline = Timeline()
+    for record in records:
+        timeline.feed(record)
+    timeline.end()
+    frames = timeline.ready(1 << 62)
+    assert len({frame.data for frame in frames}) == len(frames) == 200
+    assert timeline.counts()[1]["left_out"] >= 1
+
+
+def _ssrc(record: RtpRecord) -> int:
+    return RtpPacket.parse(record.packet).ssrc
