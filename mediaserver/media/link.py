@@ -26,6 +26,9 @@ class LinkOwner(Protocol):
     def link_changed(self, state: LinkState, reason: str) -> None:
         """Learn the new state; CLOSED is the last, ``reason`` a stable code or empty."""
 
+    def link_ready(self) -> None:
+        """Learn that the client can decrypt what is sent from now on: our last handshake flight has left."""
+
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound packet of the client."""
 

@@ -136,7 +136,7 @@ class Recording:
         self._write([EventRecord(at_ns, {**event, "recording": self.id})])
 
     def take(self, packets: list[tuple[int, int, bytes, bool]]) -> int:
-        """Write down those tapped ``(tap, arrival_ns, packet, is_rtcp)`` that are ours; returns their bytes."""
+        """Write down those ``(tap, arrival_ns, packet, is_rtcp)`` that are ours; returns their bytes."""
         by_tap = self._by_tap
         records: list[Record] = []
         size = 0

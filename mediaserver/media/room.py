@@ -187,6 +187,13 @@ class Room:
         elif state is LinkState.CLOSED:
             self._left(person, session, reason)
 
+    def session_ready(self, session: Session) -> None:
+        """Begin to send: a keyframe replayed any earlier would reach a client without keys, and be lost."""
+        if isinstance(session, SubscribeSession):
+            for publication in self.live(session.target):
+                if publication not in {s.publication for s in session.subscriptions}:
+                    self._connect(session, publication)
+
     def publication_found(self, publication: Publication) -> None:
         """Begin a publication whose SSRC has just been seen."""
         person = self.participants.get(publication.sender.identity)
@@ -276,10 +283,6 @@ class Room:
                     and other.source == session.source
                 ):
                     other.close("replaced")
-        elif isinstance(session, SubscribeSession):
-            for publication in self.live(session.target):
-                if publication not in {s.publication for s in session.subscriptions}:
-                    self._connect(session, publication)
 
     def _begin(self, publication: Publication) -> None:
         wanted = False

@@ -29,6 +29,9 @@ class SessionOwner(Protocol):
     def session_changed(self, session: Session, state: LinkState, reason: str) -> None:
         """Learn that a session connected, lost its client for a while, or ended."""
 
+    def session_ready(self, session: Session) -> None:
+        """Learn that a session's client can decrypt what is sent from now on."""
+
     def publication_found(self, publication: Publication) -> None:
         """Learn that a publication's SSRC is known now."""
 
@@ -86,6 +89,10 @@ class Session:
         self.state = state
         self.ever_connected = self.ever_connected or state is LinkState.CONNECTED
         self.owner.session_changed(self, state, reason)
+
+    def link_ready(self) -> None:
+        """Pass the link's news on to the room."""
+        self.owner.session_ready(self)
 
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound of the client; what is malformed is counted."""

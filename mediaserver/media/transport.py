@@ -231,8 +231,11 @@ class Transport:
             flight = link.dtls.receive(event.data, time.monotonic_ns())
             if link.dtls.state is DtlsState.CONNECTED:
                 # Keys before our last flight: the client's first packet must find them.
+                fresh = link.state is LinkState.CONNECTING
                 self._after_dtls(link)
                 self._send(link, flight)
+                if fresh and link.state is LinkState.CONNECTED:
+                    link.owner.link_ready()
             else:
                 self._send(link, flight)
                 self._after_dtls(link)
