@@ -109,7 +109,11 @@ class Stream:
             packet.keyframe = True
             self.keyframes += 1
             self.last_keyframe_ns = packet.arrival_ns
-            if extended > self.keyframe_extended:
+            # H.264 in Chromium: parameter sets, then the IDR picture in packets of their own; a replay begins
+            # with the former.
+            first = self.cache.get(self.keyframe_extended)
+            same = first is not None and first.timestamp == packet.timestamp
+            if extended > self.keyframe_extended and not same:
                 self.keyframe_extended = extended
         if self.audio_level_id:
             for number, at, length in packet.elements:

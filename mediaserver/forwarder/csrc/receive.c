@@ -62,7 +62,10 @@ enum accounted stream_account(struct stream *stream, struct rtp *rtp, bool recov
     rtp->keyframe = true;
     stream->stats.keyframes++;
     stream->stats.last_keyframe_ns = rtp->arrival_ns;
-    if (extended > stream->keyframe_extended) stream->keyframe_extended = extended;
+    /* H.264 in Chromium: parameter sets, then the IDR picture in packets of their own; a replay begins with the former. */
+    const struct kept *first = stream_cached(stream, stream->keyframe_extended);
+    bool same = first && get32(first->data + 4) == rtp->timestamp;
+    if (extended > stream->keyframe_extended && !same) stream->keyframe_extended = extended;
   }
   if (stream->audio_level_id) {
     const struct element *level = rtp_element(rtp, stream->audio_level_id);
