@@ -190,7 +190,7 @@ class Load:
         """Take what is there; decrypt one in ``SAMPLE``."""
         for fd, _ in self.poller.poll(timeout_s):
             receiver, client = self.receivers[fd]
-            for slot, length, _, _ in receiver.receive(0):
+            for slot, length, _, _ in receiver.receive():
                 at = slot * 2048
                 if client.number < PUBLISHERS:
                     continue  # transport-cc feedback

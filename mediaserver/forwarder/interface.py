@@ -49,7 +49,7 @@ MAX_PACKET_BYTES: Final = 1600
 """Longest datagram that is taken; UDP payloads of an Ethernet path are at most 1,472."""
 CACHE_PACKETS: Final = 1024
 """Packets of one stream that can be resent at most (the byte cap and the age may be reached first)."""
-REPLAY_NS: Final = 300_000_000
+REPLAY_NS: Final = 500_000_000
 """A new video route begins with the stream's last keyframe if the cache holds it and it is not older than
 this."""
 

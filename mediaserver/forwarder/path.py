@@ -63,7 +63,7 @@ class PacketPath:
 
     def receive(self, receiver: Receiver) -> int:
         """Take one batch of a socket; return how many datagrams it had."""
-        batch = receiver.receive(self.now_ns)
+        batch = receiver.receive()
         if not batch:
             return 0
         self.batches += 1

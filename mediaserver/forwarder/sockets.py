@@ -129,7 +129,7 @@ class Receiver:
             header.msg_control = self._controls + i * _CONTROL_BYTES
         self._used = BATCH
 
-    def receive(self, now_ns: int) -> list[tuple[int, int, bytes, int]]:
+    def receive(self) -> list[tuple[int, int, bytes, int]]:
         """Return ``(slot, length, socket address, arrival_ns)`` of what is there, too long datagrams left
         out."""
         messages = self._messages
@@ -145,6 +145,8 @@ class Receiver:
             return []
         self._used = count
         self.received += count
+        now_ns = time.monotonic_ns()
+        # Right after the other clock: what lies between the two is the stamps' error.
         offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - now_ns
         found = []
         for i in range(count):

@@ -180,3 +180,18 @@ def test_sent_numbers_wrap_and_the_subscriber_follows(world: World) -> None:
         publisher.send(*(rtp(60000 + i, payload=b"") for i in range(begin, begin + 1000, 200)))
         received += sequences(subscriber.receive())
     assert received == [(0x7FFF + i) & 0xFFFF for i in range(0, 70000, 200)]
+
+
+def test_new_keys_for_a_subscriber_after_a_roll_over(world: World) -> None:
+    publisher, subscriber = world.end(), world.end()
+    stream = world.stream(publisher)
+    world.route(stream, subscriber, first_sequence=0, rtx_ssrc=0x3333, rtx_payload_type=112)
+    for begin in range(0, 72000, 6000):
+        publisher.send(*(rtp(begin + i, payload=b"old") for i in range(0, 6000, 500)))
+        subscriber.receive()
+    subscriber.key(Profile.AEAD_AES_128_GCM)
+    world.forwarder.set_keys(subscriber.peer, *subscriber.keys())
+    publisher.send(rtp(72000, payload=b"new"), rtp(72001, payload=b"new"))
+    seen = subscriber.receive()
+    assert [packet.payload for packet in seen] == [b"new", b"new"]
+    assert sequences(seen) == [72000 - 65536, 72001 - 65536]

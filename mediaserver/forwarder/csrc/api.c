@@ -91,6 +91,20 @@ int fwd_bind(forwarder_t *f, int64_t number, const uint8_t *bytes, int32_t lengt
   return leave(f, FWD_OK);
 }
 
+/* Under a new key the other end takes the first number it sees for one without roll-over (RFC 3711 section 3.3.1). */
+static void restart_indices(struct peer *peer) {
+  if (!peer->keyed_before) {
+    peer->keyed_before = true; /* the first numbers are below 2^15: their indices begin at 0 */
+    return;
+  }
+  for (uint32_t i = 0; i < peer->routes.count; i++) {
+    struct route *route = peer->routes.items[i];
+    route->base = route->rtx_base = -1;
+  }
+  for (uint32_t i = 0; i < peer->sent_count; i++) peer->sent_ssrcs[i].base = -1;
+  for (int i = 0; i < peer->source_count; i++) peer->sources[i].begun = false;
+}
+
 int fwd_set_keys(forwarder_t *f, int64_t number, void *rx_session, void *tx_session, int32_t gcm, const uint8_t *rx_key,
                  const uint8_t *rx_salt, const uint8_t *tx_key, const uint8_t *tx_salt) {
   forwarder_enter(f);
@@ -105,7 +119,7 @@ int fwd_set_keys(forwarder_t *f, int64_t number, void *rx_session, void *tx_sess
   peer->rx = rx_session;
   peer->tx = tx_session;
   peer->keyed = true;
-  for (int i = 0; i < peer->source_count; i++) peer->sources[i].begun = false;
+  restart_indices(peer);
   replay_routes(f, peer);
   return leave(f, FWD_OK);
 }
@@ -254,10 +268,11 @@ static bool is_sent(const struct peer *peer, uint32_t ssrc) {
   return false;
 }
 
-static int64_t sent_next(const struct peer *peer, uint32_t ssrc, int64_t otherwise) {
+/* Where an SSRC goes on that was sent to the peer before, else where it shall begin. */
+static struct sent_ssrc sent_before(const struct peer *peer, uint32_t ssrc, int64_t otherwise) {
   for (uint32_t i = 0; i < peer->sent_count; i++)
-    if (peer->sent_ssrcs[i].ssrc == ssrc) return peer->sent_ssrcs[i].next;
-  return otherwise;
+    if (peer->sent_ssrcs[i].ssrc == ssrc) return peer->sent_ssrcs[i];
+  return (struct sent_ssrc){ssrc, otherwise, 0};
 }
 
 /* Make room for what tables_remove_route will remember of a further route. */
@@ -309,8 +324,12 @@ int64_t fwd_add_route(forwarder_t *f, int64_t stream_number, int64_t peer_number
   route->rtx_payload_type = (int16_t)p->rtx_payload_type;
   route->allow_mixed = p->allow_mixed != 0;
   route->waiting = true;
-  route->next = sent_next(peer, p->ssrc, p->first_sequence);
-  route->next_rtx = has_rtx ? sent_next(peer, p->rtx_ssrc, p->first_rtx_sequence) : 0;
+  struct sent_ssrc before = sent_before(peer, p->ssrc, p->first_sequence);
+  route->next = before.next;
+  route->base = before.base;
+  before = sent_before(peer, p->rtx_ssrc, p->first_rtx_sequence);
+  route->next_rtx = before.next;
+  route->rtx_base = before.base;
   route->last = -1;
   route->picture = route->index = -1;
   route->budget = RESEND_BUDGET;

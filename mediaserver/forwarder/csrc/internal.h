@@ -42,7 +42,7 @@ enum {
   WINDOW_WORDS = 16,
 };
 #define CACHE_TOTAL_BYTES (256ll << 20)
-#define REPLAY_NS 300000000ll
+#define REPLAY_NS 500000000ll
 #define MAX_TAPPED_BYTES (16ll << 20)
 
 enum { CODEC_NONE, CODEC_VP8, CODEC_VP9, CODEC_H264, CODEC_AV1 };
@@ -106,13 +106,15 @@ struct log {
   uint32_t sender_ssrc, media_ssrc, feedbacks;
 };
 
-struct sent_ssrc { uint32_t ssrc; int64_t next; };
+/* `base`: the extended number (a multiple of 2^16) that has SRTP index 0 under the
+ * present key; -1 until the first number is sent under it. */
+struct sent_ssrc { uint32_t ssrc; int64_t next, base; };
 
 struct peer {
   int64_t number;
   void *rx, *tx; /* libsrtp sessions */
   struct gcm rx_gcm, tx_gcm;
-  bool keyed, addressed, gso;
+  bool keyed, keyed_before, addressed, gso;
   struct name destination;
   struct name addresses[MAX_ADDRESSES];
   uint8_t address_count;
@@ -175,7 +177,7 @@ struct route {
   uint8_t extension_count;
   uint32_t epoch_count;
   struct epoch epochs[EPOCHS];
-  int64_t next, next_rtx, last, last_sent_ns;
+  int64_t next, next_rtx, base, rtx_base, last, last_sent_ns;
   uint32_t last_timestamp;
   int32_t picture, index, budget;
   int64_t packets, bytes, retransmitted, missed;
@@ -259,8 +261,9 @@ void stream_clear(forwarder_t *f, struct stream *stream);
 
 /* route.c */
 void route_begin(struct route *route, struct stream *stream, const struct rtp *rtp);
-uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, int64_t *extended);
-uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, int64_t *extended);
+/* Write the packet to send and its SRTP index; return its length, 0 if there is none to send. */
+uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, uint64_t *index);
+uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, uint64_t *index);
 
 /* feedback.c */
 void log_add(struct log *log, uint16_t number, int64_t at_ns, uint32_t ssrc);
@@ -303,6 +306,7 @@ void tables_remove_peer(forwarder_t *f, struct peer *peer);
 void tables_unbind(forwarder_t *f, struct peer *peer, int at);
 
 /* loop.c */
+int64_t monotonic_ns(void);
 void forwarder_enter(forwarder_t *f);
 void forwarder_leave(forwarder_t *f);
 void forwarder_wake(forwarder_t *f);

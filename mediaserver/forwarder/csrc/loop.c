@@ -9,7 +9,7 @@
 enum { IDLE_MS = 200, ROUNDS = 8, BUSY_DATAGRAMS = 8 };
 #define NAP_NS 1000000
 
-static int64_t monotonic_ns(void) {
+int64_t monotonic_ns(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;

@@ -41,8 +41,8 @@ struct route *peer_route(const struct peer *peer, uint32_t ssrc) {
 
 /* --- sending */
 
-static void emit(forwarder_t *f, struct peer *peer, int64_t index, uint32_t length) {
-  int sealed = length ? srtp_seal(f, peer, (uint64_t)index, sender_slot(f), (int)length) : -1;
+static void emit(forwarder_t *f, struct peer *peer, uint64_t index, uint32_t length) {
+  int sealed = length ? srtp_seal(f, peer, index, sender_slot(f), (int)length) : -1;
   if (sealed < 0) {
     peer->stats.send_failed++;
     return;
@@ -53,7 +53,7 @@ static void emit(forwarder_t *f, struct peer *peer, int64_t index, uint32_t leng
 }
 
 static void send_first(forwarder_t *f, struct route *route, const struct rtp *rtp) {
-  int64_t index;
+  uint64_t index = 0;
   uint32_t length = route_first(f, route, rtp, sender_slot(f), &index);
   emit(f, route->peer, index, length);
 }
@@ -114,7 +114,7 @@ void path_replay(forwarder_t *f, struct route *route) {
 
 int path_resend(forwarder_t *f, struct route *route, uint16_t sequence) {
   if (route->paused || !peer_ready(route->peer)) return 0;
-  int64_t index;
+  uint64_t index = 0;
   uint32_t length = route_again(f, route, sequence, sender_slot(f), &index);
   if (!length) return 0;
   emit(f, route->peer, index, length);
@@ -385,11 +385,12 @@ int path_receive(forwarder_t *f, int socket) {
   f->stats.receive_batches++;
   f->stats.datagrams_received += count;
   struct timespec wall;
-  clock_gettime(CLOCK_REALTIME, &wall);
-  int64_t offset = (int64_t)wall.tv_sec * 1000000000 + wall.tv_nsec - f->now_ns;
+  int64_t now_ns = monotonic_ns();
+  clock_gettime(CLOCK_REALTIME, &wall); /* right after the other clock: what lies between is the stamps' error */
+  int64_t offset = (int64_t)wall.tv_sec * 1000000000 + wall.tv_nsec - now_ns;
   for (int slot = 0; slot < count; slot++) {
     const struct mmsghdr *message = &receiver->messages[slot];
-    int64_t arrival_ns = receiver_arrival(receiver, slot, f->now_ns, offset);
+    int64_t arrival_ns = receiver_arrival(receiver, slot, now_ns, offset);
     bool whole = message->msg_len <= MAX_PACKET_BYTES && !(message->msg_hdr.msg_flags & MSG_TRUNC);
     path_datagram(f, socket, (const uint8_t *)&receiver->names[slot], receiver->vectors[slot].iov_base,
                   whole ? (int)message->msg_len : 0, arrival_ns);

@@ -144,24 +144,27 @@ static uint16_t next_number(const struct route *route) {
   return route->transport_cc_id ? (uint16_t)route->peer->number_sent++ : 0;
 }
 
-uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, int64_t *extended) {
+uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, uint64_t *index) {
   struct epoch *epoch = current(route);
-  *extended = rtp->extended + epoch->sequence_offset;
+  int64_t extended = rtp->extended + epoch->sequence_offset;
+  if (route->base < 0) route->base = extended & ~0xffffll;
+  if (extended < route->base) return 0; /* from before a change of keys */
+  *index = (uint64_t)(extended - route->base);
   struct outgoing to = {.ssrc = route->ssrc,
                         .payload_type = epoch->payload_type,
-                        .sequence = (uint16_t)*extended,
+                        .sequence = (uint16_t)extended,
                         .number = next_number(route),
                         .seconds = f->seconds,
                         .original = -1};
-  route->sent[*extended & (SENT_RING - 1)] = (struct sent){.extended = (uint32_t)*extended,
+  route->sent[extended & (SENT_RING - 1)] = (struct sent){.extended = (uint32_t)extended,
                                                            .received = (uint32_t)rtp->extended,
                                                            .epoch = route->epoch_count - 1,
                                                            .seconds = f->seconds,
                                                            .number = to.number,
                                                            .used = true};
-  bool newest = *extended > route->last;
+  bool newest = extended > route->last;
   if (newest) {
-    route->last = *extended;
+    route->last = extended;
     route->last_timestamp = rtp->timestamp + epoch->timestamp_offset;
     route->last_sent_ns = rtp->arrival_ns;
   }
@@ -171,7 +174,7 @@ uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp,
   return build(route, epoch, rtp, out, to, newest);
 }
 
-uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, int64_t *extended) {
+uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, uint64_t *index) {
   struct sent *sent = &route->sent[sequence & (SENT_RING - 1)];
   uint32_t now_ms = (uint32_t)(f->now_ns / 1000000) | 1; /* never 0, which says "not yet" */
   route->missed++;
@@ -185,14 +188,17 @@ uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uin
   int64_t received = epoch->floor + (int64_t)(uint32_t)(sent->received - (uint32_t)epoch->floor);
   struct kept *kept = stream ? stream_cached(stream, received) : NULL;
   struct rtp rtp;
-  if (!kept || !rtp_parse(&rtp, kept->data, kept->size, kept->arrival_ns)) return 0;
+  int64_t extended = received + epoch->sequence_offset;
+  bool plain = epoch->rtx_payload_type < 0;
+  if (!kept || (plain && (route->base < 0 || extended < route->base)) || !rtp_parse(&rtp, kept->data, kept->size, kept->arrival_ns))
+    return 0;
   rtp.extended = received;
   route->missed--;
   route->retransmitted++;
   route->budget--;
   sent->resent_ms = now_ms;
-  if (epoch->rtx_payload_type < 0) {
-    *extended = received + epoch->sequence_offset;
+  if (plain) {
+    *index = (uint64_t)(extended - route->base);
     struct outgoing to = {.ssrc = route->ssrc,
                           .payload_type = epoch->payload_type,
                           .sequence = sequence,
@@ -201,10 +207,12 @@ uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uin
                           .original = -1};
     return build(route, epoch, &rtp, out, to, false);
   }
-  *extended = route->next_rtx++;
+  extended = route->next_rtx++;
+  if (route->rtx_base < 0) route->rtx_base = extended & ~0xffffll;
+  *index = (uint64_t)(extended - route->rtx_base);
   struct outgoing to = {.ssrc = route->rtx_ssrc,
                         .payload_type = (uint8_t)epoch->rtx_payload_type,
-                        .sequence = (uint16_t)*extended,
+                        .sequence = (uint16_t)extended,
                         .number = next_number(route),
                         .seconds = f->seconds,
                         .original = sequence};

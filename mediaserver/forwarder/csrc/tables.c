@@ -32,20 +32,20 @@ void tables_remove_stream(forwarder_t *f, struct stream *stream) {
   free(stream);
 }
 
-static void remember_sent(struct peer *peer, uint32_t ssrc, int64_t next) {
+static void remember_sent(struct peer *peer, uint32_t ssrc, int64_t next, int64_t base) {
   for (uint32_t i = 0; i < peer->sent_count; i++)
     if (peer->sent_ssrcs[i].ssrc == ssrc) {
-      peer->sent_ssrcs[i].next = next;
+      peer->sent_ssrcs[i] = (struct sent_ssrc){ssrc, next, base};
       return;
     }
   /* add_route made the room: without it the same numbers could protect two packets under one key. */
-  peer->sent_ssrcs[peer->sent_count++] = (struct sent_ssrc){ssrc, next};
+  peer->sent_ssrcs[peer->sent_count++] = (struct sent_ssrc){ssrc, next, base};
 }
 
 void tables_remove_route(forwarder_t *f, struct route *route) {
   struct peer *peer = route->peer;
-  remember_sent(peer, route->ssrc, route->last + 1 > route->next ? route->last + 1 : route->next);
-  if (route->has_rtx) remember_sent(peer, route->rtx_ssrc, route->next_rtx);
+  remember_sent(peer, route->ssrc, route->last + 1 > route->next ? route->last + 1 : route->next, route->base);
+  if (route->has_rtx) remember_sent(peer, route->rtx_ssrc, route->next_rtx, route->rtx_base);
   pointers_remove(&peer->routes, route);
   if (route->stream) pointers_remove(&route->stream->routes, route);
   if (route->pending) pointers_remove(&route->pending->routes, route);
