@@ -409,7 +409,7 @@ class Control:
         )
 
     async def _tick(self) -> None:
-        """Close rooms that stand empty; start what waits for the quiet hours."""
+        """Close rooms that stand empty; start what waits for the quiet hours; tidy up."""
         asked_ns = 0
         while True:
             await asyncio.sleep(TICK_S)
@@ -419,6 +419,7 @@ class Control:
                 if time.monotonic_ns() - asked_ns > OFF_PEAK_S * 1e9:
                     asked_ns = time.monotonic_ns()
                     await self.finishing.off_peak()
+                    await self._jobs.forget_old()
             except Exception:
                 _log.exception("the regular work failed; it is tried again")
 

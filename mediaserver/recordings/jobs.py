@@ -9,6 +9,7 @@ its work is done. Arguments and results are JSON without secrets and without nam
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import logging
 import threading
@@ -26,6 +27,8 @@ WEBHOOKS = "webhooks"
 WEBHOOKS_AT_ONCE = 16
 """Deliveries under way, those that wait for their next try included; the others queue."""
 POLL_S = 0.5
+KEPT_DAYS = 7
+FORGET_AT_ONCE = 1000
 FIRST_RETRY_S = 5.0
 LAST_RETRY_S = 3600.0
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
@@ -138,6 +141,21 @@ class Jobs:
                 DBOS.start_workflow(finish_recording, recording)
             else:
                 DBOS.enqueue_workflow(QUEUE, finish_recording, recording)
+
+    async def forget_old(self) -> int:
+        """Delete what is kept of runs that ended over a week ago, a page at a time; returns how many."""
+        return await asyncio.to_thread(self._forget_old)
+
+    def _forget_old(self) -> int:
+        before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=KEPT_DAYS)
+        old = DBOS.list_workflows(
+            status=["SUCCESS", "ERROR", "CANCELLED"],
+            completed_before=before.isoformat(),
+            limit=FORGET_AT_ONCE,
+        )
+        if old:
+            DBOS.delete_workflows([run.workflow_id for run in old])
+        return len(old)
 
     async def deliver(self, key_id: str, seq: int) -> None:
         """Deliver an event to an API key's URL in the background; handed over twice it is delivered once."""

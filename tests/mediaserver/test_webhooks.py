@@ -61,5 +61,9 @@ async def test_delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             _, closed = await got.get()
             assert json.loads(closed)["type"] == "room.closed"
             assert got.empty()
+            monkeypatch.setattr(jobs, "KEPT_DAYS", -1)
+            async with asyncio.timeout(10):
+                while await api.control._jobs.forget_old() == 0:
+                    await asyncio.sleep(0.1)
     finally:
         await runner.cleanup()
