@@ -82,6 +82,8 @@ class Kept:
     halfway: Path
     canary: str
     """The customer's name."""
+    ready_s: float
+    """From stop to the finished composite."""
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +111,7 @@ async def _record(stage: Stage, halfway: Path) -> Kept:
         await asyncio.sleep(2)
         await api.stop(recording["id"])
         await session.close()
-        shown, _ = await api.composed(recording["id"])
+        shown, ready_s = await api.composed(recording["id"])
         answer = await api.file(recording["id"], "composite.mp4")
     assert answer.status == 200, answer.body[:300]
-    return Kept(shown, answer.body, halfway, canary)
+    return Kept(shown, answer.body, halfway, canary, ready_s)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from tests.media.barcode import Box, read
 from tests.media.clock import ClockReader
 from tests.media.film import Film
-from tests.media.pictures import HEIGHT, WIDTH, Party
+from tests.media.pictures import FPS, HEIGHT, WIDTH, Party
+
+FRAME_MS = 1000 / FPS
 
 
 @dataclass(slots=True)
@@ -34,8 +36,6 @@ class Delay:
     """Largest distance from the median."""
     longest_repeat: int
     """Most frames of the composite in a row that showed the same picture."""
-    missed: list[int] = field(default_factory=list)
-    """Capture times that were sent but shown in no frame."""
 
 
 def look(
@@ -61,31 +61,38 @@ def look(
 
 
 def delay(
-    frames: list[Shown], tile: str, party: Party, *, offset_ms: int = 0, period_ms: int | None = None
+    frames: list[Shown], tile: str, party: Party, *, offset_ms: int = 0, period_ms: float | None = None
 ) -> Delay:
     """Measure a tile. ``offset_ms`` is added to capture times to make them UTC.
 
-    With a period the capture time is a place in a loop; the delay is then known up to an unknown constant.
+    With a period the capture time is a place in a file that Chromium plays in a loop; the delay is then
+    known up to a constant. Chromium shows the first picture of the file twice in every round but the first,
+    so a round lasts one picture longer than the file, and that picture's time is not known: it is left out.
     """
-    differences, runs, run, last = [], 0, 0, None
+    differences: list[float] = []
+    shown = runs = run = 0
+    last: tuple[int, int] | None = None
     for frame in frames:
         code = frame.codes[tile]
         if code is None or code[0] != party.number:
             last = None
             continue
-        difference = float(frame.clock_ms - code[1] - offset_ms)
-        differences.append(difference % period_ms if period_ms else difference)
+        shown += 1
+        if period_ms and code[1] == 0:
+            continue
+        difference = frame.clock_ms - code[1] - offset_ms
+        differences.append(difference % (period_ms + FRAME_MS) if period_ms else difference)
         run = run + 1 if code == last else 1
         runs, last = max(runs, run), code
     if not differences:
         return Delay(0, 0.0, 0.0, 0)
     if period_ms:
         # A loop's differences lie on a circle: turn it so that none sits at the seam.
-        first = differences[0]
-        differences = [(value - first + period_ms / 2) % period_ms - period_ms / 2 for value in differences]
+        first, round_ms = differences[0], period_ms + FRAME_MS
+        differences = [(value - first + round_ms / 2) % round_ms - round_ms / 2 for value in differences]
     middle = statistics.median(differences)
     spread = max(abs(value - middle) for value in differences)
-    return Delay(len(differences), middle, spread, runs)
+    return Delay(shown, middle, spread, runs)
 
 
 def parties_shown(frames: list[Shown], tile: str) -> list[tuple[float, float, int | None]]:

@@ -49,7 +49,7 @@ class Process:
 
     pid: int
     what: str
-    """``control``, ``worker``, ``compositor`` or ``other``."""
+    """``control``, ``worker``, ``spare`` (a worker without work), ``compositor`` or ``other``."""
     command: str
 
 
@@ -195,7 +195,10 @@ class Stage:
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
             if needle in environment.split(b"\0") and command:
-                found.append(Process(int(entry.name), _what(command), command))
+                what = _what(command)
+                if what == "worker" and (entry / "fd" / "0").exists():
+                    what = "spare"  # it still waits for its settings on standard input
+                found.append(Process(int(entry.name), what, command))
         return sorted(found, key=lambda process: process.pid)
 
     def pids(self, what: str) -> list[int]:

@@ -33,6 +33,8 @@ async def test_whole_file_is_what_the_record_says(api: Api, kept: Kept) -> None:
     assert "sm3:" + hashlib.new("sm3", answer.body).hexdigest() == file["plain_sm3"]
     assert file["kind"] == "archive"
     assert answer.body[4:8] == b"ftyp"
+    print(f"composed {kept.ready_s:.1f} s after stop")
+    assert kept.ready_s <= 5.0
 
 
 @pytest.mark.parametrize(

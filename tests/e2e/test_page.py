@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,11 +22,13 @@ PATIENCE_MS = 30_000
 """The machine may be busy; what is timed is measured apart."""
 expect.set_options(timeout=PATIENCE_MS)
 
-FRAMES = """identity => {
-    const tile = [...document.querySelectorAll('.tile')].find(
+NEW_PICTURES = """async ([identity, count]) => {
+    const find = () => [...document.querySelectorAll('.tile')].find(
         tile => tile.dataset.identity === identity && tile.dataset.source === 'camera');
-    const video = tile?.querySelector('video');
-    return video ? video.getVideoPlaybackQuality().totalVideoFrames : 0;
+    while (!find()) await new Promise(done => setTimeout(done, 50));
+    const video = find().querySelector('video');
+    for (let seen = 0; seen < count; seen += 1)
+        await new Promise(done => video.requestVideoFrameCallback(done));
 }"""
 
 
@@ -49,12 +52,10 @@ async def invite(api: Api, room: str, role: str, name: str) -> str:
     return f"{api.base}/#code={made['code']}"
 
 
-async def sees(page: Page, identity: str, more_than: int = 5) -> None:
-    """Wait until pictures of a participant are being shown, beyond those shown before."""
-    before = await page.evaluate(FRAMES, identity)
-    await page.wait_for_function(
-        f"([identity, frames]) => ({FRAMES})(identity) > frames", arg=[identity, before + more_than]
-    )
+async def sees(page: Page, identity: str, pictures: int = 5) -> None:
+    """Wait until a participant's tile has shown some new pictures."""
+    async with asyncio.timeout(PATIENCE_MS / 1000):
+        await page.evaluate(NEW_PICTURES, [identity, pictures])
 
 
 async def shows(tile: Locator, *, picture: str, sound: str) -> None:
@@ -156,6 +157,7 @@ async def test_it_rejoins_after_a_workers_death_and_says_when_the_server_is_gone
             await sees(customer, "agent")
 
             kill(stage.pids("worker")[0])
+            await expect(tile(agent, "customer")).to_have_attribute("data-state", "reconnecting")
             await sees(agent, "customer")
             await sees(customer, "agent")
             await expect(agent.get_by_test_id("connection")).to_have_text("Connected")

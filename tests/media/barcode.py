@@ -1,7 +1,8 @@
 """A capture time in the picture itself: 3 rows of 16 cells in the middle of the frame.
 
-The code takes the central half of the width, so that a tile cropped from 16:9 to 8:9 still holds it, and
-20-pixel cells at 640x360, so that it survives VP8 at 300 kbit/s and scaling to a quarter. Layout, row by row:
+The code takes less than the central half of the width, so that a tile cropped from 16:9 to 8:9 still holds
+it, and 16-pixel cells at 640x360, so that it survives VP8 at 300 kbit/s and scaling to a quarter. Layout,
+row by row:
 
     1 0 | party, 4 bits | time in ms, 32 bits | CRC-8 of both | 0 1
 
@@ -18,8 +19,10 @@ import numpy.typing as npt
 Luma = npt.NDArray[np.uint8]
 
 COLUMNS, ROWS = 16, 3
-LEFT, TOP, WIDTH, HEIGHT = 0.25, 0.60, 0.50, 1 / 6
-"""Place of the code in the picture, as fractions; 320x60 pixels at (160, 216) of 640x360."""
+LEFT, TOP, WIDTH, HEIGHT = 192 / 640, 208 / 360, 256 / 640, 48 / 360
+"""Place of the code in the picture, as fractions; 256x48 pixels at (192, 208) of 640x360: each cell there is
+one
+macroblock, because an encoder in a hurry leaves out a block of which only a sliver changed."""
 BLACK, WHITE = 16, 235
 LEAST_CONTRAST = 60
 """Between the fixed white and black cells; the full range is 219. Less is not a code but a picture."""
