@@ -84,6 +84,11 @@ class Media(Section):
     workers: int = Field(
         default=0, ge=0, le=256, description="Worker processes. 0: one per core. A room lives in one worker."
     )
+    spare: bool = Field(
+        default=True,
+        description="Keep one more worker process loaded, without port or rooms (about 60 MB). When a worker "
+        "dies it takes over in a fraction of a second; without it calls wait for a new process.",
+    )
     port: Port = Field(
         default=7882,
         description="UDP port of the first worker; the others follow (7883 …). Open them in the firewall. "

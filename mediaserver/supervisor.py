@@ -107,6 +107,7 @@ class Workers:
         self._draining = False
         self._ending = False
         self._lock = -1
+        self._spare: subprocess.Popen[bytes] | None = None
         self.deaths = 0
         """Workers that died since this control process started."""
 
@@ -131,6 +132,7 @@ class Workers:
             raise NoWorker("no media worker could be started; the log says why")
         for index in set(range(self._count)) - set(self._workers):
             self._task(self._replace(index), f"replacement of worker {index}")
+        self._keep_spare()
         return self.all()
 
     def all(self) -> list[Worker]:
@@ -200,6 +202,10 @@ class Workers:
         for worker in self.all():
             await worker.client.close()
         self._workers.clear()
+        if self._spare is not None:
+            self._spare.kill()
+            self._spare.wait()
+            self._spare = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -254,12 +260,19 @@ class Workers:
         await client.close()
         return None
 
+    def _launch(self) -> subprocess.Popen[bytes]:
+        """Start a worker process, which then waits for its settings."""
+        # Standard output goes where our log goes. No pipe of ours may be involved: it would break with us.
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+
+    def _keep_spare(self) -> None:
+        """Have one process loaded that only lacks its settings: loading takes seconds on a busy machine."""
+        if self._settings.media.spare and self._spare is None and not self._ending:
+            self._spare = self._launch()
+
     async def _spawn(self, index: int) -> Worker | None:
         config = self.config_of(index)
-        # Standard output goes where our log goes. No pipe of ours may be involved: it would break with us.
-        process = subprocess.Popen(  # noqa: ASYNC220  returns after the fork
-            self._command, stdin=subprocess.PIPE, stdout=2, start_new_session=True
-        )
+        process, self._spare = self._spare or self._launch(), None
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died already: the connection below fails
             process.stdin.write(config.model_dump_json().encode() + b"\n")
@@ -338,6 +351,7 @@ class Workers:
             if index not in self._workers:
                 await asyncio.sleep(delay_s)
                 delay_s = min(5.0, delay_s * 2)
+        self._keep_spare()
 
     async def _heartbeats(self, worker: Worker) -> None:
         missed = 0
@@ -349,7 +363,7 @@ class Workers:
                 worker.stats = await worker.client.call("stats", timeout_s=HEARTBEAT_TIMEOUT_S)
                 missed = 0
             except (ConnectionError, TimeoutError, IpcError) as error:
-                if self._ending:
+                if self._ending or self._workers.get(worker.index) is not worker:
                     return
                 missed += 1
                 _log.warning("worker %d left a heartbeat unanswered: %s", worker.index, error)

@@ -136,6 +136,8 @@ async def _watch_orphan(service: Service) -> None:
 def main() -> int:
     """Read the settings and run."""
     line = sys.stdin.readline()
+    if not line:
+        return 0  # a spare whose control process has ended
     config = WorkerConfig.model_validate_json(line)
     sys.stdin.close()
     log.configure(config.log, worker=config.index)

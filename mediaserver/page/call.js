@@ -199,7 +199,7 @@ export class Call extends EventTarget {
     }
     // Its media process died and the room lives in another one: nobody need wait for the silence to be noticed.
     if (event.type === "room.moved" && Date.parse(event.time) > this.#joinedMs - 2000)
-      for (const link of this.#links()) if (link.connectedForMs > 1500) link.restart(event.type);
+      for (const link of this.#links()) if (!link.isFresh) link.restart(event.type);
     this.refresh();
   }
 

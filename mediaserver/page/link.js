@@ -7,7 +7,8 @@
 const CONNECT_TIMEOUT_MS = 8000;
 const DISCONNECTED_MS = 1500;
 const SILENCE_MS = 3200; // ICE checks of a quiet connection are answered every 2.5 s
-const PAUSES_MS = [0, 250, 500, 1000, 2000];
+const FRESH_MS = 1500;
+const PAUSES_MS = [0, 250, 250, 500, 500, 500, 1000, 1000, 2000];
 
 export class Link extends EventTarget {
   #api;
@@ -18,6 +19,7 @@ export class Link extends EventTarget {
   #broken = null;
   #location = null;
   #connectedAt = null;
+  #wake = () => {};
   pc = null;
 
   /** setUp(pc) adds the transceivers before every offer. */
@@ -38,14 +40,15 @@ export class Link extends EventTarget {
     return this.#location?.split("/").pop() ?? null;
   }
 
-  /** How long it has been connected, 0 if it is not. */
-  get connectedForMs() {
-    return this.#state === "connected" ? performance.now() - this.#connectedAt : 0;
+  /** Whether it was made just now, so that older news of its end does not concern it. */
+  get isFresh() {
+    return this.#state === "connected" && performance.now() - this.#connectedAt < FRESH_MS;
   }
 
-  /** Make the connection anew. */
+  /** Make the connection anew; a pause between tries ends at once. */
   restart(reason) {
     this.#broken?.(reason);
+    this.#wake();
   }
 
   close() {
@@ -96,7 +99,10 @@ export class Link extends EventTarget {
       if (this.#closed) break;
       this.#become("reconnecting");
       this.#hangUp();
-      await new Promise((done) => setTimeout(done, PAUSES_MS[Math.min(failures, PAUSES_MS.length - 1)]));
+      await new Promise((done) => {
+        this.#wake = done;
+        setTimeout(done, PAUSES_MS[Math.min(failures, PAUSES_MS.length - 1)]);
+      });
     }
     this.#hangUp();
   }

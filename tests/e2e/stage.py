@@ -196,7 +196,7 @@ class Stage:
                 continue
             if needle in environment.split(b"\0") and command:
                 what = _what(command)
-                if what == "worker" and (entry / "fd" / "0").exists():
+                if what == "worker" and _reads_a_pipe(entry / "fd" / "0"):
                     what = "spare"  # it still waits for its settings on standard input
                 found.append(Process(int(entry.name), what, command))
         return sorted(found, key=lambda process: process.pid)
@@ -242,6 +242,14 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def _reads_a_pipe(descriptor: Path) -> bool:
+    """Say whether a descriptor in /proc is a pipe; a number that was closed may be something else by now."""
+    try:
+        return os.readlink(descriptor).startswith("pipe:")
+    except FileNotFoundError:
+        return False
 
 
 def _what(command: str) -> str:

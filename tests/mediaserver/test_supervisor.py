@@ -146,6 +146,26 @@ async def test_a_hung_worker_is_killed_and_replaced(tmp_path: Path, monkeypatch:
         await workers.close()
 
 
+async def test_the_spare_takes_over_and_is_replaced(tmp_path: Path) -> None:
+    seen = Seen()
+    workers = workers_with(settings_for(tmp_path), seen)
+    worker = (await workers.start())[0]
+    spare = workers._spare
+    assert spare is not None
+    try:
+        os.kill(worker.pid, signal.SIGKILL)
+        await seen.until(up=2, deaths=1)
+        assert seen.up[1].pid == spare.pid
+        await asyncio.sleep(0)
+        assert workers._spare is not None
+        assert workers._spare.pid != spare.pid
+    finally:
+        last = workers._spare
+        await workers.close()
+    assert last is not None
+    assert not alive(last.pid)
+
+
 async def test_while_draining_there_are_no_new_rooms(tmp_path: Path) -> None:
     workers = workers_with(settings_for(tmp_path), Seen())
     await workers.start()
