@@ -3,8 +3,9 @@ UDP.
 
 The forwarder runs in its own process, alone on core 0; load and sink run on the last core. Publishers send
 video in frame bursts of equal packets with mid, abs-send-time and transport-cc extensions; every subscriber
-gets its own numbers. The sink counts all packets and decrypts one in 32. ``python -m bench.forward [--seconds
-S] [--runs N] [--json FILE]``.
+gets its own numbers. The sink counts all packets and decrypts one in 32. ``waited_share`` says how busy
+others kept the core: above 0.1 or so losses are theirs. ``python -m bench.forward [--seconds S] [--runs N]
+[--json FILE]``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pylibsrtp import Policy, Session
@@ -68,6 +70,14 @@ def session(number: int, direction: int, *, outbound: bool) -> Session:
 # --- the server's process
 
 
+def waited_s() -> float:
+    """Return how long this process's threads were ready to run but other programs had the core."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[1])
+    return total / 1e9
+
+
 def serve() -> None:
     """Run a forwarder as told on stdin (one JSON object a line); answer CPU seconds and counters when
     asked."""
@@ -110,6 +120,7 @@ def serve() -> None:
                 "batches": stats.receive_batches,
                 "kernel_dropped": stats.kernel_dropped,
                 "python_calls": stats.python_calls,
+                "waited_s": waited_s(),
             }
             print(json.dumps(answer), flush=True)
         forwarder.close()
@@ -247,6 +258,7 @@ class Load:
             "received_per_batch": (after["received"] - before["received"])
             / max(after["batches"] - before["batches"], 1),
             "packets_per_message": out / (after["messages"] - before["messages"]),
+            "waited_share": (after["waited_s"] - before["waited_s"]) / elapsed,
             "lost": expected - arrived,
             "kernel_dropped": after["kernel_dropped"] - before["kernel_dropped"],
             "bad": sum(client.bad for client in self.clients),
