@@ -196,8 +196,8 @@ class Stage:
                 continue
             if needle in environment.split(b"\0") and command:
                 what = _what(command)
-                if what == "worker" and _reads_a_pipe(entry / "fd" / "0"):
-                    what = "spare"  # it still waits for its settings on standard input
+                if what == "worker" and not _has_sockets(entry):
+                    what = "spare"  # it still waits for its settings
                 found.append(Process(int(entry.name), what, command))
         return sorted(found, key=lambda process: process.pid)
 
@@ -244,11 +244,22 @@ def kill(pid: int) -> None:
         return
 
 
-def _reads_a_pipe(descriptor: Path) -> bool:
-    """Say whether a descriptor in /proc is a pipe; a number that was closed may be something else by now."""
+def _has_sockets(process: Path) -> bool:
+    """Say whether a process in /proc has any socket open."""
+    for descriptor in (process / "fd").iterdir():
+        try:
+            if os.readlink(descriptor).startswith("socket:"):
+                return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
+def _waits_for_settings(entry: Path) -> bool:
+    """Say whether a worker's standard input is still control's pipe: it has got no settings yet."""
     try:
-        return os.readlink(descriptor).startswith("pipe:")
-    except FileNotFoundError:
+        return os.readlink(entry / "fd" / "0").startswith("pipe:")
+    except OSError:
         return False
 
 

@@ -124,9 +124,8 @@ async def calling(api: Api, room: str) -> AsyncIterator[Caller]:
 
 
 def kill(stage: Stage, what: str) -> int:
-    """Kill the process of a kind; returns the monotonic ns."""
-    (pid,) = stage.pids(what)
-    os.kill(pid, signal.SIGKILL)
+    """Kill the newest process of a kind; returns the monotonic ns."""
+    os.kill(stage.pids(what)[-1], signal.SIGKILL)
     return time.monotonic_ns()
 
 
