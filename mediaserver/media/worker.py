@@ -139,7 +139,9 @@ def main() -> int:
     if not line:
         return 0  # a spare whose control process has ended
     config = WorkerConfig.model_validate_json(line)
-    sys.stdin.close()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # closed, its number would go to the next socket
+    os.close(nothing)
     log.configure(config.log, worker=config.index)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
