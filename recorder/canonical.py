@@ -68,11 +68,13 @@ def parse_canonical(data: bytes) -> dict[str, JSON]:
     """
     try:
         value = json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        if not isinstance(value, dict):
+            raise CanonicalError("not a JSON object")
+        again = canonical(value)
+    except CanonicalError:
+        raise
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers of thousands of digits
         raise CanonicalError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CanonicalError("not a JSON object")
-    again = canonical(value)
     if again != data:
         at = next(
             (i for i, (a, b) in enumerate(zip(again, data, strict=False)) if a != b),

@@ -44,8 +44,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: file names and certificates of a hostile recording are shown as they are, never obeyed.
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 _FAILURES = (
     KeyProblem,
@@ -156,11 +157,16 @@ def _open_key_if_asked(keys: Path | None, passphrase_file: Path | None, path: Pa
         return None
 
 
+def visible(text: str) -> str:
+    """Write out what a terminal would obey: control and formatting characters, lone surrogates."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def _print_report(report: Report) -> None:
     style = {Verdict.OK: "bold green", Verdict.BROKEN: "bold red", Verdict.UNPROVEN: "bold yellow"}
     words = {Verdict.OK: "OK", Verdict.BROKEN: "BROKEN", Verdict.UNPROVEN: "NOT PROVEN"}
     facts = Table(show_header=False, box=None, pad_edge=False)
-    facts.add_row("recording", report.recording or "unknown")
+    facts.add_row("recording", visible(report.recording) or "unknown")
     facts.add_row(
         "checked",
         f"{report.files} sealed files, {report.records} records, {report.bytes:,} bytes, "
@@ -169,20 +175,20 @@ def _print_report(report: Report) -> None:
     facts.add_row("opened", "every chunk, with the key" if report.opened else "no (no key given)")
     for fingerprint, subject in report.signers.items():
         vouched = "named by you" if report.trusted else "the recording's own: compare the fingerprint"
-        facts.add_row("signed by", f"{subject}\n{fingerprint} ({vouched})")
+        facts.add_row("signed by", f"{visible(subject)}\n{fingerprint} ({vouched})")
     if report.assurance:
-        facts.add_row("assurance", report.assurance)
+        facts.add_row("assurance", visible(report.assurance))
     out.print(facts)
     if report.findings:
         table = Table("what", "file", "record", "bytes", "time", "why")
         for finding in report.findings:
             table.add_row(
                 finding.kind.value,
-                finding.file,
+                visible(finding.file),
                 "" if finding.record is None else str(finding.record),
                 "" if finding.begin is None else f"{finding.begin}–{finding.end}",
                 finding.time,
-                finding.detail,
+                visible(finding.detail),
             )
         out.print(table)
     out.print(words[report.verdict], style=style[report.verdict])

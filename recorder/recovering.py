@@ -14,6 +14,7 @@ from recorder.manifest import MANIFEST, Manifest, write_manifest
 from recorder.reindex import facts_of, private_of, read_entry, template_text
 from recorder.sealed import DataKey
 from recorder.signed import Signer
+from recorder.statements import list_statements
 
 
 class RecoveryError(Exception):
@@ -31,6 +32,10 @@ def recover_recording(
     """
     if (directory / MANIFEST).exists():
         raise RecoveryError(f"{directory} was ended and signed already")
+    if list_statements(directory):
+        raise RecoveryError(
+            f"{directory} was ended and signed; its {MANIFEST} was removed, nothing can replace it"
+        )
     parts = [part for part in recover(directory, data_key) if part.records]
     if not parts:
         raise RecoveryError(f"{directory} has not one good record")

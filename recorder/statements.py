@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recorder import clock
-from recorder.atomic import create_file
+from recorder.atomic import create_file, sync_directory
 from recorder.canonical import JSON, CanonicalError, as_int, canonical
 from recorder.gm.sm3 import named
 from recorder.manifest import MANIFEST, read_manifest
 from recorder.sealed import DataKey, FileSummary, SealedReader, SealedWriter
 from recorder.signed import SignedError, SignedPage, Signer, digest_name, open_page, sign_page, signable
+from recorder.storage import files_directory
 
 STATEMENTS = "statements"
 STATEMENT_TYPE = "shuanglu.statement.v1"
@@ -87,6 +88,10 @@ def append_statement(
         raise ValueError("a sealed part and the data key come together")
     folder = directory / STATEMENTS
     folder.mkdir(mode=0o700, exist_ok=True)
+    # The files a statement speaks for, and the folders' own names, last as long as the statement.
+    for place in (files_directory(directory), directory):
+        if place.is_dir():
+            sync_directory(place)
     now = utc_ns if utc_ns is not None else clock.SystemClock().utc_ns()
     while True:
         before = read_statements(directory)
@@ -154,8 +159,8 @@ def list_statements(directory: Path) -> list[tuple[int, Path]]:
     folder = directory / STATEMENTS
     if not folder.is_dir():
         return []
-    found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name))]
-    return sorted((int(match[1]), path) for match, path in found)
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+    return sorted((number, path) for number, path in found if path.name == f"{number:06d}.json")
 
 
 def read_statements(directory: Path) -> list[Statement]:

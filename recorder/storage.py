@@ -34,7 +34,9 @@ class SegmentName:
     def parse(cls, name: str) -> SegmentName | None:
         """Return the place a file name says, None for other files."""
         match = _SEGMENT.match(name)
-        return cls(int(match[1]), int(match[2])) if match else None
+        place = cls(int(match[1]), int(match[2])) if match else None
+        # One place, one name: p00001-… is not a second p0001-….
+        return place if str(place) == name else None
 
 
 def recording_directory(data: Path, tenant: str, recording: str) -> Path:

@@ -16,6 +16,7 @@ from recorder.canonical import CanonicalError
 from recorder.clock import rfc3339
 from recorder.gm import selftest
 from recorder.gm.x509 import Certificate
+from recorder.journal.reader import segment_place
 from recorder.keys import SIDECAR, SIDECAR_TYPE
 from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
 from recorder.placing import CheckedFile, check_file
@@ -43,6 +44,8 @@ def verify(path: Path, *, data_key: DataKey | None = None, trusted: Collection[s
     return _Verification(path, data_key, trusted).run()
 
 
+_HOLES = 1000
+"""Of missing numbers this many are named: a file called 999999999.json must not keep us busy for days."""
 _RECORDING_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$")
 
 
@@ -166,7 +169,7 @@ class _Verification:
         for number, path in list_statements(self._path):
             name = f"{STATEMENTS}/{path.name}"
             self._seen.add(path)
-            for missing in range(expected, number):
+            for missing in range(expected, min(number, expected + _HOLES)):
                 self._add(Kind.REMOVED, f"{STATEMENTS}/{missing:06d}.json", f"statement {missing} is missing")
                 previous = None
             data = path.read_bytes()
@@ -190,6 +193,8 @@ class _Verification:
 
     def _signed_segments(self, manifest: Manifest) -> None:
         folder = segments_directory(self._path)
+        self._signed_damage(manifest)
+        self._numbering([SegmentName.parse(summary.name) for summary in manifest.segments])
         by_id = {summary.file_id: summary.name for summary in manifest.segments}
         series: list[tuple[str, CheckedFile | None]] = []
         before: CheckedFile | None = None
@@ -204,8 +209,51 @@ class _Verification:
                 checked = None
             elif checked and header and before and not checked.findings and not _meets(before, header):
                 self._broken_link(before, checked)
+            if checked and header and checked is series[0][1]:
+                self._begins(checked, header)
+            if checked and header:
+                self._check_place(checked, header)
             before = checked if checked and not checked.findings else None
         self._bound_times(series)
+
+    def _signed_damage(self, manifest: Manifest) -> None:
+        """Say what was damaged already when the manifest was signed: its digests are of the damaged bytes."""
+        for part in manifest.parts:
+            listed = part.get("damage")
+            for text in listed if isinstance(listed, list) else []:
+                name, _, detail = str(text).partition(": ")
+                self._add(Kind.CHANGED, f"segments/{name}", f"was so when it was signed: {detail}")
+
+    def _numbering(self, names: Iterable[SegmentName | None]) -> None:
+        """Parts count from 1 and each one's segments from 0. Numbers left out are of what was removed.
+
+        Recovery signs what it finds, so this holds for signed segments too. A number whose file lies there
+        is not left out: its writer died in the first write.
+        """
+        indexes: dict[int, set[int]] = {}
+        for name in names:
+            if name is not None:
+                indexes.setdefault(name.part, set()).add(name.index)
+        for part in range(1, min(max(indexes, default=0), len(indexes) + _HOLES) + 1):
+            present = indexes.get(part, {0})
+            for index in range(min(max(present), len(present) + _HOLES) + 1):
+                name = SegmentName(part, index)
+                path = segments_directory(self._path) / str(name)
+                if index not in indexes.get(part, ()) and not path.exists():
+                    what = f"segment {index} of part {part}" if part in indexes else f"all of part {part}"
+                    self._add(Kind.REMOVED, f"{path.parent.name}/{name}", f"{what} is missing")
+
+    def _begins(self, checked: CheckedFile, header: Header) -> None:
+        if header.previous is not None:
+            detail = "names a predecessor, but is the first segment there is"
+            self._add(Kind.REMOVED, checked.name, detail, 0, checked.scan.size)
+
+    def _check_place(self, checked: CheckedFile, header: Header) -> None:
+        """A file's name is in no digest before a manifest names it; the header says where it belongs."""
+        place = segment_place(header)
+        if not checked.findings and str(place) != checked.path.name:
+            detail = f"holds {place or 'what is no segment'}"
+            self._add(Kind.REORDERED, checked.name, detail, 0, checked.scan.size)
 
     def _unsigned_segments(self) -> None:
         """Check what lies there by itself: structure, chain from file to file, checkpoints, numbering."""
@@ -213,15 +261,20 @@ class _Verification:
         parts: dict[int, list[CheckedFile]] = {}
         last: dict[int, int] = {}
         before: CheckedFile | None = None
-        for name, path in list_segments(self._path):
-            for missing in range(last.get(name.part, -1) + 1, name.index):
-                gap = f"{path.parent.name}/{SegmentName(name.part, missing)}"
-                self._add(Kind.REMOVED, gap, f"segment {missing} of part {name.part} is missing")
-                series.append((gap, None))
+        listed = list_segments(self._path)
+        self._numbering([name for name, _ in listed])
+        for name, path in listed:
+            after = last.get(name.part, -1) + 1
+            for missing in range(after, min(name.index, after + _HOLES)):
+                series.append((f"{path.parent.name}/{SegmentName(name.part, missing)}", None))
                 before = None
             checked = self._check(path, f"{path.parent.name}/{path.name}", None)
             series.append((checked.name, checked))
             header = checked.scan.header
+            if header is not None and checked is series[0][1]:
+                self._begins(checked, header)
+            if header is not None:
+                self._check_place(checked, header)
             if header is not None and self._key_id and header.key_id != self._key_id:
                 detail = "belongs to another recording's key"
                 self._add(Kind.CHANGED, checked.name, detail, 0, checked.scan.size)
@@ -331,7 +384,7 @@ class _Verification:
         if checked.findings or not pages_hold:
             return  # a page that does not hold may be the one that names this file
         header = checked.scan.header
-        if path.suffix == ".seg" and self._report.manifest:
+        if path.suffix == ".seg" and self._report.manifest and checked.scan.chunks:
             self._add(Kind.ADDED, name, "a segment the manifest does not name", 0, size)
         elif header is not None and self._key_id and header.key_id != self._key_id:
             self._add(Kind.ADDED, name, "belongs to another recording's key", 0, size)

@@ -7,8 +7,27 @@ from pathlib import Path
 
 from recorder.journal.encoding import JournalError, decode
 from recorder.records import EndRecord, Record
-from recorder.sealed import DataKey, SealedError, SealedReader
+from recorder.sealed import DataKey, Header, SealedError, SealedReader
 from recorder.storage import SegmentName, list_segments, segments_directory
+
+
+def open_segment(path: Path, data_key: DataKey) -> SealedReader:
+    """Open a segment that lies where its header says. Raise SealedError, JournalError if it was moved.
+
+    The file's name is in no digest; its header is bound to the key.
+    """
+    reader = SealedReader(path, data_key)
+    place = segment_place(reader.header)
+    if str(place) != path.name:
+        reader.close()
+        raise JournalError(f"{path.name} holds {place or 'what is no segment'}: it was moved or renamed")
+    return reader
+
+
+def segment_place(header: Header) -> SegmentName | None:
+    """Return the place in its recording that a segment's header names, None if it names none."""
+    part, index = header.public.get("part"), header.public.get("index")
+    return SegmentName(part, index) if isinstance(part, int) and isinstance(index, int) else None
 
 
 class JournalReader:
@@ -66,7 +85,9 @@ class JournalReader:
 
     def _open(self, path: Path) -> None:
         try:
-            self._segment = SealedReader(path, self._data_key)
+            self._segment = open_segment(path, self._data_key)
+        except JournalError as error:
+            self._give_up(error)
         except SealedError as error:
             if error.code != "incomplete":
                 self._give_up(error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from recorder.journal.encoding import JournalError, decode
+from recorder.journal.reader import open_segment
 from recorder.journal.summary import PartSummary
 from recorder.journal.tally import Tally
-from recorder.sealed import DataKey, SealedError, SealedReader, summarise
+from recorder.sealed import DataKey, SealedError, summarise
 from recorder.storage import list_segments
 
 
@@ -39,7 +40,7 @@ def recover(directory: Path, data_key: DataKey | None = None) -> list[PartSummar
 
 def _count_records(path: Path, data_key: DataKey, tally: Tally) -> None:
     try:
-        reader = SealedReader(path, data_key)
+        reader = open_segment(path, data_key)
     except SealedError as error:
         if error.code == "incomplete":
             return  # the writer died in the first write: there never was a record
