@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from recorder import clock
-from recorder.atomic import replace_file, write_private
+from recorder.atomic import replace_file, sync_directory, write_private
 from recorder.canonical import JSON
 from recorder.gm import selftest
 from recorder.gm.kdf import kdf_sm3
@@ -155,6 +155,7 @@ class FileProvider:
             certificate = self_signed(key, title, usage=usage, not_before=since, days=_VALID_DAYS)
             write_private(directory / f"{name}.key.pem", key.to_pem(passphrase))
             write_private(directory / f"{name}.cert.pem", certificate.encode())
+        sync_directory(directory)
         return cls.open(directory, passphrase)
 
     @classmethod

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recorder import clock
-from recorder.atomic import create_file
+from recorder.atomic import create_file, sync_directory
 from recorder.canonical import JSON, CanonicalError, as_int, canonical
 from recorder.gm.sm3 import named, sm3
 from recorder.journal.summary import PartSummary
@@ -21,6 +21,7 @@ from recorder.keys import ProviderInfo
 from recorder.records import TrackInfo
 from recorder.sealed import DataKey, FileSummary, SealedReader, SealedWriter
 from recorder.signed import SignedError, SignedPage, Signer, open_page, sign_page, signable
+from recorder.storage import segments_directory
 
 MANIFEST = "manifest.json"
 SEALED_PART = "manifest.sealed"
@@ -100,6 +101,8 @@ def write_manifest(
         "template_sm3": named(sm3(template_bytes)) if template_bytes is not None else None,
         "provider": provider.to_json(),
     }
+    if segments_directory(directory).is_dir():
+        sync_directory(segments_directory(directory))
     create_file(directory / MANIFEST, sign_page(fields, signer))
     return read_manifest(directory)
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from recorder.atomic import sync_directory
 from recorder.canonical import JSON
 from recorder.sealed import DataKey, FileSummary, RecordType, SealedError, SealedWriter, summarise
 from recorder.storage import SegmentName, segment_path, segments_directory
@@ -45,6 +46,7 @@ class SegmentChain:
         self._finished: list[FileSummary | Path] = []
         self._closing = threading.Lock()  # held while a descriptor is closed or synced
         self._wait_for_room = False
+        self._folder_synced = False
         segments_directory(directory).mkdir(parents=True, exist_ok=True)
 
     @property
@@ -86,11 +88,10 @@ class SegmentChain:
             if self._writer is None:
                 return
             self._writer.sync()
-            folder = os.open(segments_directory(self.directory), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_directory(segments_directory(self.directory))
+            if not self._folder_synced:
+                sync_directory(self.directory)
+                self._folder_synced = True
 
     def rotate(self) -> None:
         """Finish the open segment, if any; the next append begins another.
