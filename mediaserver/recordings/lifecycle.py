@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import logging
 import shutil
 import time
@@ -16,6 +17,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
 
 from mediaserver.errors import Refused
 from mediaserver.ipc import IpcError
@@ -41,10 +44,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0
+STOP_AGAIN_S = 2.0
 TRACKS_PER_PART = 1000
 """Part n numbers its tracks from (n-1) x 1000 + 1 on: unique without having read what the dead part wrote."""
 
 WORKER_FAULTS = (ConnectionError, TimeoutError, NoWorker, IpcError)
+
+
+def _went_wrong(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 @dataclass
@@ -304,9 +312,19 @@ class Recordings:
         active = self.active.get(entry.id)
         if active is None:
             return await self.find(entry.id) or entry
-        if active.stopping is None:
+        if active.stopping is None or _went_wrong(active.stopping):
             active.stopping = asyncio.create_task(self._stop(active, reason, actor), name=f"stop {entry.id}")
         return await asyncio.shield(active.stopping)
+
+    async def stop_at_last(self, active: Active, reason: str) -> None:
+        """Stop a recording whose disk is full: it is sealed as soon as there is room again."""
+        while True:
+            try:
+                await self.stop(active.entry, reason)
+                return
+            except (OSError, sa.exc.OperationalError) as error:
+                _log.error("recording %s cannot be ended yet: %s", active.entry.id, error)
+            await asyncio.sleep(STOP_AGAIN_S)
 
     def seal_later(self, active: Active) -> None:
         """Seal in the background what a dead writer left. A stop meanwhile waits for the same end."""
@@ -368,8 +386,10 @@ class Recordings:
                 lost=lost,
             )
         except (evidence.EvidenceProblem, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # the media is safe; a later try signs it
             _log.exception("recording %s could not be sealed", entry.id)
-            code = "disk_full" if isinstance(error, OSError) else "seal_failed"
+            code = "storage_failed" if isinstance(error, OSError) else "seal_failed"
             none = {"state": "none", "progress": None}
             active.entry = changed(entry, "failed", failure=code, composing=none, worker=None)
         await self.save(active)
@@ -410,7 +430,7 @@ class Recordings:
                 _log.error("the worker cannot go on recording %s: %s", active.entry.id, data)
                 reason = str(data.get("code", "recording_failed"))
                 active.entry = replace(active.entry, failure=reason)
-                self.later(self.stop(active.entry, reason))
+                self.later(self.stop_at_last(active, reason))
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
         """Let something go on that nobody waits for; its failure is logged."""

@@ -89,7 +89,7 @@ async def test_full_disk_ends_no_call_and_is_told(small_disk: Path) -> None:
                 shown = await api.stop(recording["id"])
             deadline = time.monotonic() + 20
             while shown["state"] not in ("sealed", "recovered", "failed"):
-                assert time.monotonic() < deadline, shown
+                assert time.monotonic() < deadline, f"{shown}\n{stage.log_end()}"
                 await asyncio.sleep(0.2)
                 shown = await api.recording(recording["id"])
             assert shown["gaps"] or shown["failure"], "the loss is told"
