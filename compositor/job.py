@@ -59,7 +59,7 @@ class Job(BaseModel):
 
 
 class ParentDied(Exception):
-    """Standard input ended before the journal did."""
+    """Standard input ended before the journal did, or nobody reads standard output."""
 
 
 class Control:
@@ -101,9 +101,12 @@ class Voice:
         self._out = out
 
     def say(self, message: dict[str, Any]) -> None:
-        """Write one line now."""
-        self._out.write(json.dumps(message, ensure_ascii=False, separators=(",", ":")) + "\n")
-        self._out.flush()
+        """Write one line now. Raises ParentDied when nobody reads any more."""
+        try:
+            self._out.write(json.dumps(message, ensure_ascii=False, separators=(",", ":")) + "\n")
+            self._out.flush()
+        except BrokenPipeError as error:
+            raise ParentDied from error
 
 
 def compose_recording(job: Job, control: Control, voice: Voice) -> dict[str, Any]:
@@ -168,6 +171,14 @@ def _progress(composition: Composition) -> dict[str, int]:
         "composed_ms": (composition.frame_ns(composition.frames) - start) // 1_000_000,
         "of_ms": max(0, composition.known_ns - start) // 1_000_000,
     }
+
+
+def write_timeline(job: Job, report: dict[str, Any]) -> FileSummary:
+    """Write what was shown when, gaps, damage, steps and pauses as the sealed file ``timeline.json``."""
+    path = job.recording_dir / "files" / "timeline.json.{file_id}.sealed"
+    with SealedWriter(path, job.key(), kind="derived", media_type="application/json") as writer:
+        writer.write(json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode())
+        return writer.close()
 
 
 def _write(
@@ -235,6 +246,7 @@ def run(lines: TextIO, out: TextIO) -> int:
         done: dict[str, Any] = {}
         if job.template is not None:
             done = compose_recording(job, control, voice)
+            done["timeline_file"] = write_timeline(job, done["timeline"]).to_json()
         if job.singles is not None:
             if job.template is None:
                 _wait_for_end(control, job)
@@ -272,4 +284,7 @@ def _without_key(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.stdin, sys.stdout))
+    code = run(sys.stdin, sys.stdout)
+    if code == EXIT_PARENT_DIED:
+        os._exit(code)  # nothing is left to flush, and flushing a broken pipe would only complain
+    sys.exit(code)

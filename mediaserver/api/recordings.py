@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 from aiohttp import web
@@ -10,7 +12,9 @@ from mediaserver.api import models, views
 from mediaserver.api.auth import may_see, recording_of, require, room_of
 from mediaserver.api.problems import Problem
 from mediaserver.api.routing import Access, Call, Query, Route, answer
+from mediaserver.recordings.finishing import TIMELINE
 from recorder.catalog import ACTIVE_STATES, Entry, cursor_of, parse_cursor
+from recorder.sealed import SealedError, SealedReader
 
 STATES = (*ACTIVE_STATES, "sealed", "recovered", "failed")
 PAGE = 50
@@ -133,7 +137,7 @@ async def statements(call: Call) -> web.Response:
 
 
 async def timeline(call: Call) -> web.Response:
-    """Give the recording's events and gaps on its own time line."""
+    """Give the recording's events and gaps, and once composed what the composite shows when."""
     entry = await recording_of(call)
     control = call.control
     events: list[dict[str, Any]] = []
@@ -150,8 +154,29 @@ async def timeline(call: Call) -> web.Response:
             "duration_ms": view.duration_ms,
             "gaps": [gap.model_dump(mode="json") for gap in view.gaps],
             "events": events,
+            "composite": await _composite_timeline(call, entry),
         }
     )
+
+
+async def _composite_timeline(call: Call, entry: Entry) -> dict[str, Any] | None:
+    """Open the compositor's account of the composite; None while there is none."""
+    file = next((one for one in entry.files if one.name == TIMELINE), None)
+    if file is None:
+        return None
+    recordings = call.control.recordings
+    key = await recordings.data_key(entry, purpose="timeline", actor=call.actor)
+    path = recordings.directory(entry) / file.path
+
+    def read() -> bytes:
+        with SealedReader(path, key) as reader:
+            return reader.read(0, reader.size)
+
+    try:
+        account: dict[str, Any] = json.loads(await asyncio.to_thread(read))
+    except (SealedError, FileNotFoundError) as error:
+        raise Problem("internal", f"{TIMELINE} is damaged or gone: {error}") from error
+    return account
 
 
 async def verify(call: Call) -> web.Response:

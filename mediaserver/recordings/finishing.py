@@ -30,6 +30,7 @@ from recorder.verify import verify
 _log = logging.getLogger(__name__)
 NICE = 10
 COMPOSITE = "composite.mp4"
+TIMELINE = "timeline.json"
 SOURCES = ("camera", "screen", "document")
 
 
@@ -54,7 +55,7 @@ class Finishing:
         """Say whether a recording's composing makes a file of this name."""
         if entry.composing["state"] == "none":
             return False
-        if name == COMPOSITE:
+        if name in (COMPOSITE, TIMELINE):
             return entry.mode in ("composite", "both")
         return entry.mode in ("single", "both") and name in single_names(entry)
 
@@ -237,7 +238,9 @@ class Finishing:
     async def verify(self, entry: Entry, actor: str) -> dict[str, Any]:
         """Verify a recording with its key, beside the event loop; returns the report."""
         key = await self._recordings.data_key(entry, purpose="verify", actor=actor)
-        report = await asyncio.to_thread(verify, self._recordings.directory(entry), data_key=key)
+        directory = self._recordings.directory(entry)
+        trusted = await asyncio.to_thread(evidence.own_signers, self._recordings.provider, directory)
+        report = await asyncio.to_thread(verify, directory, data_key=key, trusted=trusted)
         return dict(report.to_json())
 
     async def close(self) -> None:
@@ -260,6 +263,7 @@ def made(done: dict[str, Any]) -> list[evidence.Made]:
     """Read from the compositor's last word what it made."""
     files = [{"file": done["file"], "duration_ms": done.get("duration_ms")}] if done.get("file") else []
     files += done.get("singles") or []
+    files += [{"file": done["timeline_file"]}] if done.get("timeline_file") else []
     return [
         evidence.Made(FileSummary.from_json(one["file"]), int(one.get("duration_ms") or 0)) for one in files
     ]

@@ -99,7 +99,9 @@ def test_live_killed_and_afterwards_are_byte_for_byte_the_same(tmp_path: Path, r
     assert first["file"]["plain_sm3"] == second["file"]["plain_sm3"]
     assert first["timeline"] == second["timeline"]
     for directory, done in ((afterwards, first), (live, second)):
-        assert [p.name for p in (directory / "files").iterdir()] == [done["file"]["name"]]
+        names = {done["file"]["name"], done["timeline_file"]["name"]}
+        assert {p.name for p in (directory / "files").iterdir()} == names
+        assert json.loads(plain(directory, "timeline.json")) == done["timeline"]
         assert done["duration_ms"] == 4000
         assert done["frames"] == 60
         data = plain(directory, "composite.mp4")
@@ -125,6 +127,14 @@ def test_parent_dies(tmp_path: Path, records: list[Record]) -> None:
     child.process.stdin.close()
     assert child.process.wait(timeout=20) == EXIT_PARENT_DIED
     assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_parent_stops_listening(tmp_path: Path, records: list[Record]) -> None:
+    JournalInSteps(tmp_path, KEY, records).write()
+    child = Child(tmp_path)
+    assert child.process.stdout is not None
+    child.process.stdout.close()
+    assert child.process.wait(timeout=20) == EXIT_PARENT_DIED
 
 
 def test_ended_without_a_final_record_and_singles(tmp_path: Path, records: list[Record]) -> None:
