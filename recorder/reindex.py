@@ -107,6 +107,7 @@ def read_entry(root: Path, directory: Path, data_key: DataKey) -> Entry:
     details["template"] = json.loads(str(template["json"])) if isinstance(template, Mapping) else {}
     details["gaps"] = facts.get("gaps", [])
     details["losses"] = []
+    details["key_id"] = manifest.key_id
     details["boot_id"] = facts.get("boot_id", "")
     details["armed_mono_ns"] = int(str(facts.get("armed_mono_ns", 0)))
     files = files_of(directory)
@@ -150,6 +151,7 @@ def _running_entry(directory: Path, place: str, data_key: DataKey) -> Entry:
             "participants": [],
             "gaps": [],
             "losses": [],
+            "key_id": data_key.key_id,
             "actor": "server",
             "boot_id": info.get("boot_id", ""),
             "armed_mono_ns": int(info["armed_ns"]),

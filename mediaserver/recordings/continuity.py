@@ -82,7 +82,7 @@ async def _take_over(recordings: Recordings, entry: Entry, written: tuple[Worker
         )
         await recordings.database.run(recordings.catalog.put, failed)
         return
-    key = await evidence.unwrap(recordings.provider, directory, entry.id, purpose="take over", actor="server")
+    key = await evidence.unwrap(recordings.provider, directory, entry, purpose="take over", actor="server")
     active = Active(entry, key)
     recordings.active[entry.id] = active
     if written is None:

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recorder.atomic import sync_directory
 from recorder.canonical import CanonicalError
 from recorder.catalog import Entry
+from recorder.gm.x509 import Certificate
 from recorder.journal import JournalError, PartSummary, recover
-from recorder.keys import CryptoProvider, KeyProblem, read_sidecar, write_sidecar
-from recorder.manifest import MANIFEST, ManifestError, read_manifest, write_manifest
+from recorder.keys import SIDECAR, SIDECAR_TYPE, CryptoProvider, KeyProblem, read_sidecar, write_sidecar
+from recorder.manifest import MANIFEST, MANIFEST_TYPE, ManifestError, read_manifest, write_manifest
 from recorder.reindex import facts_of, private_of, template_text
 from recorder.sealed import DataKey, FileSummary, SealedError
+from recorder.signed import SignedError, open_page
 from recorder.statements import StatementError, append_statement, list_statements, read_statements
 from recorder.storage import list_segments
 
@@ -37,20 +40,47 @@ async def new_key(provider: CryptoProvider, directory: Path, recording: str) -> 
     def write() -> None:
         directory.mkdir(mode=0o700, parents=True)
         write_sidecar(directory, recording, key.key_id, [wrap], provider.signer())
+        # The names of all folders above it, up to the data directory: tenant, year, month and day may be new.
+        for above in directory.parents[:6]:
+            sync_directory(above)
 
     await asyncio.to_thread(write)
     return key
 
 
 async def unwrap(
-    provider: CryptoProvider, directory: Path, recording: str, *, purpose: str, actor: str
+    provider: CryptoProvider, directory: Path, entry: Entry, *, purpose: str, actor: str
 ) -> DataKey:
-    """Open a recording's data key; raises EvidenceProblem."""
+    """Open a recording's data key; raises EvidenceProblem.
+
+    It must be the one the recording began with: anyone can wrap another for our certificate, and read what we
+    then seal with it.
+    """
     try:
         sidecar = await asyncio.to_thread(read_sidecar, directory)
-        return await provider.unwrap(sidecar, recording_id=recording, purpose=purpose, actor=actor)
+        key = await provider.unwrap(sidecar, recording_id=entry.id, purpose=purpose, actor=actor)
     except KeyProblem as error:
         raise EvidenceProblem(str(error)) from error
+    if key.key_id != entry.details.get("key_id", key.key_id):
+        raise EvidenceProblem(f"{directory / SIDECAR} holds another key than recording {entry.id} began with")
+    return key
+
+
+def own_signers(provider: CryptoProvider, directory: Path) -> set[str]:
+    """Give the fingerprints of our certificates that a recording may be signed with. Blocks.
+
+    Ours is today's certificate and any other over the same key (before an authority's it was self-signed).
+    """
+    own = Certificate.from_pem(provider.info().signing_certificate_pem)
+    accepted = {own.fingerprint}
+    for name, page_type in ((MANIFEST, MANIFEST_TYPE), (SIDECAR, SIDECAR_TYPE)):
+        try:
+            page = open_page((directory / name).read_bytes(), page_type=page_type)
+        except (OSError, SignedError):
+            continue  # verification says what is wrong with it
+        if page.certificate.public_key.point == own.public_key.point:
+            accepted.add(page.certificate.fingerprint)
+    return accepted
 
 
 async def capture(

@@ -122,7 +122,7 @@ class Recordings:
         if active is not None:
             return active.data_key
         return await evidence.unwrap(
-            self.provider, self.directory(entry), entry.id, purpose=purpose, actor=actor
+            self.provider, self.directory(entry), entry, purpose=purpose, actor=actor
         )
 
     async def save(self, active: Active) -> None:
@@ -171,6 +171,7 @@ class Recordings:
             raise Refused("recording_active", str(error), recording=again[-1].id) from error
         try:
             data_key = await evidence.new_key(self.provider, directory, entry.id)
+            entry = replace(entry, details={**entry.details, "key_id": data_key.key_id})
             active = Active(entry, data_key)
             self.active[entry.id] = active
             armed_ns, _ = await self.start_part(active)
