@@ -63,7 +63,10 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError([f"not YAML: {' '.join(str(error).split())}"]) from error
+        # Not the error's own text: it quotes the line, and there may be a secret in it.
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ConfigError([f"not YAML{where}"]) from None
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:

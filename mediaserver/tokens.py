@@ -8,7 +8,6 @@ of UTC).
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -263,7 +262,7 @@ class Tokens:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError) as error:
             raise TokenError("token_invalid", "not a JSON web token") from error
-        if not hmac.compare_digest(str(header.get("alg")), ALGORITHM):
+        if header.get("alg") != ALGORITHM:
             raise TokenError("token_invalid", f"tokens are signed with {ALGORITHM} here")
         return header
 

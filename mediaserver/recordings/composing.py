@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "compositor.job")
 LINE_LIMIT = 16 << 20
 KILL_AFTER_S = 5.0
+_SETTINGS = ("SHUANGLU__", "SHUANGLU_CRYPTO_PASSPHRASE")
 
 OnEvent = Callable[[str, dict[str, Any]], Awaitable[None]]
 
@@ -103,7 +104,7 @@ class Composition:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LINE_LIMIT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=child_environment(),
         )
         assert child.stdin is not None
         assert child.stdout is not None
@@ -149,6 +150,14 @@ class Composition:
     def _tell(self, message: dict[str, Any]) -> None:
         if self._input is not None and not self._input.is_closing():
             self._input.write(json.dumps(message).encode() + b"\n")
+
+
+def child_environment() -> dict[str, str]:
+    """Give the child our environment without our settings: secrets may be among them, and it decodes what
+    strangers sent.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
+    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

@@ -108,6 +108,10 @@ def test_secrets_come_from_files_and_are_never_shown(tmp_path: Path) -> None:
 
 def test_a_faulty_secret_is_not_repeated(tmp_path: Path) -> None:
     assert "12345678" not in "".join(refused("crypto: {passphrase: 12345678}\n", tmp_path))
+    for broken in ('"12345678', "12345678: x: y", "@12345678", "[12345678"):
+        faults = "".join(refused(f"crypto:\n  passphrase: {broken}\n", tmp_path))
+        assert "not YAML, line" in faults
+        assert "12345678" not in faults
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

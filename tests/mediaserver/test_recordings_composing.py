@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mediaserver.recordings.composing import ComposingFailed, Composition
+from mediaserver.recordings.composing import ComposingFailed, Composition, child_environment
 from mediaserver.recordings.finishing import within
 
 STAND_IN = str(Path(__file__).with_name("stand_in_compositor.py"))
@@ -33,6 +33,14 @@ async def test_done() -> None:
     assert await work.result() == {"file": None, "live": False}
     assert (work.progress, work.attempt) == (1.0, 1)
     assert "secret" not in repr(work)
+
+
+def test_the_child_gets_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SHUANGLU__CRYPTO__PASSPHRASE", "SHUANGLU_CRYPTO_PASSPHRASE", "SHUANGLU_NO_LIBGCRYPT"):
+        monkeypatch.setenv(name, "canary")
+    assert [name for name, value in child_environment().items() if value == "canary"] == [
+        "SHUANGLU_NO_LIBGCRYPT"
+    ]
 
 
 async def test_a_dead_child_is_started_again(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_algorithm_is_fixed() -> None:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
     claims = {"iss": NEW.id, "aud": "shuanglu/server", "iat": NOW, "exp": NOW + 60}
-    for algorithm in ("none", "None", "HS384", "RS256", None):
+    for algorithm in ("none", "None", "HS384", "RS256", "HS256é", None):
         unsigned = f"{part({'alg': algorithm, 'kid': NEW.id})}.{part(claims)}."
         assert "HS256" in refused(unsigned).detail
     assert (
