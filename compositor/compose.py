@@ -33,13 +33,15 @@ from recorder.template import Template
 
 SAMPLE_RATE = 48_000
 REPORT_VERSION = 1
+CANVASES = 3
+"""Canvases painted in turn, so that the output may hold frames while the next are painted."""
 
 
 class Output(Protocol):
     """Where frames and sound go, in order."""
 
     def picture(self, canvas: Canvas) -> None:
-        """Take the next frame; the canvas is painted over afterwards."""
+        """Take the next frame; ``CANVASES`` frames later the canvas is painted over."""
 
     def sound(self, samples: Floats) -> None:
         """Take the next samples, (channels, n) float32 at 48 kHz."""
@@ -70,7 +72,7 @@ class Composition:
         self._clock = WallClock()
         self._scene = Scene(template)
         self._painter = Painter(self._scene, self._clock, self._missing_glyph)
-        self._canvas = Canvas(template.width, template.height)
+        self._canvases = [Canvas(template.width, template.height) for _ in range(CANVASES)]
         self._video: dict[int, VideoDecoder | None] = {}
         self._audio: dict[int, AudioDecoder | None] = {}
         self._refused: dict[int, str] = {}
@@ -165,8 +167,9 @@ class Composition:
         self._scene.advance(now_ns)
         for frame in self._timeline.ready(now_ns + 1):
             self._decode(frame)
-        self._painter.paint(self._canvas, now_ns)
-        self._output.picture(self._canvas)
+        canvas = self._canvases[self.frames % CANVASES]
+        self._painter.paint(canvas, now_ns)
+        self._output.picture(canvas)
         self.frames += 1
         if self._mixer is not None:
             self._sound(self._mixer.sample_at(now_ns) - JUMP_SAMPLES)

@@ -29,9 +29,9 @@ KEY = DataKey("test", b"0123456789abcdef")
 def composed(tmp_path: Path, frames: int, template: dict[str, Any] | None = None, channels: int = 1) -> bytes:
     made = parse_template({"width": 320, "height": 240, "gop_s": 1.0, **(template or {})})
     encoder = Encoder(made, channels, tmp_path / "{file_id}.spool", KEY)
-    canvas = Canvas(made.width, made.height)
     per_frame = 48_000 // made.frame_rate
     for number in range(frames):
+        canvas = Canvas(made.width, made.height)
         canvas.planes.fill((30 + 2 * number % 200, 128, 128))
         encoder.picture(canvas)
         at = np.arange(number * per_frame, (number + 1) * per_frame, dtype=np.float32)
