@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mediaserver.forwarder.receive import Stream
 
 _HEADER: Final = Struct("!BBHII")
+_ONE_BYTE: Final = [bytes((i,)) for i in range(256)]
 _OWN: Final = frozenset((MID, RID, REPAIRED_RID, TRANSPORT_CC, ABS_SEND_TIME))
 
 SENT_RING: Final = 1024
@@ -69,7 +70,7 @@ class Epoch:
         self.index_offset = 0
         self.payload_type = 0
         self.rtx_payload_type: int | None = None
-        self.mapping: dict[int, int] = {}
+        self.mapping: tuple[tuple[int, int], ...] = ()
 
 
 class Sent:
@@ -143,7 +144,9 @@ class Route:
             if index and self._index >= 0:
                 epoch.index_offset = (self._index + 1 - packet.data[index]) & 0xFF
         received, sent = stream.parameters.extensions, self.parameters.extensions
-        epoch.mapping = {received[uri]: sent[uri] for uri in received if uri in sent and uri not in _OWN}
+        epoch.mapping = tuple(
+            (received[uri], sent[uri]) for uri in received if uri in sent and uri not in _OWN
+        )
         self.epoch = epoch
         self.stream = stream
         self.pending = None
@@ -223,29 +226,41 @@ class Route:
         return head + data[12 : packet.csrcs_end] + extension + payload
 
     def _renumber(self, packet: RtpPacket, epoch: Epoch, payload: bytes, *, newest: bool) -> bytes:
-        picture, bits, index = vp8_numbers(packet.data, packet.payload_start, packet.payload_end)
-        if not bits and not index:
-            return payload
-        changed = bytearray(payload)
+        numbers = packet.vp8
+        if numbers is None:
+            numbers = packet.vp8 = vp8_numbers(packet.data, packet.payload_start, packet.payload_end)
+        picture, bits, index = numbers
+        newest = newest and packet.extended + epoch.sequence_offset == self.last
+        changed: bytearray | None = None
+        if epoch.picture_offset or epoch.index_offset:
+            changed = bytearray(payload)
         if bits:
-            mask = (1 << bits) - 1
-            value = (_picture_id(packet.data, picture, bits) + epoch.picture_offset) & mask
-            at = picture - packet.payload_start
-            if bits == 15:
-                changed[at : at + 2] = (value | 0x8000).to_bytes(2, "big")
-            else:
-                changed[at] = value
-            if packet.extended + epoch.sequence_offset == self.last and newest:
+            value = (_picture_id(packet.data, picture, bits) + epoch.picture_offset) & (1 << bits) - 1
+            if changed is not None:
+                at = picture - packet.payload_start
+                if bits == 15:
+                    changed[at : at + 2] = (value | 0x8000).to_bytes(2, "big")
+                else:
+                    changed[at] = value
+            if newest:
                 self._picture = value
         if index:
             value = (packet.data[index] + epoch.index_offset) & 0xFF
-            changed[index - packet.payload_start] = value
-            if packet.extended + epoch.sequence_offset == self.last and newest:
+            if changed is not None:
+                changed[index - packet.payload_start] = value
+            if newest:
                 self._index = value
-        return bytes(changed)
+        return payload if changed is None else bytes(changed)
 
     def _extension(self, packet: RtpPacket, epoch: Epoch, number: int, seconds: int) -> bytes:
-        data = packet.data
+        copied = packet.copied.get(epoch.mapping)
+        if copied is None:
+            mapping = dict(epoch.mapping)
+            copied = packet.copied[epoch.mapping] = [
+                (mapping[found], packet.data[at : at + length])
+                for found, at, length in packet.elements
+                if found in mapping
+            ]
         values: list[tuple[int, bytes]] = []
         if self._mid_id:
             values.append((self._mid_id, self._mid))
@@ -253,24 +268,21 @@ class Route:
             values.append((self._abs_id, seconds.to_bytes(3, "big")))
         if self.transport_cc_id:
             values.append((self.transport_cc_id, number.to_bytes(2, "big")))
-        two_byte = self._two_byte
-        mapping = epoch.mapping
-        for found, at, length in packet.elements:
-            mapped = mapping.get(found)
-            if mapped is not None:
-                values.append((mapped, data[at : at + length]))
-                if (length > 16 or length == 0) and self.parameters.allow_mixed:
-                    two_byte = True
-        if two_byte:
-            body = b"".join(bytes((i, len(v))) + v for i, v in values)
-            profile = 0x1000
+        values += copied
+        if self._two_byte or (
+            packet.two_byte
+            and self.parameters.allow_mixed
+            and any(len(value) > 16 or not value for _, value in copied)
+        ):
+            body = b"".join([bytes((i, len(v))) + v for i, v in values])
+            profile = b"\x10\x00"
         else:
-            body = b"".join(bytes((i << 4 | len(v) - 1,)) + v for i, v in values if 0 < len(v) <= 16)
-            profile = 0xBEDE
+            body = b"".join([_ONE_BYTE[i << 4 | len(v) - 1] + v for i, v in values if 0 < len(v) <= 16])
+            profile = b"\xbe\xde"
         if not body:
             return b""
         words = (len(body) + 3) // 4
-        return profile.to_bytes(2, "big") + words.to_bytes(2, "big") + body.ljust(4 * words, b"\0")
+        return profile + words.to_bytes(2, "big") + body.ljust(4 * words, b"\0")
 
     def stats(self) -> RouteStats:
         """Return the counters."""

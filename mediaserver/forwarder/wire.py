@@ -26,6 +26,7 @@ class RtpPacket:
 
     __slots__ = (
         "arrival_ns",
+        "copied",
         "csrcs_end",
         "data",
         "elements",
@@ -39,23 +40,27 @@ class RtpPacket:
         "ssrc",
         "timestamp",
         "two_byte",
+        "vp8",
     )
 
-    def __init__(self) -> None:
-        self.data = b""
-        self.arrival_ns = 0
-        self.marker = 0
-        self.payload_type = 0
-        self.sequence = 0
-        self.timestamp = 0
-        self.ssrc = 0
-        self.csrcs_end = 12
-        self.elements: list[tuple[int, int, int]] = []
-        self.two_byte = False
-        self.payload_start = 12
-        self.payload_end = 12
-        self.extended = 0
-        self.keyframe = False
+    data: bytes
+    arrival_ns: int
+    marker: int
+    payload_type: int
+    sequence: int
+    timestamp: int
+    ssrc: int
+    csrcs_end: int
+    elements: list[tuple[int, int, int]]
+    two_byte: bool
+    payload_start: int
+    payload_end: int
+    extended: int
+    keyframe: bool
+    vp8: tuple[int, int, int] | None
+    """``vp8_numbers`` of the payload, once a route asked for them."""
+    copied: dict[tuple[tuple[int, int], ...], list[tuple[int, bytes]]]
+    """Header extension elements as routes copy them, by the routes' mapping: the same for most."""
 
 
 def parse_rtp(data: bytes, arrival_ns: int) -> RtpPacket | None:
@@ -78,9 +83,15 @@ def parse_rtp(data: bytes, arrival_ns: int) -> RtpPacket | None:
     packet.sequence = sequence
     packet.timestamp = timestamp
     packet.ssrc = ssrc
+    packet.extended = 0
+    packet.two_byte = packet.keyframe = False
+    packet.vp8 = None
+    packet.copied = {}
     start = 12 + 4 * (first & 0x0F)
     packet.csrcs_end = start
-    if first & 0x10:
+    if not first & 0x10:
+        packet.elements = []
+    else:
         if start + 4 > size:
             return None
         profile = data[start] << 8 | data[start + 1]
@@ -92,6 +103,8 @@ def parse_rtp(data: bytes, arrival_ns: int) -> RtpPacket | None:
         elif profile & 0xFFF0 == 0x1000:
             packet.two_byte = True
             packet.elements = _two_byte_elements(data, start + 4, end)
+        else:
+            packet.elements = []
         start = end
     if start > size:
         return None
