@@ -1,8 +1,8 @@
 """The Python forwarder: batches of system calls through cffi, libsrtp in place, one thread.
 
-It is the oracle of the native forwarder in tests, and serves where no compiler was there. 2 to 3 times the
-native one's CPU per packet (docs/forwarder.md), and its thread shares the interpreter lock with everything
-else.
+It is the oracle of the native forwarder in tests, and serves where no compiler was there. It takes 7 to 9
+times the native one's CPU per packet (docs/forwarder.md), and its thread shares the interpreter lock with
+everything else.
 """
 
 from __future__ import annotations
