@@ -7,6 +7,7 @@ import socket
 import warnings
 from collections.abc import Sequence
 
+from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, StreamStats
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
     AUDIO_LEVEL,
@@ -19,18 +20,14 @@ from mediaserver.forwarder.interface import (
     Event,
     Forwarder,
     ForwarderError,
-    ForwarderStats,
     Gap,
     Keyframe,
     NewSsrc,
-    PeerStats,
     Profile,
     RawDatagram,
     RouteParameters,
-    RouteStats,
     Rtcp,
     StreamParameters,
-    StreamStats,
     Switched,
     TapDropped,
     Tapped,

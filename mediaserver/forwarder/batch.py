@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, StreamStats
 from mediaserver.forwarder.interface import (
     MAX_ADDRESSES_PER_PEER,
     MAX_PACKET_BYTES,
@@ -26,13 +27,9 @@ from mediaserver.forwarder.interface import (
     Address,
     Event,
     ForwarderError,
-    ForwarderStats,
-    PeerStats,
     Profile,
     RouteParameters,
-    RouteStats,
     StreamParameters,
-    StreamStats,
     Tapped,
     check_route,
 )

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 import cffi
 
 from mediaserver.forwarder import build
+from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, StreamStats
 from mediaserver.forwarder.crypto import crypto_table
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
@@ -30,18 +31,14 @@ from mediaserver.forwarder.interface import (
     Address,
     Event,
     ForwarderError,
-    ForwarderStats,
     Gap,
     Keyframe,
     NewSsrc,
-    PeerStats,
     Profile,
     RawDatagram,
     RouteParameters,
-    RouteStats,
     Rtcp,
     StreamParameters,
-    StreamStats,
     Switched,
     TapDropped,
     Tapped,

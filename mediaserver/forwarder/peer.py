@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from mediaserver.forwarder.counters import PeerStats
 from mediaserver.forwarder.feedback import ArrivalLog
 from mediaserver.forwarder.interface import (
     MAX_SSRCS_PER_PEER,
@@ -14,7 +15,6 @@ from mediaserver.forwarder.interface import (
     RID,
     TRANSPORT_CC,
     ForwarderError,
-    PeerStats,
 )
 from mediaserver.forwarder.wire import RtpPacket, element
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mediaserver.forwarder.interface import AUDIO_LEVEL, CACHE_PACKETS, StreamParameters, StreamStats
+from mediaserver.forwarder.counters import StreamStats
+from mediaserver.forwarder.interface import (
+    AUDIO_LEVEL,
+    CACHE_PACKETS,
+    StreamParameters,
+)
 from mediaserver.forwarder.wire import CODECS, RtpPacket, is_keyframe_start
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from mediaserver.forwarder.counters import RouteStats
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
     MID,
@@ -24,7 +25,6 @@ from mediaserver.forwarder.interface import (
     RID,
     TRANSPORT_CC,
     RouteParameters,
-    RouteStats,
 )
 from mediaserver.forwarder.wire import VP8, RtpPacket, vp8_numbers
 
