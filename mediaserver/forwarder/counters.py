@@ -1,4 +1,4 @@
-"""What a forwarder counts, per stream, route and peer and as a whole: snapshots that ``interface`` hands out."""
+"""What a forwarder counts per stream, route and peer and as a whole: snapshots that it hands out."""
 
 from __future__ import annotations
 

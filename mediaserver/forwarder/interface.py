@@ -25,7 +25,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, Protocol
 
-from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, StreamStats
+from mediaserver.forwarder.counters import ForwarderStats as ForwarderStats
+from mediaserver.forwarder.counters import PeerStats as PeerStats
+from mediaserver.forwarder.counters import RouteStats as RouteStats
+from mediaserver.forwarder.counters import StreamStats as StreamStats
 
 Address = tuple[str, int]
 """Numeric host (``127.0.0.1``, ``::1``, ``fe80::1%2``) and port."""
