@@ -29,7 +29,7 @@ from recorder.gm.sm2 import PrivateKey, Sm2Error
 from recorder.gm.sm4 import KEY_BYTES
 from recorder.gm.x509 import Certificate, self_signed
 from recorder.sealed import DataKey
-from recorder.signed import SignedError, SignedPage, Signer, open_page, sign_page
+from recorder.signed import SignedError, SignedPage, Signer, open_page, read_page, sign_page
 
 SIDECAR = "keys.json"
 SIDECAR_TYPE = "shuanglu.keys.v1"
@@ -302,7 +302,7 @@ def open_sidecar(directory: Path) -> SignedPage:
     """Return ``keys.json`` with its signer's certificate. Raise KeyProblem."""
     path = directory / SIDECAR
     try:
-        return open_page(path.read_bytes(), page_type=SIDECAR_TYPE)
+        return open_page(read_page(path), page_type=SIDECAR_TYPE)
     except FileNotFoundError:
         raise KeyProblem(f"{path} is missing: erased, or the recording has not begun") from None
     except SignedError as error:

@@ -20,7 +20,7 @@ from recorder.journal.summary import PartSummary
 from recorder.keys import ProviderInfo
 from recorder.records import TrackInfo
 from recorder.sealed import DataKey, FileSummary, SealedReader, SealedWriter
-from recorder.signed import SignedError, SignedPage, Signer, open_page, sign_page, signable
+from recorder.signed import SignedError, SignedPage, Signer, open_page, read_page, sign_page, signable
 from recorder.storage import segments_directory
 
 MANIFEST = "manifest.json"
@@ -120,9 +120,8 @@ def _public_track(track: TrackInfo) -> dict[str, JSON]:
 
 def read_manifest(directory: Path) -> Manifest:
     """Read ``manifest.json``, checking form and signature. Raise ManifestError, FileNotFoundError."""
-    data = (directory / MANIFEST).read_bytes()
     try:
-        return parse_manifest(data)
+        return parse_manifest(read_page(directory / MANIFEST))
     except (SignedError, CanonicalError) as error:
         raise ManifestError(f"{directory / MANIFEST} {error}") from None
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from recorder.canonical import JSON, CanonicalError, canonical, parse_canonical
@@ -21,6 +24,8 @@ from recorder.gm.sm3 import named, sm3
 from recorder.gm.x509 import Certificate
 
 SIGNATURE_PREFIX = "sm2-sm3:"
+MAX_PAGE_BYTES = 64 << 20
+"""A manifest of a day has some 5 MiB; longer pages are refused before they are read."""
 
 
 class Signer(Protocol):
@@ -83,6 +88,16 @@ def open_page(data: bytes, *, page_type: str) -> SignedPage:
         raise SignedError(f"is a {value.get('type')!r}, not a {page_type!r}")
     del value["certificate"]
     return SignedPage(value, certificate, sm3(data))
+
+
+def read_page(path: Path) -> bytes:
+    """Read a page's bytes. Raise SignedError for what is no file or too long to be a page, OSError."""
+    # Without O_NONBLOCK opening a named pipe waits for ever.
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_PAGE_BYTES:
+            raise SignedError(f"is no file, or longer than {MAX_PAGE_BYTES >> 20} MiB")
+        return file.read(MAX_PAGE_BYTES)
 
 
 def digest_name(data: bytes) -> str:

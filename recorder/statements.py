@@ -19,7 +19,16 @@ from recorder.canonical import JSON, CanonicalError, as_int, canonical
 from recorder.gm.sm3 import named
 from recorder.manifest import MANIFEST, read_manifest
 from recorder.sealed import DataKey, FileSummary, SealedReader, SealedWriter
-from recorder.signed import SignedError, SignedPage, Signer, digest_name, open_page, sign_page, signable
+from recorder.signed import (
+    SignedError,
+    SignedPage,
+    Signer,
+    digest_name,
+    open_page,
+    read_page,
+    sign_page,
+    signable,
+)
 from recorder.storage import files_directory
 
 STATEMENTS = "statements"
@@ -173,7 +182,10 @@ def read_statements(directory: Path) -> list[Statement]:
     for expected, (number, path) in enumerate(listed, 1):
         if number != expected:
             raise StatementError(f"statement {expected:06d} is missing")
-        data = path.read_bytes()
+        try:
+            data = read_page(path)
+        except SignedError as error:
+            raise StatementError(f"statement {number:06d} {error}") from None
         statements.append(parse_statement(data, number=number, previous=previous))
         previous = digest_name(data)
     return statements

@@ -15,14 +15,15 @@ from pathlib import Path
 from recorder.canonical import CanonicalError
 from recorder.clock import rfc3339
 from recorder.gm import selftest
+from recorder.gm.sm3 import named
 from recorder.gm.x509 import Certificate
 from recorder.journal.reader import segment_place
 from recorder.keys import SIDECAR, SIDECAR_TYPE
 from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
 from recorder.placing import CheckedFile, check_file
 from recorder.report import Finding, Kind, Report, Verdict
-from recorder.sealed import DataKey, FileSummary, Header
-from recorder.signed import SignedError, SignedPage, digest_name, open_page
+from recorder.sealed import DataKey, FileScan, FileSummary, Header
+from recorder.signed import SignedError, SignedPage, digest_name, open_page, read_page
 from recorder.statements import STATEMENTS, Statement, StatementError, list_statements, parse_statement
 from recorder.storage import SegmentName, files_directory, list_segments, segments_directory
 
@@ -97,11 +98,10 @@ class _Verification:
         if not path.exists():
             self._add(Kind.REMOVED, SIDECAR, "the wrapped data key is missing (erased, or removed)")
             return None
-        data = path.read_bytes()
         try:
-            return open_page(data, page_type=SIDECAR_TYPE)
+            return open_page(read_page(path), page_type=SIDECAR_TYPE)
         except SignedError as error:
-            self._add(Kind.CHANGED, SIDECAR, str(error), 0, len(data))
+            self._add(Kind.CHANGED, SIDECAR, str(error), 0, path.stat().st_size)
             return None
 
     def _manifest(self) -> Manifest | None:
@@ -113,11 +113,10 @@ class _Verification:
             else:
                 self._add(Kind.UNPROVEN, MANIFEST, "none yet: running, or left by a crash (recorder recover)")
             return None
-        data = path.read_bytes()
         try:
-            return parse_manifest(data)
+            return parse_manifest(read_page(path))
         except (SignedError, CanonicalError) as error:
-            self._add(Kind.CHANGED, MANIFEST, str(error), 0, len(data))
+            self._add(Kind.CHANGED, MANIFEST, str(error), 0, path.stat().st_size)
             return None
 
     def _accept_signers(self, pages: Iterable[SignedPage | None]) -> None:
@@ -162,9 +161,8 @@ class _Verification:
 
     def _statements(self, manifest: Manifest | None) -> list[Statement]:
         statements: list[Statement] = []
-        page = self._path / MANIFEST
         # Of a broken manifest the first statement names the digest it had: nothing to compare with.
-        previous = digest_name(page.read_bytes()) if manifest is not None else None
+        previous = named(manifest.page.digest) if manifest is not None else None
         expected = 1
         for number, path in list_statements(self._path):
             name = f"{STATEMENTS}/{path.name}"
@@ -172,10 +170,11 @@ class _Verification:
             for missing in range(expected, min(number, expected + _HOLES)):
                 self._add(Kind.REMOVED, f"{STATEMENTS}/{missing:06d}.json", f"statement {missing} is missing")
                 previous = None
-            data = path.read_bytes()
+            data = b""
             try:
+                data = read_page(path)
                 statement = parse_statement(data, number=number, previous=previous)
-            except StatementError as error:
+            except (SignedError, StatementError) as error:
                 kind = Kind.REORDERED if "is number" in str(error) else Kind.CHANGED
                 self._add(kind, name, str(error), 0, len(data))
                 # The next one names the digest of the page as it was: its link cannot be checked by this one.
@@ -349,9 +348,13 @@ class _Verification:
 
     def _check(self, path: Path, name: str, expected: FileSummary | None) -> CheckedFile:
         self._seen.add(path)
-        checked = check_file(
-            path, name, expected=expected, signature_good=self._signature_good, data_key=self._data_key
-        )
+        if path.is_file():
+            checked = check_file(
+                path, name, expected=expected, signature_good=self._signature_good, data_key=self._data_key
+            )
+        else:  # a directory, a named pipe
+            checked = CheckedFile(name, path, FileScan(path))
+            checked.findings.append(Finding(Kind.ADDED, name, "is no file"))
         report = self._report
         report.files += 1
         report.records += len(checked.scan.records)

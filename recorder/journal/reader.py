@@ -16,6 +16,8 @@ def open_segment(path: Path, data_key: DataKey) -> SealedReader:
 
     The file's name is in no digest; its header is bound to the key.
     """
+    if path.exists() and not path.is_file():
+        raise JournalError(f"{path.name} is no file")
     reader = SealedReader(path, data_key)
     place = segment_place(reader.header)
     if str(place) != path.name:

@@ -22,6 +22,9 @@ def recover(directory: Path, data_key: DataKey | None = None) -> list[PartSummar
     for name, path in list_segments(directory):
         tally = tallies.setdefault(name.part, Tally(name.part))
         summary = tally.summary
+        if not path.is_file():
+            summary.damage.append(f"{path.name}: is no file")
+            continue
         try:
             if data_key is not None:
                 _count_records(path, data_key, tally)

@@ -222,3 +222,33 @@ def test_file_names_do_not_command_the_terminal(provider: FileProvider, tmp_path
     assert result.exit_code == 1
     assert "\x1b" not in result.stdout
     assert r"[conceal]/x]\x1b[2J" in result.stdout
+
+
+def test_pipes_and_giants_in_place_of_files_are_findings(provider: FileProvider, tmp_path: Path) -> None:
+    made = make_recording(tmp_path / "r", provider)
+    with (made.path / "statements/000002.json").open("r+b") as page:
+        page.truncate(1 << 40)  # sparse
+    os.mkfifo(made.path / "statements/000003.json")
+    os.mkfifo(made.path / "segments/p0002-000000.seg")
+    found = {finding.file: finding.kind for finding in verify(made.path).findings}
+    assert found == {
+        "statements/000002.json": Kind.CHANGED,
+        "statements/000003.json": Kind.CHANGED,
+        "segments/p0002-000000.seg": Kind.ADDED,
+        **{name: kind for name, kind in found.items() if kind == Kind.LEFTOVER},
+    }
+    (made.path / "keys.json").unlink()
+    (made.path / "manifest.json").unlink()
+    for name in ("keys.json", "manifest.json"):
+        os.mkfifo(made.path / name)
+    assert verify(made.path).verdict == Verdict.BROKEN
+
+
+def test_a_pipe_in_place_of_a_segment_does_not_stop_the_recovery(crashed: Crashed) -> None:
+    os.mkfifo(crashed.path / "segments/p0004-000000.seg")
+    reader = JournalReader(crashed.path, crashed.data_key)
+    assert {one.part for one in reader.records() if isinstance(one, SessionRecord)} == {1, 2, 3}
+    assert "no file" in reader.damage[0]
+    assert [(f.kind, f.file) for f in crashed.recovered().findings] == [
+        (Kind.ADDED, "segments/p0004-000000.seg")
+    ]
