@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from recorder.keys import FileProvider, KeyProblem
 
 from mediaserver.config import ConfigError, parse_yaml
 from mediaserver.settings import Settings
 from mediaserver.tokens import MIN_SECRET_BYTES, ApiKey
+from recorder.atomic import sync_directory
+from recorder.keys import FileProvider, KeyProblem
 
 _log = logging.getLogger(__name__)
 
@@ -119,13 +120,15 @@ def _refuse_new_crypto_keys(settings: Settings) -> None:
 
 def _write_new(path: Path, content: str) -> None:
     """Write a file that did not exist, 0600 from its first byte, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    # A random name: in a container the next process has the same id as the one that was killed.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.link(draft, path)  # unlike a rename it fails if another process was first
     draft.unlink()
+    sync_directory(path.parent)
 
 
 def _read_session_key(path: Path) -> str:

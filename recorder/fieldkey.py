@@ -49,7 +49,8 @@ class FieldKey:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = os.urandom(32)
         # Written beside and renamed, so that a kill never leaves half a key.
-        beside = path.with_name(f"{path.name}.{os.getpid()}.new")
+        # A random name: in a container the next process has the same id as the one that was killed.
+        beside = path.with_name(f"{path.name}.{os.urandom(4).hex()}.new")
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(secret)

@@ -155,8 +155,11 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def read_sealed_part(directory: Path, data_key: DataKey) -> dict[str, JSON]:
-    """Open ``manifest.sealed``: identities, names, metadata, template. Raise SealedError."""
+    """Open ``manifest.sealed``: identities, names, metadata, template. Raise SealedError, ManifestError."""
+    signed = read_manifest(directory).sealed
     with SealedReader(directory / SEALED_PART, data_key) as reader:
+        if reader.header.file_id != signed.file_id or not reader.finished:
+            raise ManifestError(f"{directory / SEALED_PART} is not the file that was signed")
         value = json.loads(b"".join(reader.chunks()))
     if not isinstance(value, dict):
         raise ManifestError(f"{directory / SEALED_PART} is no JSON object")

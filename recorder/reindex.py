@@ -53,6 +53,9 @@ def private_of(entry: Entry) -> dict[str, object]:
     """
     details = {name: entry.details.get(name) for name in PRIVATE_DETAILS}
     return {
+        # Once more here, where no one without the data key can write: whose recording it is.
+        "recording": entry.id,
+        "tenant": entry.tenant,
         "business_no": entry.business_no,
         "details_json": json.dumps(details, ensure_ascii=False, sort_keys=True),
     }
@@ -102,6 +105,11 @@ def read_entry(root: Path, directory: Path, data_key: DataKey) -> Entry:
     manifest = read_manifest(directory)
     facts = manifest.facts
     private = read_sealed_part(directory, data_key)
+    whose = {"recording": manifest.recording, "tenant": facts["tenant"]}
+    if {name: private.get(name, value) for name, value in whose.items()} != whose:
+        raise ManifestError(
+            f"{directory / MANIFEST} gives the recording to {whose}, its sealed part does not"
+        )
     details: dict[str, Any] = json.loads(str(private["details_json"]))
     template = private.get("template")
     details["template"] = json.loads(str(template["json"])) if isinstance(template, Mapping) else {}

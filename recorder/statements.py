@@ -196,6 +196,8 @@ def read_sealed(directory: Path, statement: Statement, data_key: DataKey) -> dic
     if statement.sealed is None:
         raise StatementError(f"statement {statement.number:06d} has no sealed part")
     with SealedReader(directory / STATEMENTS / statement.sealed.name, data_key) as reader:
+        if reader.header.file_id != statement.sealed.file_id or not reader.finished:
+            raise StatementError(f"the sealed part of statement {statement.number:06d} is not the signed one")
         value = json.loads(b"".join(reader.chunks()))
     if not isinstance(value, dict):
         raise StatementError(f"the sealed part of statement {statement.number:06d} is no JSON object")

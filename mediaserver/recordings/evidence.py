@@ -78,9 +78,14 @@ def own_signers(provider: CryptoProvider, directory: Path) -> set[str]:
             page = open_page((directory / name).read_bytes(), page_type=page_type)
         except (OSError, SignedError):
             continue  # verification says what is wrong with it
-        if page.certificate.public_key.point == own.public_key.point:
+        if _is_ours(provider, page.certificate):
             accepted.add(page.certificate.fingerprint)
     return accepted
+
+
+def _is_ours(provider: CryptoProvider, certificate: Certificate) -> bool:
+    own = Certificate.from_pem(provider.info().signing_certificate_pem)
+    return certificate.public_key.point == own.public_key.point
 
 
 async def capture(
@@ -120,7 +125,12 @@ def _capture(
         raise EvidenceProblem(f"{directory} has no record of any part")
     ended = _ended(entry, parts, lost)
     if (directory / MANIFEST).exists():
-        facts = read_manifest(directory).facts
+        manifest = read_manifest(directory)
+        if not _is_ours(provider, manifest.page.certificate):
+            raise ManifestError(
+                f"{directory / MANIFEST} is there, but was signed by another than this server"
+            )
+        facts = manifest.facts
         if isinstance(facts["stopped_ns"], str):
             ended = replace(ended, stopped_ns=int(facts["stopped_ns"]), state=str(facts["state"]))
         return ended

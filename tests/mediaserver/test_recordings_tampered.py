@@ -16,6 +16,8 @@ from mediaserver.recordings import evidence
 from mediaserver.settings import Settings
 from recorder.gm.x509 import Certificate
 from recorder.keys import FileProvider, data_key_id, write_sidecar
+from recorder.manifest import ManifestError
+from recorder.reindex import read_entry
 from recorder.sealed import SealedWriter
 from recorder.signed import Signer, sign_page
 from tests.mediaserver import stand_in_compositor
@@ -52,20 +54,20 @@ async def recorded(api: Client, number: str) -> tuple[str, Path]:
     return one["id"], api.control.recordings.directory(entry)
 
 
-def sign_anew(directory: Path, signer: Signer) -> None:
-    """Change the manifest and sign every page with another key."""
+def sign_anew(directory: Path, signer: Signer, **facts: str) -> None:
+    """Change the manifest's facts and sign it and the sidecar with another key."""
     for name in ("keys.json", "manifest.json"):
         fields = json.loads((directory / name).read_bytes())
         del fields["signature"], fields["certificate"]
         if name == "manifest.json":
-            fields["facts"]["room"] = "elsewhere"
+            fields["facts"].update(facts)
         (directory / name).write_bytes(sign_page(fields, signer))
 
 
 async def test_pages_signed_anew_with_another_key_do_not_verify(api: Client, foreign: FileProvider) -> None:
     identifier, directory = await recorded(api, "signed-anew")
     assert (await api.ok("POST", f"/v1/recordings/{identifier}/verify"))["ok"]
-    sign_anew(directory, foreign.signer())
+    sign_anew(directory, foreign.signer(), room="elsewhere")
     report = await api.ok("POST", f"/v1/recordings/{identifier}/verify")
     assert not report["ok"]
     assert {finding["kind"] for finding in report["findings"]} >= {"other_signer"}
@@ -110,6 +112,31 @@ async def test_a_data_key_put_in_place_of_the_recordings_is_not_taken(
         await api.control.recordings.data_key(entry, purpose="take over", actor="server")
     api.control.recordings.active[one["id"]] = active
     await api.ok("POST", f"/v1/recordings/{one['id']}/stop")
+
+
+async def test_a_manifest_that_was_there_before_the_stop_is_not_taken(
+    api: Client, foreign: FileProvider
+) -> None:
+    _, whole = await recorded(api, "planted-from")
+    one = await api.ok("POST", "/v1/rooms/desk/recordings", {"business_no": "planted"})
+    directory = api.control.recordings.directory(api.control.recordings.active[one["id"]].entry)
+    fields = json.loads((whole / "manifest.json").read_bytes())
+    del fields["signature"], fields["certificate"]
+    (directory / "manifest.json").write_bytes(sign_page(fields, foreign.signer()))
+    stopped = await api.ok("POST", f"/v1/recordings/{one['id']}/stop")
+    assert stopped["state"] == "failed"
+
+
+async def test_reindexing_gives_no_recording_to_another_tenant(api: Client, foreign: FileProvider) -> None:
+    identifier, directory = await recorded(api, "others")
+    entry = api.control.catalog.get(identifier)
+    assert entry is not None
+    key = await api.control.recordings.data_key(entry, purpose="test", actor="test")
+    root = api.control.settings.data_dir
+    assert read_entry(root, directory, key).tenant == "one"
+    sign_anew(directory, foreign.signer(), tenant="two")
+    with pytest.raises(ManifestError, match="two"):
+        read_entry(root, directory, key)
 
 
 def wrapped(provider: FileProvider, secret: bytes) -> str:

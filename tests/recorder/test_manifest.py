@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -185,6 +186,21 @@ def test_a_manifest_is_signed_anew_after_a_death_before_the_signature(
     manifest.write_bytes(b"{}")
     with pytest.raises(ManifestError):
         read_manifest(recording.path)
+
+
+def test_sealed_halves_are_the_signed_ones(recording: SmallRecording, tmp_path: Path) -> None:
+    path = tmp_path / "sealed halves"
+    shutil.copytree(recording.path, path)
+    statement = read_statements(path)[1]
+    assert statement.sealed is not None
+    one, other = path / "manifest.sealed", path / "statements" / statement.sealed.name
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    with pytest.raises(ManifestError, match="not the file that was signed"):
+        read_sealed_part(path, recording.data_key)
+    with pytest.raises(StatementError, match="not the signed one"):
+        read_sealed(path, statement, recording.data_key)
 
 
 def test_statements_are_chained_from_the_manifest_on(recording: SmallRecording) -> None:
