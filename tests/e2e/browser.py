@@ -75,6 +75,15 @@ class Participant:
         streams = (await self.stats())[session]["streams"]
         return next((int(one.get(field, 0)) for one in streams if one["kind"] == kind), 0)
 
+    async def watch_camera(self) -> None:
+        """Note from now on when the camera delivers which picture; costs a tenth of a core."""
+        await self.page.evaluate("stage.watchCamera()")
+
+    async def captured(self) -> list[tuple[int, float]]:
+        """Return (time in the bar code, UTC ms of its capture) of the pictures noted."""
+        noted = await self.page.evaluate("stage.captured")
+        return [(int(code), float(utc_ms)) for code, utc_ms in noted]
+
     async def mute(self, kind: str, muted: bool) -> None:
         """Turn the own camera or microphone off or on."""
         await self.page.evaluate("([kind, muted]) => stage.mute(kind, muted)", [kind, muted])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,16 +26,20 @@ class Shown:
     """Tile → (party, capture time in ms), None where there is no code."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Delay:
-    """Clock minus capture time over all frames of a tile that show a party."""
+    """How late a tile shows its party's pictures, over some frames of the composite."""
 
     frames: int
+    """With a picture of the party."""
     median_ms: float
-    spread_ms: float
-    """Largest distance from the median."""
-    longest_repeat: int
-    """Most frames of the composite in a row that showed the same picture."""
+    """Of clock - capture time."""
+    early_ms: float
+    """By how much the most hurried frame was ahead of the median delay."""
+    stale_ms: float
+    """For how long, after the median delay, a picture still stood though a newer one had been sent; the
+    worst.
+    """
 
 
 def look(
@@ -60,39 +64,37 @@ def look(
     return frames
 
 
-def delay(
-    frames: list[Shown], tile: str, party: Party, *, offset_ms: int = 0, period_ms: float | None = None
-) -> Delay:
-    """Measure a tile. ``offset_ms`` is added to capture times to make them UTC.
+def delay(frames: list[Shown], tile: str, party: Party, sent: Sequence[tuple[int, float]]) -> Delay:
+    """Measure a tile against what its party sent: (time in the bar code, UTC ms of its capture) in order.
 
-    With a period the capture time is a place in a file that Chromium plays in a loop; the delay is then
-    known up to a constant. Chromium shows the first picture of the file twice in every round but the first,
-    so a round lasts one picture longer than the file, and that picture's time is not known: it is left out.
+    A picture captured at c, followed by one captured at n, is right in frames whose clock is in c + D … n +
+    D, where D is the constant delay of the path. A source that pauses is thus no fault of the composite.
     """
-    differences: list[float] = []
-    shown = runs = run = 0
-    last: tuple[int, int] | None = None
+    captured = [utc_ms for _, utc_ms in sent]
+    by_code: dict[int, list[int]] = {}
+    for index, (code, _) in enumerate(sent):
+        by_code.setdefault(code, []).append(index)
+    shown: list[tuple[float, list[int]]] = []
+    frames_with_party = 0
     for frame in frames:
-        code = frame.codes[tile]
-        if code is None or code[0] != party.number:
-            last = None
+        stamp = frame.codes[tile]
+        if stamp is None or stamp[0] != party.number:
             continue
-        shown += 1
-        if period_ms and code[1] == 0:
-            continue
-        difference = frame.clock_ms - code[1] - offset_ms
-        differences.append(difference % (period_ms + FRAME_MS) if period_ms else difference)
-        run = run + 1 if code == last else 1
-        runs, last = max(runs, run), code
-    if not differences:
-        return Delay(0, 0.0, 0.0, 0)
-    if period_ms:
-        # A loop's differences lie on a circle: turn it so that none sits at the seam.
-        first, round_ms = differences[0], period_ms + FRAME_MS
-        differences = [(value - first + round_ms / 2) % round_ms - round_ms / 2 for value in differences]
-    middle = statistics.median(differences)
-    spread = max(abs(value - middle) for value in differences)
-    return Delay(shown, middle, spread, runs)
+        frames_with_party += 1
+        indices = [index for index in by_code.get(stamp[1], []) if captured[index] <= frame.clock_ms]
+        if indices:
+            shown.append((frame.clock_ms, indices))
+    if not shown:
+        return Delay(frames_with_party, 0.0, 0.0, 0.0)
+    middle = statistics.median(clock_ms - captured[indices[-1]] for clock_ms, indices in shown)
+    early = stale = 0.0
+    for clock_ms, indices in shown:
+        # A file played in a loop has the same code in every round, and its first picture twice.
+        index = min(indices, key=lambda one: abs(clock_ms - captured[one] - middle))
+        early = max(early, captured[index] + middle - clock_ms)
+        if index + 1 < len(sent):
+            stale = max(stale, clock_ms - middle - captured[index + 1])
+    return Delay(frames_with_party, middle, early, stale)
 
 
 def parties_shown(frames: list[Shown], tile: str) -> list[tuple[float, float, int | None]]:

@@ -52,6 +52,8 @@ class Call:
     utc_minus_mono_ms: int
     moments: dict[str, float] = field(default_factory=dict)
     """What was done → s from the recording's begin."""
+    sent: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Identity → (time in the bar code, UTC ms of the capture) of its pictures."""
     looked: dict[str, list[Shown]] = field(default_factory=dict)
 
     def frames(self, layout: str, tiles: dict[str, Box], first: str, last: str) -> list[Shown]:
@@ -85,6 +87,7 @@ async def call(
             party: await api.token(room, party.identity, party.role, name) for party, name in names.items()
         }
         await agent.publish(room, tokens[AGENT])
+        await agent.watch_camera()
         tracks = {party: (CameraTrack(party), MicrophoneTrack(party)) for party in (CUSTOMER, EXPERT)}
         customer = await peers.publish(api, room, tokens[CUSTOMER], list(tracks[CUSTOMER]))
         await peers.connected(customer)
@@ -122,13 +125,16 @@ async def call(
         await asyncio.sleep(4)
         mark("end")
         await api.stop(recording["id"])
+        sent = {AGENT.identity: await agent.captured()}
+        for party, (camera, _) in tracks.items():
+            sent[party.identity] = [(one % 2**32, float(one + utc_minus_mono_ms)) for one in camera.sent_ms]
         await agent.leave()
         await customer.close()
         shown, ready_s = await api.composed(recording["id"])
         answer = await api.file(recording["id"], "composite.mp4")
         assert answer.status == 200
     (tmp_path_factory.mktemp("content") / "composite.mp4").write_bytes(answer.body)
-    yield Call(read_film(answer.body), shown, ready_s, utc_minus_mono_ms, moments)
+    yield Call(read_film(answer.body), shown, ready_s, utc_minus_mono_ms, moments, sent)
 
 
 async def mute(api: Api, room: str, party: Party, kind: str, muted: bool) -> None:
@@ -180,21 +186,13 @@ async def test_every_tile_shows_its_party_in_time(
     call: Call, tile: str, party: Party, layout: str, tiles: dict[str, Box], first: str, last: str
 ) -> None:
     frames = call.frames(layout, tiles, first, last)
-    looped = party is AGENT
-    measured = delay(
-        frames,
-        tile,
-        party,
-        offset_ms=0 if looped else call.utc_minus_mono_ms,
-        period_ms=PERIOD_S * 1000 if looped else None,
-    )
+    measured = delay(frames, tile, party, call.sent[party.identity])
     print(f"{first} … {last}: {tile} {party.identity}: {measured}")
     assert frames
     assert measured.frames == len(frames), f"other pictures too: {parties_shown(frames, tile)}"
-    assert measured.spread_ms <= SOURCE_FRAME_MS
-    assert measured.longest_repeat <= 3, "25 frames of 15 pictures a second: each is shown once or twice"
-    if not looped:
-        assert 0 <= measured.median_ms < 400
+    assert 0 <= measured.median_ms < 400
+    assert measured.early_ms <= SOURCE_FRAME_MS
+    assert measured.stale_ms <= SOURCE_FRAME_MS
 
 
 async def test_a_camera_that_is_off_shows_no_picture(call: Call) -> None:
@@ -233,7 +231,9 @@ async def test_beeps_and_words_are_at_their_times(call: Call) -> None:
 async def test_the_browsers_words_keep_their_distance_from_its_beeps(call: Call) -> None:
     film = call.film
     onsets = beep_onsets(film.sound, AGENT.tone_hz)
-    assert len(onsets) >= film.duration_s - 2
+    # A starved fake microphone repeats or leaves out a little now and then; its words must be there all the
+    # same.
+    assert len(onsets) >= film.duration_s * 0.8
     heard = 0
     for offset_s, word in word_times(AGENT):
         spoken = speak(word, AGENT.voice)
