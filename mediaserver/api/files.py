@@ -112,7 +112,7 @@ async def _serve(call: Call, entry: Entry, file: FileEntry, purpose: str) -> web
     try:
         # The first block is opened before the answer begins: a damaged file is a clear 500, not a broken
         # stream.
-        await asyncio.to_thread(_is_the_signed_one, reader, file)
+        await asyncio.to_thread(require_signed, reader, file)
         block = await asyncio.to_thread(reader.read, start, min(BLOCK, end - start))
         await response.prepare(request)
         at = start
@@ -132,7 +132,7 @@ async def _serve(call: Call, entry: Entry, file: FileEntry, purpose: str) -> web
     return response
 
 
-def _is_the_signed_one(reader: SealedReader, file: FileEntry) -> None:
+def require_signed(reader: SealedReader, file: FileEntry) -> None:
     """Refuse another file of the recording, or part of this one, in its place: that would open as well."""
     if not file.path.endswith(f".{reader.header.file_id}.sealed") or reader.size != file.plain_bytes:
         raise SealedError("changed", 0, "it is not the file that was signed")

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from mediaserver.api import models, views
 from mediaserver.api.auth import may_see, recording_of, require, room_of
+from mediaserver.api.files import require_signed
 from mediaserver.api.problems import Problem
 from mediaserver.api.routing import Access, Call, Query, Route, answer
 from mediaserver.recordings.finishing import TIMELINE
@@ -170,6 +171,7 @@ async def _composite_timeline(call: Call, entry: Entry) -> dict[str, Any] | None
 
     def read() -> bytes:
         with SealedReader(path, key) as reader:
+            require_signed(reader, file)
             return reader.read(0, reader.size)
 
     try:
