@@ -16,6 +16,7 @@ from typing import BinaryIO
 from recorder.atomic import sync_directory
 from recorder.canonical import canonical
 from recorder.gm.sm3 import Sm3, named
+from recorder.gm.x509 import Certificate
 from recorder.manifest import MANIFEST, read_manifest, read_sealed_part
 from recorder.sealed import DataKey, FileSummary, SealedReader, plain_name
 from recorder.signed import Signer
@@ -55,9 +56,17 @@ def export_recording(
     if not operator.strip() or not reason.strip():
         raise ExportError("an export names its operator and its reason")
     try:
-        read_manifest(directory)
+        manifest = read_manifest(directory)
     except FileNotFoundError:
         raise ExportError(f"{directory} has no manifest: stop it, or run recorder recover first") from None
+    accepted = {manifest.page.certificate.public_key.point}
+    accepted.add(Certificate.from_pem(signer.certificate_pem).public_key.point)
+    for known in read_statements(directory):
+        if known.page.certificate.public_key.point not in accepted:
+            who = known.page.certificate.subject
+            raise ExportError(
+                f"statement {known.number:06d} was signed by {who}, not by who signed the manifest"
+            )
     chosen = _choose(directory, names)
     private = read_sealed_part(directory, data_key)
     try:

@@ -17,7 +17,7 @@ from recorder.keys import FileProvider
 from recorder.manifest import read_manifest
 from recorder.recovering import RecoveryError, recover_recording
 from recorder.sealed import SealedError
-from recorder.statements import read_sealed, read_statements
+from recorder.statements import append_statement, read_sealed, read_statements
 from recorder.verify import verify
 from tests.recorder.small_recording import SmallRecording, make_provider, make_recording
 from tests.recorder.test_sealed import join, split
@@ -90,6 +90,22 @@ def test_an_export_without_a_reason_or_a_file_is_refused_and_leaves_nothing(
         )
     assert not (tmp_path / "out").exists()
     assert len(read_statements(recording.path)) == 2
+
+
+def test_a_statement_of_a_stranger_exports_nothing(recording: SmallRecording, tmp_path: Path) -> None:
+    stranger = make_provider(tmp_path / "stranger")
+    body = {"files": [read_statements(recording.path)[0].files[0].to_json()]}
+    append_statement(recording.path, "derived", body, stranger.signer())
+    with pytest.raises(ExportError, match="statement 000003 was signed by"):
+        export_recording(
+            recording.path,
+            tmp_path / "out",
+            data_key=recording.data_key,
+            signer=recording.provider.signer(),
+            operator="王芳",
+            reason="case 7",
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_changed_file_is_not_exported(recording: SmallRecording, tmp_path: Path) -> None:
