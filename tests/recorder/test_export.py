@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -206,8 +208,35 @@ def test_show_and_list_name_people_only_with_the_key(
     assert "composite.mp4" in run("list", tmp_path).output
 
 
+def long_ago(path: Path) -> None:
+    """Let the journal look as if nobody had written it just now, so that recover need not watch it."""
+    for segment in (path / "segments").iterdir():
+        os.utime(segment, (0, 0))
+
+
+def test_a_journal_that_grows_is_not_recovered(tmp_path: Path, provider: FileProvider) -> None:
+    left = make_recording(tmp_path / "left", provider, stopped=False)
+    last = sorted((left.path / "segments").iterdir())[-1]
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.wait(0.05):
+            with last.open("ab") as file:
+                file.write(b"x")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert run("recover", left.path, "--keys", provider.directory).exit_code == 1
+    finally:
+        done.set()
+        writer.join()
+    assert not (left.path / "manifest.json").exists()
+
+
 def test_recover_and_export_commands(tmp_path: Path, provider: FileProvider) -> None:
     left = make_recording(tmp_path / "left", provider, stopped=False)
+    long_ago(left.path)
     recovered = run("recover", left.path, "--keys", provider.directory)
     assert recovered.exit_code == 0
     assert read_manifest(left.path).facts["state"] == "sealed"  # its journal ends on purpose
@@ -224,6 +253,7 @@ def test_the_index_is_rebuilt_from_the_recordings(tmp_path: Path, provider: File
     place = tmp_path / "data/recordings/default/2026/01/01" / made.recording
     place.parent.mkdir(parents=True)
     made.path.rename(place)
+    long_ago(place)
     assert run("recover", place, "--keys", provider.directory).exit_code == 0
     broken = place.with_name("broken")
     shutil.copytree(place, broken)
