@@ -22,7 +22,13 @@ from recorder.manifest import MANIFEST, MANIFEST_TYPE, ManifestError, read_manif
 from recorder.reindex import facts_of, private_of, template_text
 from recorder.sealed import DataKey, FileSummary, SealedError
 from recorder.signed import SignedError, open_page
-from recorder.statements import StatementError, append_statement, list_statements, read_statements
+from recorder.statements import (
+    Statement,
+    StatementError,
+    append_statement,
+    list_statements,
+    read_statements,
+)
 from recorder.storage import list_segments
 
 
@@ -217,7 +223,7 @@ def state_files(
     What a statement speaks for already is not stated again. Raises EvidenceProblem, OSError.
     """
     try:
-        stated = {file.file_id for one in read_statements(directory) for file in one.files}
+        stated = {file.file_id for one in _our_statements(provider, directory) for file in one.files}
         for kind, statement in (("archive", "composite"), ("derived", "derived")):
             files = [one for one in made if one.summary.kind == kind and one.summary.file_id not in stated]
             if files:
@@ -231,12 +237,21 @@ def state_files(
         raise EvidenceProblem(str(error)) from error
 
 
-def stated_files(directory: Path) -> set[str]:
+def stated_files(provider: CryptoProvider, directory: Path) -> set[str]:
     """Give the names on disk of the files that statements speak for. Raises EvidenceProblem."""
     try:
-        return {file.name for one in read_statements(directory) for file in one.files}
+        return {file.name for one in _our_statements(provider, directory) for file in one.files}
     except _PROBLEMS as error:
         raise EvidenceProblem(str(error)) from error
+
+
+def _our_statements(provider: CryptoProvider, directory: Path) -> list[Statement]:
+    """Read the statements; a stranger's among them is not built upon."""
+    statements = read_statements(directory)
+    for one in statements:
+        if not _is_ours(provider, one.page.certificate):
+            raise StatementError(f"statement {one.number:06d} was signed by {one.page.certificate.subject}")
+    return statements
 
 
 def statement_pages(directory: Path) -> list[Any]:

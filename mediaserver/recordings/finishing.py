@@ -22,6 +22,7 @@ from mediaserver.recordings.composing import COMMAND, ComposingFailed, Compositi
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Active, Recordings
 from recorder.catalog import Entry
+from recorder.keys import CryptoProvider
 from recorder.reindex import files_of
 from recorder.sealed import FileSummary
 from recorder.storage import files_directory
@@ -168,7 +169,7 @@ class Finishing:
         lock = self._starting.setdefault(recording, asyncio.Lock())
         async with lock:
             try:
-                if await asyncio.to_thread(evidence.stated_files, directory):
+                if await asyncio.to_thread(evidence.stated_files, recordings.provider, directory):
                     return {"ok": True}
                 composition = self._compositions.get(recording)
                 if composition is None:
@@ -217,7 +218,7 @@ class Finishing:
         composing = {**entry.composing, "state": "done", "progress": 1.0}
         await self._put(replace(entry, files=files, composing=composing))
         self._compositions.pop(recording, None)
-        await asyncio.to_thread(_remove_abandoned, directory)
+        await asyncio.to_thread(_remove_abandoned, recordings.provider, directory)
         if not again:
             if entry.stopped_ns is not None:
                 recordings.metrics.compose_seconds.observe((time.time_ns() - entry.stopped_ns) / 1e9)
@@ -275,9 +276,9 @@ def within(hours: str, now: datetime.time) -> bool:
     return begin <= now < end if begin < end else now >= begin or now < end
 
 
-def _remove_abandoned(directory: Path) -> None:
+def _remove_abandoned(provider: CryptoProvider, directory: Path) -> None:
     """Remove what compositors that died left half-written: derived bytes that no statement speaks for."""
-    keep = evidence.stated_files(directory)
+    keep = evidence.stated_files(provider, directory)
     folder = files_directory(directory)
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix == ".sealed" and path.name not in keep:

@@ -20,6 +20,7 @@ from recorder.manifest import ManifestError
 from recorder.reindex import read_entry
 from recorder.sealed import SealedWriter
 from recorder.signed import Signer, sign_page
+from recorder.statements import append_statement
 from tests.mediaserver import stand_in_compositor
 from tests.mediaserver.running import Client, make_keys, running, settings_in
 
@@ -137,6 +138,17 @@ async def test_reindexing_gives_no_recording_to_another_tenant(api: Client, fore
     sign_anew(directory, foreign.signer(), tenant="two")
     with pytest.raises(ManifestError, match="two"):
         read_entry(root, directory, key)
+
+
+async def test_a_strangers_statement_is_not_taken_for_the_composite(
+    api: Client, foreign: FileProvider
+) -> None:
+    identifier, directory = await recorded(api, "stated")
+    append_statement(directory, "composite", {"files": []}, foreign.signer())
+    done = await api.control.finishing.compose(identifier)
+    assert not done["ok"]
+    shown = await api.ok("GET", f"/v1/recordings/{identifier}")
+    assert shown["composing"]["state"] == "failed"
 
 
 def wrapped(provider: FileProvider, secret: bytes) -> str:
