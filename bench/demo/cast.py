@@ -24,7 +24,7 @@ from tests.media.files import write_wav, write_y4m
 from tests.media.pictures import Planes
 from tests.media.sounds import RATE, Sound, speak
 
-WIDTH, HEIGHT, FPS = 480, 360, 25
+WIDTH, HEIGHT, FPS = 480, 360, 20
 """A webcam's 4:3: the clip is nearly square, and a wider picture would cut the head."""
 SPEECH_S = 24
 
@@ -118,7 +118,7 @@ def fetch_clip(cache: Path) -> Path:
 
 
 def make_devices(role: Role, clip: Path, directory: Path) -> tuple[Path, Path]:
-    """Write a role's camera (y4m, 10 s loop) and microphone (wav, 24 s loop); returns both paths."""
+    """Write a role's camera (y4m, 12 s loop) and microphone (wav, 24 s loop); returns both paths."""
     camera = directory / f"{role.role}.y4m"
     write_y4m(camera, _pictures(clip, role.role == "agent"), WIDTH, HEIGHT, FPS)
     return camera, write_wav(directory / f"{role.role}.wav", _speech(role))
@@ -150,7 +150,7 @@ def _grown(head: npt.NDArray[np.uint8], agent: bool) -> Planes:
     sharp = cv2.addWeighted(large, 1.6, soft, -0.6, 0).astype(np.float32)
     if agent:
         grey = sharp.mean(axis=2, keepdims=True)
-        sharp = (grey + (sharp - grey) * 0.45) * np.array([0.88, 0.98, 1.14], np.float32)
+        sharp = (grey + (sharp - grey) * 0.8) * np.array([0.9, 1.0, 1.12], np.float32)
     picture = np.clip(sharp, 0, 255).astype(np.uint8)
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420), np.uint8)
 

@@ -10,49 +10,11 @@ import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
 from bench.demo.glyphs import font_face
 
-STYLE = """/*FONT*/
-:root { --ink:#16202c; --soft:#5d6b7a; --line:#d9dfe6; --paper:#fff; --ground:#eef1f5; --good:#0b7a4b;
-  --bad:#c3222b; --blue:#1f5fa8; --sand:#f6f8fa }
-* { box-sizing:border-box }
-body { margin:0; background:var(--ground); color:var(--ink);
-  font:15px/1.55 "Evidence","Noto Sans CJK SC","Source Han Sans SC","PingFang SC","Microsoft
-  YaHei",system-ui,sans-serif } main { max-width:1120px; margin:32px auto; background:var(--paper);
-  padding:44px 52px 36px; box-shadow:0 1px 3px #0002,0 12px 40px #0001 }
-header { display:flex; justify-content:space-between; gap:24px; align-items:flex-start;
-  border-bottom:3px solid var(--ink); padding-bottom:18px }
-h1 { font-size:28px; margin:0; letter-spacing:.02em } h1 small { display:block; font-size:15px;
-font-weight:400; color:var(--soft) }
-h2 { font-size:18px; margin:38px 0 12px; border-left:4px solid var(--blue); padding-left:10px }
-h2 small { font-weight:400; font-size:14px; color:var(--soft); margin-left:8px }
-.seal { text-align:center; border:3px solid currentColor; border-radius:8px; padding:8px 18px;
-font-weight:700; font-size:20px; white-space:nowrap } .seal small { display:block; font-size:12px;
-font-weight:400 } .good { color:var(--good) } .bad { color:var(--bad) } .soft { color:var(--soft) }
-dl.facts { display:grid; grid-template-columns:repeat(3,1fr); gap:14px 28px; margin:22px 0 0 }
-dl.facts div { border-top:1px solid var(--line); padding-top:7px }
-dt { font-size:12.5px; color:var(--soft) } dd { margin:0; overflow-wrap:anywhere }
-.strip { display:grid; grid-template-columns:repeat(4,1fr); gap:8px }
-.strip figure { margin:0 } .strip img { width:100%; display:block; border:1px solid var(--line) }
-.strip figcaption { font:12px/1.6 ui-monospace,Menlo,Consolas,monospace; color:var(--soft) }
-table { border-collapse:collapse; width:100%; font-size:13.5px } th { text-align:left; font-weight:600;
-  border-bottom:2px solid var(--ink); padding:6px 10px 6px 0; vertical-align:bottom }
-th small { display:block; font-weight:400; color:var(--soft) }
-td { border-bottom:1px solid var(--line); padding:6px 10px 6px 0; vertical-align:top; overflow-wrap:anywhere }
-td.n { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap } th.n { text-align:right }
-code, .mono { font:12.5px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace }
-pre { font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono","Evidence",monospace }
-.box { border:1px solid var(--line); background:var(--sand); padding:14px 18px }
-.alarm { border:2px solid var(--bad); background:#fdf1f1; padding:16px 20px; color:var(--bad) }
-.alarm .mono { color:var(--ink) } .alarm td { border-color:#ecc7c9 } .alarm th { border-color:var(--bad) }
-svg { display:block; width:100%; height:auto } footer { margin-top:36px; border-top:1px solid var(--line);
-  padding-top:12px; font-size:12.5px; color:var(--soft) } pre { background:var(--ink); color:#e8eef5;
-  padding:12px 16px; overflow:auto; font-size:12.5px; margin:0 }
-ul { margin:6px 0 0; padding-left:20px }
-@media print { body { background:#fff } main { box-shadow:none; margin:0; max-width:none } h2 {
-break-after:avoid } .alarm, table, svg { break-inside:avoid } }
-"""
+STYLE = Path(__file__).with_suffix(".css")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +155,7 @@ def _page(evidence: Evidence) -> str:
     return (
         '<!doctype html><html lang="zh-CN"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>双录证据报告 · Evidence</title>'
-        f"<style>{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+        f"<style>/*FONT*/{STYLE.read_text(encoding='utf-8')}</style></head><body><main>{''.join(body)}</main></body></html>\n"
     )
 
 
@@ -278,29 +240,33 @@ def _statements(statements: Sequence[tuple[str, str, str]]) -> str:
 
 def _files(files: Iterable[SealedFile]) -> str:
     rows = "".join(
-        f'<tr><td class="mono">{escape(file.name)}</td><td>{escape(file.kind)}</td>'
-        f'<td class="n">{file.sealed_bytes:,}</td><td class="n">{file.plain_bytes:,}</td>'
+        f'<tr><td class="mono file">{escape(file.name)}</td><td>{escape(file.kind)}</td>'
+        f'<td class="n">{file.sealed_bytes:,}</td><td class="n">{_count(file.plain_bytes)}</td>'
         f'<td class="mono">{escape(file.sm3)}</td></tr>'
         for file in files
     )
     return (
         "<table><tr><th>文件<small>file</small></th><th>类别<small>kind</small></th>"
-        '<th class="n">密文<small>sealed bytes</small></th><th class="n">明文<small>plain bytes</small></th>'
-        f"<th>密文摘要<small>SM3 of the sealed file</small></th></tr>{rows}</table>"
+        '<th class="n">字节<small>bytes</small></th><th class="n">明文字节<small>plain bytes</small></th>'
+        f"<th>文件摘要<small>SM3 of the file as it lies there</small></th></tr>{rows}</table>"
     )
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else "–"
 
 
 def _tampering(tampering: Tampering, files: Sequence[SealedFile]) -> str:
     head = (
-        "<p style='margin:0 0 10px'><b>在副本中改动了一个字节</b> · one byte of a copy was changed: "
+        "<p><b>在副本中改动了一个字节</b> · one byte of a copy was changed: "
         f'<span class="mono">{escape(tampering.file)} @ {tampering.offset:,}</span>, '
         f'<span class="mono">0x{tampering.before:02x} → 0x{tampering.after:02x}</span> '
         f'(seed <span class="mono">{tampering.seed}</span>)</p>'
     )
     rows = "".join(
-        f'<tr><td><b>{escape(one.what)}</b></td><td class="mono">{escape(one.file)}</td>'
-        f'<td class="mono">{escape(one.record)}</td><td class="mono">{escape(one.byte_range)}</td>'
-        f'<td class="mono">{escape(one.time)}</td><td>{escape(one.detail)}</td></tr>'
+        f'<tr><td class="k"><b>{escape(one.what)}</b></td><td class="mono k">{escape(one.file)}</td>'
+        f'<td class="mono k">{escape(one.record or "–")}</td><td class="mono k">{escape(one.byte_range)}</td>'
+        f'<td class="mono k">{escape(one.time or "–")}</td><td>{escape(one.detail)}</td></tr>'
         for one in tampering.findings
     )
     table = (
@@ -313,12 +279,13 @@ def _tampering(tampering: Tampering, files: Sequence[SealedFile]) -> str:
 
 def _byte_map(tampering: Tampering, files: Sequence[SealedFile]) -> str:
     """Draw every file as a bar as long as its bytes, the changed place in red."""
-    width, total = 1000, max(sum(file.sealed_bytes for file in files), 1)
-    gap = 3.0
-    room = width - gap * max(len(files) - 1, 0)
+    width, between, total = 1000, 3.0, max(sum(file.sealed_bytes for file in files), 1)
+    # A page of 1 KB beside segments of 3 MB would not be seen: each file gets a sliver, the rest is shared.
+    sliver = 5.0
+    room = width - (sliver + between) * len(files)
     x, out = 0.0, [f'<svg viewBox="0 0 {width} 54" font-size="11" style="margin:4px 0 8px">']
     for file in files:
-        wide = max(file.sealed_bytes / total * room, 2.0)
+        wide = sliver + file.sealed_bytes / total * room
         hit = file.name == tampering.file
         colour = "#edb9bc" if hit else "#9fb0c3"
         out.append(f'<rect x="{x:.1f}" y="18" width="{wide:.1f}" height="18" fill="{colour}"/>')
@@ -330,6 +297,6 @@ def _byte_map(tampering: Tampering, files: Sequence[SealedFile]) -> str:
                 f'<text x="{at:.1f}" y="9" text-anchor="{side}" fill="#c3222b">'
                 f"{escape(file.name)} @ {tampering.offset:,}</text>"
             )
-        x += wide + gap
+        x += wide + between
     out.append(f'<text x="0" y="51" fill="#5d6b7a">{len(files)} 个文件 files, {total:,} 字节 bytes</text>')
     return "".join([*out, "</svg>"])

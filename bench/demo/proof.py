@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.demo.page import Fact, Finding, Lane, SealedFile, Span, Tampering, Words
 from bench.demo.sheet import ClockCheck
+from recorder.gm.sm3 import named, sm3
 from recorder.journal import JournalReader
 from recorder.keys import FileProvider, read_sidecar
 from recorder.records import ClockRecord, EventRecord, Record, RtpRecord, SessionRecord, TrackRecord
@@ -21,6 +22,13 @@ from recorder.sealed.scan import scan
 from recorder.statements import list_statements
 from recorder.verify import Report, verify
 
+STATEMENT_WORDS = {
+    "composite": "合成",
+    "derived": "派生",
+    "export": "导出",
+    "verify": "校验",
+    "recovered": "恢复",
+}
 LANE_COLOURS = {"agent": "#1f5fa8", "customer": "#0b7a4b"}
 
 
@@ -148,7 +156,10 @@ def statements(directory: Path) -> list[tuple[str, str, str]]:
     for number, path in list_statements(directory):
         said = json.loads(path.read_bytes())
         said = said.get("public", said)
-        listed.append((f"{number:06d}", str(said.get("kind")), str(said.get("at"))))
+        kind = str(said.get("kind"))
+        listed.append(
+            (f"{number:06d}", f"{STATEMENT_WORDS.get(kind, '')} {kind}".strip(), str(said.get("at")))
+        )
     return listed
 
 
@@ -161,10 +172,12 @@ def sealed_files(directory: Path) -> list[SealedFile]:
         name = str(path.relative_to(directory))
         found = scan(path) if path.suffix in (".seg", ".sealed") else None
         if found is not None and found.header is not None:
-            kind = f"{found.header.kind}, {found.header.media_type}"
-            files.append(SealedFile(name, kind, found.size, found.plain_bytes, f"sm3:{found.digest.hex()}"))
+            holds = found.header.media_type.removeprefix("application/vnd.shuanglu.").removesuffix("+json")
+            kind = f"{found.header.kind}, {holds}"
+            files.append(SealedFile(name, kind, found.size, found.plain_bytes, named(found.digest)))
         else:
-            files.append(SealedFile(name, "signed page 签名页", path.stat().st_size, 0, ""))
+            digest = named(sm3(path.read_bytes()))
+            files.append(SealedFile(name, "签名页 signed page", path.stat().st_size, 0, digest))
     return files
 
 

@@ -101,15 +101,14 @@ async def run(
             after = await _counts(people)
             await steps
             await api.stop(story.recording["id"])
-            stopped = time.monotonic()
+            composing = asyncio.create_task(api.composed(story.recording["id"], 90))
             progress(CALL_S, "")
             for name in people:
                 story.sent[name] = after[f"sent {name}"] - before[f"sent {name}"]
                 story.decoded[name] = after[f"decoded {name}"] - before[f"decoded {name}"]
             await agent.leave()
             await customer.leave()
-        story.recording, _ = await api.composed(story.recording["id"], 90)
-        story.ready_s = time.monotonic() - stopped
+        story.recording, story.ready_s = await composing
         tell(f"the composite is ready, {story.ready_s:.1f} s after stop")
         await _fetch(api, story)
         tell(f"fetched {len(story.composite):,} bytes over HTTP in {story.ranges} ranges")
