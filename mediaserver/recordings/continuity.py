@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import replace
 
-from mediaserver.ipc import JsonObject
+from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.recordings import evidence
 from mediaserver.recordings.lifecycle import WORKER_FAULTS, Active, Recordings
 from mediaserver.recordings.states import changed
@@ -32,17 +32,21 @@ async def _next_part(recordings: Recordings, active: Active, died_ns: int) -> No
     async with active.lock:
         if not active.running:
             return  # a stop is under way: it seals what the dead worker left
-        active.entry = replace(active.entry, part=active.entry.part + 1)
+        last = active.entry.part
+        active.entry = replace(active.entry, part=last + 1)
         for attempt in range(GO_ON_TRIES):
             try:
                 _, began_ns = await recordings.start_part(active)
                 break
             except WORKER_FAULTS as error:
                 _log.warning("recording %s cannot go on yet: %s", active.entry.id, error)
+                if isinstance(error, IpcError) and error.code == "part_exists":
+                    # A writer began it and died, or its disk was too slow: a part has one writer, ever.
+                    active.entry = replace(active.entry, part=active.entry.part + 1)
                 if attempt + 1 < GO_ON_TRIES:
                     await asyncio.sleep(GO_ON_PAUSE_S)
         else:
-            active.entry = replace(active.entry, part=active.entry.part - 1, worker=None)
+            active.entry = replace(active.entry, part=last, worker=None)
             recordings.later(recordings.stop(active.entry, "worker_lost"))
             return
         loss = {"from_ns": str(died_ns), "to_ns": str(began_ns), "reason": "worker_lost"}

@@ -354,8 +354,9 @@ class Recordings:
         entry = active.entry
         params = {"recording": entry.id, "final": True, "reason": reason}
         for _ in range(3):
+            if entry.worker is None:  # none could go on with it
+                return False
             try:
-                assert entry.worker is not None
                 client = self.workers.client(entry.worker)
                 await client.connect(timeout_s=2.0)
                 answer = await client.call("recording.stop", params, STOP_TIMEOUT_S)

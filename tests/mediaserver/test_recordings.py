@@ -13,6 +13,9 @@ import pytest
 import pytest_asyncio
 
 from mediaserver.errors import Refused
+from mediaserver.ipc import IpcError
+from mediaserver.recordings import continuity
+from mediaserver.recordings.lifecycle import Active
 from mediaserver.recordings.states import TRANSITIONS, changed, next_attempt
 from mediaserver.settings import Settings
 from recorder.catalog import Entry
@@ -309,6 +312,47 @@ async def test_a_workers_death_makes_a_second_part(api: Client) -> None:
     events = (await api.ok("GET", "/v1/events?limit=1000"))["events"]
     types = [event["type"] for event in events if event["recording"] == one["id"]]
     assert "recording.failover" in types
+
+
+async def test_a_part_that_another_writer_began_is_left_to_it(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await start(api, "begun")
+    recordings = api.control.recordings
+    active = recordings.active[one["id"]]
+    tried: list[int] = []
+
+    async def start_part(active: Active) -> tuple[int, int]:
+        tried.append(active.entry.part)
+        if len(tried) == 1:
+            raise IpcError("part_exists", "part 2 was begun before", 409)
+        return 1, 1
+
+    monkeypatch.setattr(recordings, "start_part", start_part)
+    await continuity.go_on(recordings, api.control.rooms.get("one", "desk"), 1)  # type: ignore[arg-type]
+    assert tried == [2, 3]
+    assert active.entry.part == 3
+    await stop(api, one["id"])
+
+
+async def test_a_recording_that_no_worker_can_go_on_with_is_sealed(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await start(api, "nobody")
+    recordings = api.control.recordings
+
+    async def start_part(active: Active) -> tuple[int, int]:
+        raise ConnectionError("no worker")
+
+    monkeypatch.setattr(recordings, "start_part", start_part)
+    monkeypatch.setattr(continuity, "GO_ON_PAUSE_S", 0)
+    worker = recordings.active[one["id"]].entry.worker
+    assert worker is not None
+    ended_part = {"recording": one["id"], "final": False, "reason": "x"}  # as dead as a killed one's
+    await recordings.workers.client(worker).call("recording.stop", ended_part, 10)
+    await continuity.go_on(recordings, api.control.rooms.get("one", "desk"), 1)  # type: ignore[arg-type]
+    ended = await until(api, one["id"], lambda shown: shown["state"] == "recovered")
+    assert (await api.ok("POST", f"/v1/recordings/{one['id']}/verify"))["verdict"] != "broken", ended
 
 
 async def test_stop_right_after_a_death_seals_what_there_is(api: Client) -> None:
