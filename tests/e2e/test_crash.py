@@ -65,6 +65,8 @@ class Caller:
     session: peers.Session | None = None
     joined_at: list[float] = field(default_factory=list)
     """Monotonic times at which it was connected."""
+    hold_s: float = 0.0
+    """It waits so long before it joins again: a gap long enough for the card "signal lost"."""
     left: bool = False
 
     async def join(self) -> None:
@@ -83,6 +85,7 @@ class Caller:
             if self.session is not None:
                 await self.session.connection.close()
                 self.session = None
+                await asyncio.sleep(self.hold_s)
             try:
                 await self.join()
             except (Problem, AssertionError, aiohttp.ClientError):
@@ -157,13 +160,14 @@ async def test_worker_killed(fragile: Stage, ledger: NonceLedger, seed: int, num
         armed_mono_ns = time.monotonic_ns() - (
             time.time_ns() - int(when(recording["armed_at"]).timestamp() * 1e9)
         )
+        caller.hold_s = 3.0 if number % 2 == 0 else 0.0
         await asyncio.sleep(moment_s)
         killed_ns = kill(fragile, "worker")
         ledger.look(writers_are_dead=True)
         while len(caller.joined_at) < 2:
             assert time.monotonic_ns() - killed_ns < (REJOIN_S + 10) * 1e9, fragile.log_end()
             await asyncio.sleep(0.05)
-        rejoined_s = caller.joined_at[1] - killed_ns / 1e9
+        rejoined_s = caller.joined_at[1] - killed_ns / 1e9 - caller.hold_s
         await asyncio.sleep(AFTER_S)
         ledger.look()
         shown, film = await finished(api, recording)
@@ -183,6 +187,7 @@ async def test_worker_killed(fragile: Stage, ledger: NonceLedger, seed: int, num
     frames = look(film, when(recording["armed_at"]), TILE)
     # The last picture may stand for 2 s, then the card "signal lost" takes its place.
     inside = [frame for frame in frames if gap_ms[0] + 2100 < frame.at_s * 1000 < gap_ms[1] - 100]
+    assert bool(inside) == bool(caller.hold_s)
     assert all(frame.codes["right"] is None for frame in inside), parties_shown(frames, "right")
     assert frames[-10].codes["right"] is not None, "the picture is back"
     ledger.look()
