@@ -64,17 +64,23 @@ def look(
     return frames
 
 
-def delay(frames: list[Shown], tile: str, party: Party, sent: Sequence[tuple[int, float]]) -> Delay:
+def delay(
+    frames: list[Shown], tile: str, party: Party, sent: Sequence[tuple[int, float]], period_ms: int = 0
+) -> Delay:
     """Measure a tile against what its party sent: (time in the bar code, UTC ms of its capture) in order.
 
     A picture captured at c, followed by one captured at n, is right in frames whose clock is in c + D … n +
     D, where D is the constant delay of the path. A source that pauses is thus no fault of the composite.
+    A source that plays a film of ``period_ms`` in a loop has every code once a round; a busy browser does not
+    note every picture it sends, so for those the capture in another round tells when, and staleness is judged
+    by the noted ones.
     """
     captured = [utc_ms for _, utc_ms in sent]
     by_code: dict[int, list[int]] = {}
     for index, (code, _) in enumerate(sent):
         by_code.setdefault(code, []).append(index)
-    shown: list[tuple[float, list[int]]] = []
+    shown: list[tuple[float, float, float | None]] = []
+    """Clock, capture, capture of the next picture; all in ms."""
     frames_with_party = 0
     for frame in frames:
         stamp = frame.codes[tile]
@@ -82,19 +88,24 @@ def delay(frames: list[Shown], tile: str, party: Party, sent: Sequence[tuple[int
             continue
         frames_with_party += 1
         indices = [index for index in by_code.get(stamp[1], []) if captured[index] <= frame.clock_ms]
-        if indices:
-            shown.append((frame.clock_ms, indices))
+        if not indices:
+            continue
+        index = indices[-1]  # the first picture of a film comes twice: as the last before it begins anew
+        rounds = (frame.clock_ms - captured[index]) // period_ms if period_ms else 0
+        noted = not rounds and index + 1 < len(sent)
+        following = captured[index + 1] if noted else None
+        shown.append((frame.clock_ms, captured[index] + rounds * period_ms, following))
     if not shown:
         return Delay(frames_with_party, 0.0, 0.0, 0.0)
-    middle = statistics.median(clock_ms - captured[indices[-1]] for clock_ms, indices in shown)
-    early = stale = 0.0
-    for clock_ms, indices in shown:
-        # A file played in a loop has the same code in every round, and its first picture twice.
-        index = min(indices, key=lambda one: abs(clock_ms - captured[one] - middle))
-        early = max(early, captured[index] + middle - clock_ms)
-        if index + 1 < len(sent):
-            stale = max(stale, clock_ms - middle - captured[index + 1])
-    return Delay(frames_with_party, middle, early, stale)
+    middle = statistics.median(clock_ms - capture_ms for clock_ms, capture_ms, _ in shown)
+    return Delay(
+        frames_with_party,
+        middle,
+        max(0.0, max(capture_ms + middle - clock_ms for clock_ms, capture_ms, _ in shown)),
+        max(
+            0.0, *(clock_ms - middle - next_ms for clock_ms, _, next_ms in shown if next_ms is not None), 0.0
+        ),
+    )
 
 
 def parties_shown(frames: list[Shown], tile: str) -> list[tuple[float, float, int | None]]:
