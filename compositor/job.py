@@ -284,7 +284,6 @@ def _without_key(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    code = run(sys.stdin, sys.stdout)
-    if code == EXIT_PARENT_DIED:
-        os._exit(code)  # nothing is left to flush, and flushing a broken pipe would only complain
-    sys.exit(code)
+    # Everything was said and flushed. A thread still sits in a read of standard input, and the interpreter's
+    # own end could wait for it, or complain of a broken pipe.
+    os._exit(run(sys.stdin, sys.stdout))

@@ -14,12 +14,15 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "compositor.job")
 LINE_LIMIT = 16 << 20
 KILL_AFTER_S = 5.0
+SILENT_S = 60.0
+"""A child that says nothing and uses no CPU for this long hangs."""
 _SETTINGS = ("SHUANGLU__", "SHUANGLU_CRYPTO_PASSPHRASE")
 
 OnEvent = Callable[[str, dict[str, Any]], Awaitable[None]]
@@ -112,15 +115,14 @@ class Composition:
         self._input = child.stdin
         try:
             self._tell({**self._request, "live": not self._ended})
-            outcome = await self._listen(child.stdout)
-            code = await child.wait()
+            outcome = await self._listen(child.stdout, child.pid)
         finally:
             self._input = None
             self.pid = None
             child.stdin.close()
             await _end(child)
         if outcome is None:
-            raise ComposingFailed("compositor_died", f"the compositor ended with status {code}")
+            raise ComposingFailed("compositor_died", f"the compositor ended with status {child.returncode}")
         if "failed" in outcome:
             failed = outcome["failed"]
             raise ComposingFailed(str(failed.get("code", "failed")), str(failed.get("detail", "")))
@@ -128,10 +130,25 @@ class Composition:
         done: dict[str, Any] = outcome["done"]
         return done
 
-    async def _listen(self, output: asyncio.StreamReader) -> dict[str, Any] | None:
-        """Read the child's lines; returns its last word, None if it died without one."""
+    async def _listen(self, output: asyncio.StreamReader, pid: int) -> dict[str, Any] | None:
+        """Read the child's lines; returns its last word, None if it died without one.
+
+        Raises ComposingFailed when it hangs.
+        """
         outcome: dict[str, Any] | None = None
-        while line := await output.readline():
+        ticks = -1
+        while True:
+            try:
+                line = await asyncio.wait_for(output.readline(), SILENT_S)
+            except TimeoutError:
+                before, ticks = ticks, _cpu_ticks(pid)
+                if ticks == before:
+                    raise ComposingFailed(
+                        "compositor_hung", f"silent and idle for {SILENT_S:.0f} s"
+                    ) from None
+                continue
+            if not line:
+                return outcome
             try:
                 message = json.loads(line)
             except ValueError:
@@ -145,7 +162,6 @@ class Composition:
                 await self._on_event(str(message["event"]["type"]), dict(message["event"].get("data", {})))
             elif "done" in message or "failed" in message:
                 outcome = message
-        return outcome
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self._input is not None and not self._input.is_closing():
@@ -160,14 +176,24 @@ def child_environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
+def _cpu_ticks(pid: int) -> int:
+    """Read how much CPU time a process has used, in clock ticks (proc(5)); -1 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return -1
+    return int(fields[11]) + int(fields[12])
+
+
 async def _end(child: asyncio.subprocess.Process) -> None:
     """Make sure the child is gone: its input is closed, then it is killed."""
     try:
-        await asyncio.wait_for(child.wait(), KILL_AFTER_S if child.returncode is None else None)
+        await asyncio.wait_for(child.wait(), KILL_AFTER_S)
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
-        await child.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(child.wait(), KILL_AFTER_S)
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
             child.kill()

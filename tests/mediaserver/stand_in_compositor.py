@@ -1,8 +1,8 @@
 """A program that speaks the compositor's lines, to test how its processes are kept running.
 
-Its first argument says what it does: ``done``, ``dies`` (always), ``dies_once`` (then is done; the second
-argument is a file that remembers), ``fails``, ``follows`` (is done when told that the journal has ended),
-``chatters``, ``composes`` (seals PLAIN as the composite).
+Its first argument says what it does: ``done``, ``dies`` (always), ``dies_once`` and ``hangs_once`` (then
+is done; the second argument is a file that remembers), ``fails``, ``follows`` (is done when told that the
+journal has ended), ``chatters``, ``composes`` (seals PLAIN as the composite).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ def say(message: dict[str, object]) -> None:
 def main() -> None:
     what = sys.argv[1]
     job = json.loads(sys.stdin.readline())
-    if what == "dies_once":
+    if what in ("dies_once", "hangs_once"):
         marker = Path(sys.argv[2])
         if not marker.exists():
             marker.touch()
+            if what == "hangs_once":
+                signal.pause()
             os._exit(9)
     elif what == "dies":
         os._exit(9)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mediaserver.recordings import composing
 from mediaserver.recordings.composing import ComposingFailed, Composition, child_environment
 from mediaserver.recordings.finishing import within
 
@@ -45,6 +46,14 @@ def test_the_child_gets_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_dead_child_is_started_again(tmp_path: Path) -> None:
     work = composition("dies_once", str(tmp_path / "marker"))
+    assert (await work.result())["file"] is None
+    assert work.attempt == 2
+
+
+async def test_a_hanging_child_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composing, "SILENT_S", 1.5)
+    monkeypatch.setattr(composing, "KILL_AFTER_S", 0.2)
+    work = composition("hangs_once", str(tmp_path / "marker"))
     assert (await work.result())["file"] is None
     assert work.attempt == 2
 
