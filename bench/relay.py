@@ -28,7 +28,7 @@ from mediaserver.tokens import ApiKey, server_token
 ROOMS = 2
 SECONDS = 10.0
 SETTLE_S = 4.0
-"""Joins, first keyframes and the clients' bandwidth estimators are over by then."""
+"""Start-up, and later joins, first keyframes and the clients' bandwidth estimators, are over by then."""
 
 Join = Callable[[aiohttp.ClientSession, str, str], Awaitable[tuple[Participant, str, str]]]
 """(http, room, identity) → participant, WHIP address, WHEP address of the other party."""
@@ -62,7 +62,13 @@ async def measure(
     rooms: int,
     seconds: float,
 ) -> dict[str, float]:
-    """Let ``rooms`` calls run and return packets/s, CPU µs per packet and KiB per participant."""
+    """Let ``rooms`` calls run. Returns packets/s, CPU µs per packet (idle CPU included), CPU ms/s before
+    anybody joined, and KiB per participant.
+    """
+    await asyncio.sleep(SETTLE_S)
+    idle = -cpu_s(family(server.pid))
+    await asyncio.sleep(SETTLE_S)
+    idle += cpu_s(family(server.pid))
     empty = resident_bytes(family(server.pid))
     parties = []
     try:
@@ -89,6 +95,7 @@ async def measure(
     return {
         "packets_per_s": round(packets / took, 1),
         "cpu_us_per_packet": round(busy / packets * 1e6, 1),
+        "idle_cpu_ms_per_s": round(idle / SETTLE_S * 1000, 1),
         "kib_per_participant": round(grown / 1024 / len(parties), 1),
     }
 
