@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from functools import cache
 
@@ -23,6 +24,16 @@ def coded_frames(
     mime: str, count: int = 12, width: int = 320, height: int = 180
 ) -> tuple[tuple[bytes, bool], ...]:
     """Encode moving noise; return (data, keyframe) per picture, the first and the seventh being keyframes."""
+    # As root SVT-AV1 makes its caller SCHED_FIFO 99; every later child would inherit it and starve others.
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        return _coded_frames(mime, count, width, height)
+    finally:
+        os.seteuid(user)
+
+
+def _coded_frames(mime: str, count: int, width: int, height: int) -> tuple[tuple[bytes, bool], ...]:
     name, options = ENCODERS[mime]
     encoder = av.CodecContext.create(name, "w")
     assert isinstance(encoder, av.VideoCodecContext)
