@@ -29,7 +29,7 @@ from recorder.records import (
 from recorder.rtp import RtpPacket
 from recorder.sealed import DataKey
 from recorder.template import parse_template
-from tests.recorder.coded_video import ENCODERS, payloads
+from tests.recorder.coded_video import ENCODERS, payloads, without_root
 
 MS = 1_000_000
 START_NS = 5_000_000_000_000
@@ -157,6 +157,7 @@ class Call:
         return [*(record for _, _, record in out), EndRecord(end_ns, True, "stopped")]
 
 
+@without_root()
 def coded(
     mime: str, lumas: list[int], size: tuple[int, int] = (320, 180), fps: int = 25, key_every: int = 25
 ) -> list[tuple[bytes, bool]]:

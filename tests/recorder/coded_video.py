@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 
@@ -18,22 +20,29 @@ ENCODERS = {
     "video/AV1": ("libsvtav1", {"preset": "12", "svtav1-params": "pred-struct=1:lookahead=0"}),
 }
 
+NOBODY = 65534
 
-@cache
-def coded_frames(
-    mime: str, count: int = 12, width: int = 320, height: int = 180
-) -> tuple[tuple[bytes, bool], ...]:
-    """Encode moving noise; return (data, keyframe) per picture, the first and the seventh being keyframes."""
-    # As root SVT-AV1 makes its caller SCHED_FIFO 99; every later child would inherit it and starve others.
+
+@contextmanager
+def without_root() -> Iterator[None]:
+    """Encode without root's rights; a decorator too.
+
+    As root SVT-AV1 makes its caller SCHED_FIFO 99; every later child would inherit it and starve the machine.
+    """
     user = os.geteuid()
-    os.seteuid(65534 if user == 0 else user)
+    os.seteuid(NOBODY if user == 0 else user)
     try:
-        return _coded_frames(mime, count, width, height)
+        yield
     finally:
         os.seteuid(user)
 
 
-def _coded_frames(mime: str, count: int, width: int, height: int) -> tuple[tuple[bytes, bool], ...]:
+@cache
+@without_root()
+def coded_frames(
+    mime: str, count: int = 12, width: int = 320, height: int = 180
+) -> tuple[tuple[bytes, bool], ...]:
+    """Encode moving noise; return (data, keyframe) per picture, the first and the seventh being keyframes."""
     name, options = ENCODERS[mime]
     encoder = av.CodecContext.create(name, "w")
     assert isinstance(encoder, av.VideoCodecContext)
