@@ -31,6 +31,9 @@ class Film:
     frame_times_s: list[float] = field(default_factory=list)
     sound: Sound = field(default_factory=lambda: np.zeros(0, np.float32))
     """Mono mix at 48 kHz; sample 0 is time 0 of the file, silence where the file has none."""
+    left: Sound = field(default_factory=lambda: np.zeros(0, np.float32))
+    right: Sound = field(default_factory=lambda: np.zeros(0, np.float32))
+    """The channels, as `sound`; alike in a mono file."""
     sound_gaps: list[tuple[float, float]] = field(default_factory=list)
     """(time, size in s) of every place where the next packet's time is not the end of the one before, > 1
     ms.
@@ -56,10 +59,6 @@ class Film:
         """Return the length of the picture track: the last frame is shown for one frame's time."""
         return self.frame_times_s[-1] + 1 / self.fps if self.frame_times_s else 0.0
 
-    def sound_from(self, start_s: float, length_s: float) -> Sound:
-        """Return a stretch of the sound."""
-        return self.sound[round(start_s * RATE) : round((start_s + length_s) * RATE)]
-
     def _open(self) -> av.container.InputContainer:
         return av.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source), "r")
 
@@ -81,7 +80,7 @@ def read_film(source: Path | bytes) -> Film:
             return film
         audio = container.streams.audio[0]
         film.audio_codec = audio.codec_context.name
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=RATE)
+        resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
         pieces: list[tuple[float, Sound]] = []
         for frame in container.decode(audio):
             assert frame.pts is not None
@@ -91,11 +90,18 @@ def read_film(source: Path | bytes) -> Film:
                 film.sound_gaps.append((film.sound_end_s, start_s - film.sound_end_s))
             film.sound_end_s = start_s + frame.samples / frame.sample_rate
             for part in resampler.resample(frame):
-                pieces.append((start_s, part.to_ndarray()[0].astype(np.float32)))
-    film.sound = np.zeros(max(round(film.sound_end_s * RATE), 0), np.float32)
+                pieces.append((start_s, part.to_ndarray().astype(np.float32)))
+    channels = np.zeros((2, max(round(film.sound_end_s * RATE), 0)), np.float32)
     for start_s, piece in pieces:
         at = round(start_s * RATE)
-        piece = piece[max(-at, 0) :]
+        piece = piece[:, max(-at, 0) :]
         at = max(at, 0)
-        film.sound[at : at + len(piece)] = piece[: max(len(film.sound) - at, 0)]
+        channels[:, at : at + piece.shape[1]] = piece[:, : max(channels.shape[1] - at, 0)]
+    film.left, film.right = channels
+    film.sound = channels.mean(axis=0)
     return film
+
+
+def stretch(sound: Sound, start_s: float, length_s: float) -> Sound:
+    """Return a stretch of a film's sound or channel."""
+    return sound[round(start_s * RATE) : round((start_s + length_s) * RATE)]
