@@ -10,7 +10,7 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, Route, async_playwright
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = Path("/usr/bin/chromium")
 CLIENT = Path(__file__).with_name("client.html")
 FLAGS = (
     "--no-sandbox",
@@ -94,11 +94,11 @@ class Participant:
 
 
 @asynccontextmanager
-async def chromium(*flags: str) -> AsyncIterator[Browser]:
+async def chromium(*flags: str, program: Path = CHROMIUM) -> AsyncIterator[Browser]:
     """Run one headless Chromium."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=[*FLAGS, *flags], timeout=60_000
+            executable_path=program, headless=True, args=[*FLAGS, *flags], timeout=60_000
         )
         try:
             yield browser

@@ -39,11 +39,11 @@ async def joined(api: Api, stage_room: str, one: Participant, other: Participant
     ]
 
 
-@pytest.mark.parametrize("codec", ["video/VP8", "video/H264"])
+@pytest.mark.parametrize("codec", ["video/VP8", "video/H264", "video/VP9"])
 async def test_each_decodes_what_the_other_sends(
     stage: Stage, api: Api, room: str, devices: dict[str, tuple[Path, Path]], call_s: float, codec: str
 ) -> None:
-    await api.room(room)
+    await api.room(room, codecs=[codec, "audio/opus"])
     async with (
         participant(stage.base, *devices[AGENT.identity]) as one,
         participant(stage.base, *devices[CUSTOMER.identity]) as other,

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.async_api import expect
 
 from tests.e2e import peers
 from tests.e2e.api import Api
+from tests.e2e.browser import CHROMIUM, chromium
 from tests.e2e.stage import ROOT, Stage
+from tests.e2e.test_page import invite, opened, sees
 from tests.media.pictures import AGENT, CUSTOMER
 from tests.media.tracks import CameraTrack, MicrophoneTrack
 
@@ -81,3 +84,37 @@ async def test_joining_over_https_from_another_network(
     assert told["decoded"] >= 30
     assert told["sent"] >= 30
     assert told["first_s"] < 3
+
+
+async def test_the_page_comes_back_after_a_network_blip(namespace: str, tmp_path: Path) -> None:
+    """The cable is out for 5 s, longer than the page waits for silence to end, then it is in again."""
+    beyond = tmp_path / "chromium-beyond"
+    beyond.write_text(f'#!/bin/sh\nexec ip netns exec {namespace} {CHROMIUM} "$@"\n')
+    beyond.chmod(0o755)
+    settings = {"http.host": "0.0.0.0", "tls.enabled": True}
+    with Stage(tmp_path / "data", settings) as stage:
+        async with Api(stage.base, stage.key()) as api, chromium(program=beyond) as browser:
+            room = "counter-blip"
+            await api.room(room)
+            agent = await api.token(room, AGENT.identity, AGENT.role)
+            near = await peers.publish(api, room, agent, [CameraTrack(AGENT), MicrophoneTrack(AGENT)])
+            await peers.connected(near)
+            address = (await invite(api, room, "customer", "王五")).replace("127.0.0.1", NEAR)
+            async with opened(browser, address, ignore_https_errors=True) as page:
+                await page.get_by_test_id("join").click()
+                await sees(page, AGENT.identity)
+                connection = page.get_by_test_id("connection")
+                await expect(connection).to_have_text("Connected")
+                ip("-n", namespace, "link", "set", "sf" + namespace.removeprefix("stage"), "down")
+                await asyncio.sleep(5)
+                await expect(connection).to_have_text("Reconnecting")
+                ip("-n", namespace, "link", "set", "sf" + namespace.removeprefix("stage"), "up")
+                began_s = asyncio.get_running_loop().time()
+                await sees(page, AGENT.identity)
+                await expect(connection).to_have_text("Connected")
+                print(f"pictures again {asyncio.get_running_loop().time() - began_s:.1f} s after the cable")
+                watching = await peers.subscribe(api, room, "customer", agent)
+                await watching.first_picture()
+                people = {person["identity"] for person in await api.participants(room)}
+                assert people == {AGENT.identity, "customer"}, "nobody is there twice"
+            await near.close()

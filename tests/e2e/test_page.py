@@ -217,3 +217,22 @@ async def test_it_says_what_is_wrong(api: Api, room: str) -> None:
             await page.get_by_test_id("join").click()
             await shows(page.get_by_test_id("own-tile"), picture="off", sound="off")
             await context.close()
+
+
+async def test_it_names_both_sides_codecs_when_they_share_none(api: Api, room: str) -> None:
+    await api.room(room, codecs=["video/VP9", "audio/opus"])
+    async with chromium() as browser:
+        context = await browser.new_context(locale="en-GB")
+        # A browser without VP9, as some builds of Safari are.
+        await context.add_init_script(
+            "const send = window.fetch; window.fetch = (url, options) => send(url,"
+            " typeof options?.body === 'string' && options.body.startsWith('v=0')"
+            " ? {...options, body: options.body.replaceAll('VP9/90000', 'XVP9/90000')} : options);"
+        )
+        page = await context.new_page()
+        await page.goto(await invite(api, room, "customer", "C"))
+        await page.get_by_test_id("join").click()
+        said = page.locator("[data-testid=banner][data-code=codec_mismatch]")
+        await expect(said).to_contain_text("VP9")
+        await expect(said).to_contain_text("VP8")
+        await context.close()
