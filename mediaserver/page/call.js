@@ -128,6 +128,7 @@ class Other {
 export class Call extends EventTarget {
   #others = new Map();
   #refreshing = 0;
+  #stale = false;
   #ownTile = null;
   #screenTile = null;
   #camera = null;
@@ -205,8 +206,10 @@ export class Call extends EventTarget {
 
   /** Look soon who is there. */
   refresh() {
+    this.#stale = true;
     if (this.#refreshing || this.#left) return;
     this.#refreshing = setTimeout(async () => {
+      this.#stale = false;
       try {
         const { participants } = await this.api.get(`/v1/rooms/${encodeURIComponent(this.room)}/participants`);
         if (!this.#left) this.#update(participants);
@@ -214,6 +217,7 @@ export class Call extends EventTarget {
         this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
       } finally {
         this.#refreshing = 0;
+        if (this.#stale) this.refresh(); // what changed while the answer was on its way is not in it
       }
     }, REFRESH_MS);
   }
