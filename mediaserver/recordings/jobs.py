@@ -4,6 +4,9 @@ Only the control process launches it, with a fixed executor id, so that a new pr
 one left, and with a version raised by hand: by default every changed workflow would orphan its pending runs
 silently. Steps may run twice (the process may die between a step and its record), so each looks first whether
 its work is done. Arguments and results are JSON without secrets and without names: recording ids and numbers.
+
+DBOS polls its tables, which costs 4 % of a core for nothing. So it runs only while something is unfinished:
+it is launched for the first job and taken down when all have ended.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import datetime
 import json
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID
 
@@ -27,12 +31,17 @@ WEBHOOKS = "webhooks"
 WEBHOOKS_AT_ONCE = 16
 """Deliveries under way, those that wait for their next try included; the others queue."""
 POLL_S = 0.5
+REST_S = 10.0
+"""Without a new job for so long, and with none unfinished, DBOS is taken down until the next one, which then
+waits 0.1 s for it."""
 KEPT_DAYS = 7
 FORGET_AT_ONCE = 1000
 FIRST_RETRY_S = 5.0
 LAST_RETRY_S = 3600.0
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Work = Callable[[str], Awaitable[dict[str, Any]]]
 Deliver = Callable[[str, int], Awaitable[bool]]
 
@@ -81,6 +90,16 @@ class Jobs:
         self._loop = asyncio.get_running_loop()
         self._closing = threading.Event()
         self._running: set[asyncio.Task[dict[str, Any]]] = set()
+        self._turning = asyncio.Lock()
+        self._is_up = False
+        self._calls = 0
+        self._called_s = 0.0
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """DBOS runs just now."""
+        return self._is_up
 
     async def launch(self) -> list[str]:
         """Start DBOS; it takes up what an earlier process left. Returns ids of runs of other versions."""
@@ -88,9 +107,44 @@ class Jobs:
         if _jobs is not None:
             raise RuntimeError("another server runs in this process; DBOS is one for all")
         _jobs = self
-        return await asyncio.to_thread(self._launch)
+        async with self._turning:
+            await self._up()
+        return await self._call(self._cancel_stale)
 
-    def _launch(self) -> list[str]:
+    async def _up(self) -> None:
+        await asyncio.to_thread(self._launch)
+        self._is_up = True
+        self._watch = asyncio.create_task(self._rest_when_done(), name="jobs at rest")
+
+    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that needs DBOS in a thread, launching it first if it rests."""
+        async with self._turning:
+            if self._closing.is_set():
+                raise RuntimeError("the server closes: no new jobs")
+            if not self._is_up:
+                await self._up()
+            self._calls += 1
+        try:
+            return await asyncio.to_thread(function, *args, **kwargs)
+        finally:
+            self._calls -= 1
+            self._called_s = time.monotonic()
+
+    async def _rest_when_done(self) -> None:
+        """Take DBOS down once nothing is left to do."""
+        while self._is_up:
+            await asyncio.sleep(REST_S)
+            async with self._turning:
+                if self._calls or self._running or time.monotonic() - self._called_s < REST_S:
+                    continue
+                try:
+                    if not await asyncio.to_thread(_anything_unfinished):
+                        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+                        self._is_up = False
+                except Exception:
+                    _log.exception("the job runner could not be taken to rest; it is tried again")
+
+    def _launch(self) -> None:
         logging.getLogger("dbos").setLevel(logging.WARNING)
         config: DBOSConfig = {
             "name": "shuanglu",
@@ -117,6 +171,8 @@ class Jobs:
             polling_interval_sec=POLL_S,
             on_conflict="always_update",
         )
+
+    def _cancel_stale(self) -> list[str]:
         stale = [
             run.workflow_id
             for run in DBOS.list_workflows(status=list(UNFINISHED))
@@ -133,7 +189,7 @@ class Jobs:
         ``at_once`` is for a composite that followed the call and only has its last seconds to do; all others
         wait in a queue, so that not more are made at once than the machine bears.
         """
-        await asyncio.to_thread(self._start, f"finish-{recording}-{run}", recording, at_once)
+        await self._call(self._start, f"finish-{recording}-{run}", recording, at_once)
 
     def _start(self, workflow: str, recording: str, at_once: bool) -> None:
         with SetWorkflowID(workflow):
@@ -143,8 +199,11 @@ class Jobs:
                 DBOS.enqueue_workflow(QUEUE, finish_recording, recording)
 
     async def forget_old(self) -> int:
-        """Delete what is kept of runs that ended over a week ago, a page at a time; returns how many."""
-        return await asyncio.to_thread(self._forget_old)
+        """Delete what is kept of runs that ended over a week ago, a page at a time; returns how many.
+
+        Only while DBOS runs anyway: at rest nothing is added to what is kept.
+        """
+        return await self._call(self._forget_old) if self._is_up else 0
 
     def _forget_old(self) -> int:
         before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=KEPT_DAYS)
@@ -159,7 +218,7 @@ class Jobs:
 
     async def deliver(self, key_id: str, seq: int) -> None:
         """Deliver an event to an API key's URL in the background; handed over twice it is delivered once."""
-        await asyncio.to_thread(self._start_delivery, key_id, seq)
+        await self._call(self._start_delivery, key_id, seq)
 
     def _start_delivery(self, key_id: str, seq: int) -> None:
         with SetWorkflowID(f"deliver-{key_id}-{seq}"):
@@ -204,11 +263,20 @@ class Jobs:
         self._closing.set()
         for task in list(self._running):
             task.cancel()
-        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+        async with self._turning:
+            if self._watch is not None:
+                self._watch.cancel()
+                await asyncio.gather(self._watch, return_exceptions=True)
+            self._is_up = False
+            await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
         _jobs = None
 
 
 _jobs: Jobs | None = None
+
+
+def _anything_unfinished() -> bool:
+    return bool(DBOS.list_workflows(status=list(UNFINISHED), limit=1))
 
 
 def _bound() -> Jobs:

@@ -1,0 +1,66 @@
+"""DBOS runs only while there is work, and takes work up again after a rest."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mediaserver.recordings import jobs
+from mediaserver.recordings.jobs import Jobs
+
+
+async def test_it_rests_without_work_and_wakes_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "REST_S", 0.05)
+    delivered: asyncio.Queue[int] = asyncio.Queue()
+    finished: asyncio.Queue[str] = asyncio.Queue()
+    may_end = asyncio.Event()
+
+    async def compose(recording: str) -> dict[str, Any]:
+        await may_end.wait()
+        return {"ok": True}
+
+    async def conclude(recording: str) -> dict[str, Any]:
+        await finished.put(recording)
+        return {}
+
+    async def deliver(key_id: str, seq: int) -> bool:
+        await delivered.put(seq)
+        return True
+
+    async def until(up: bool) -> None:
+        while work.is_up is not up:
+            await asyncio.sleep(0.01)
+
+    work = Jobs(
+        f"sqlite:///{tmp_path / 'jobs.sqlite'}",
+        "node-1",
+        compose=compose,
+        conclude=conclude,
+        deliver=deliver,
+        retry_s=1.0,
+        max_parallel=1,
+    )
+    async with asyncio.timeout(30):
+        assert await work.launch() == []
+        await until(False)
+        assert await work.forget_old() == 0, "it does not wake for that"
+        assert not work.is_up
+        await asyncio.gather(*(work.deliver("key", seq) for seq in range(3)))
+        assert {await delivered.get() for _ in range(3)} == {0, 1, 2}
+        await until(False)
+        await work.finish("one", 1, at_once=False)
+        assert work.is_up
+        await asyncio.sleep(0.2)  # several times REST_S: what runs or waits keeps it up
+        assert work.is_up
+        may_end.set()
+        assert await finished.get() == "one"
+        await until(False)
+        await work.finish("two", 1, at_once=True)
+        assert await finished.get() == "two"
+        await work.close()
+        assert not work.is_up
