@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEBIAN_PACKAGES := chromium espeak-ng ffmpeg iproute2 libgcrypt20
 
-.PHONY: help demo serve doctor test unit e2e check lint format types arrows bench deps venv clean
+.PHONY: help demo serve doctor test unit e2e check lint format types arrows bench fuzz aarch64 deps venv clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,15 @@ arrows: venv  ## Who may import whom
 
 bench: venv  ## All benchmarks, as JSON
 	$(BIN)/python -m bench
+
+SECONDS ?= 60
+fuzz: DEBIAN_PACKAGES := clang libclang-rt-dev
+fuzz: venv deps  ## Fuzz all native parsers for SECONDS=60, under sanitizers, guided by coverage
+	nice -n 19 $(BIN)/python -m tests.forwarder.fuzzing coverage $(SECONDS)
+
+aarch64: DEBIAN_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+aarch64: venv deps  ## The forwarder's conformance suite on aarch64: cross-compiled, under qemu
+	nice -n 10 $(BIN)/python -m tests.forwarder.aarch64
 
 deps:
 	@missing=""; for package in $(DEBIAN_PACKAGES); do \

@@ -1,50 +1,112 @@
-"""Build and run the native forwarder's fuzzer: ``python -m tests.forwarder.fuzzing [SECONDS [SEED]]``."""
+"""Build and run the native forwarder's fuzzers around one harness, ``fuzz.c``, with the same seeds.
+
+``python -m tests.forwarder.fuzzing [SECONDS [SEED]]`` builds with the C compiler that is there and mutates
+blindly: that one serves the test suite. ``python -m tests.forwarder.fuzzing coverage [SECONDS]``, which
+``make fuzz`` calls, builds with clang; libFuzzer follows the coverage and goes on from where the last run
+ended (``out/fuzz/corpus``). What it finds is in ``out/fuzz`` then, and the same program run on such a file
+shows it again.
+"""
 
 from __future__ import annotations
 
 import random
+import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from mediaserver.forwarder import build
 from tests.forwarder.ends import rtp, vp8
 
-SANITIZE = (
+SANITIZE: Final = (
     "-g",
     "-O1",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
 )
-HERE = Path(__file__).resolve().parent
+HERE: Final = Path(__file__).resolve().parent
+CORPUS: Final = HERE / "corpus"
+FOUND: Final = HERE.parents[1] / "out" / "fuzz"
+INPUT_BYTES: Final = 1 << 15
+"""As in fuzz.c."""
+BEGIN, WINDOW = 12, 24
+"""A seed is the beginning of a captured call, where its keyframe is, and a window of what came later."""
+PUBLISHER, SUBSCRIBER, CALL = 0, 1, 4
+SEQUENCES_APART: Final = 997
 
 
-def seeds() -> list[bytes]:
-    """Return seed packets: one of each kind that the forwarder reads."""
+def step(packet: bytes, side: int = PUBLISHER, pause: int = 1) -> bytes:
+    """Put a packet as fuzz.c reads it: from whom, and after ``pause``² ms."""
+    return struct.pack("!BH", pause << 3 | side, len(packet)) + packet
+
+
+def split(conversation: bytes) -> list[bytes]:
+    """Take a conversation apart into its steps."""
+    found = []
+    at = 0
+    while at < len(conversation):
+        (size,) = struct.unpack_from("!H", conversation, at + 1)
+        found.append(conversation[at : at + 3 + size])
+        at += 3 + size
+    return found
+
+
+def made() -> bytes:
+    """Return a conversation with one packet of each kind that the forwarder reads, calls between them."""
     from tests.forwarder.test_receiving import KEYFRAMES
     from tests.forwarder.test_resending import nack
     from tests.forwarder.test_rtcp import description, feedback, sender_report
 
     elements = [(1, b"mid"), (3, b"rid"), (4, b"\0\1"), (5, bytes(3)), (6, b"\5"), (7, b"\1")]
-    found = [
-        rtp(1, elements=elements, payload=vp8(True, 5, 6), csrcs=(1, 2), padding=4),
-        rtp(2, elements=elements, payload=vp8(False, 6, 7), two_byte=True),
+    sent = [
+        rtp(1, ssrc=0x1112, elements=elements, payload=vp8(True, 5, 6), csrcs=(1, 2), padding=4),
+        rtp(2, ssrc=0x1112, elements=elements, payload=vp8(False, 6, 7), two_byte=True),
         rtp(3, ssrc=0x9991, payload_type=97, payload=b"\0\1" + vp8(False, 6, 7)),
         rtp(4, ssrc=0x7777, elements=elements),
-        nack(0x2225, (3, 0xFFFF), (200, 1)),
-        nack(0x2224, (3, 0xFFFF)),
-        feedback([1] * 9 + [0] * 3 + [1]),
         sender_report(0x1112) + description(0x1112) + feedback([1, 0] * 9),
         b"\0\1" + bytes(18),
         b"\x16\xfe\xfd" + bytes(13),
     ]
     codecs = {"video/vp8": 1, "video/vp9": 2, "video/h264": 3, "video/av1": 4}
-    for mime, payload, _ in KEYFRAMES:
+    for at, (mime, payload, _) in enumerate(KEYFRAMES):
         if (codec := codecs.get(mime.lower())) and payload:
-            found.append(rtp(5, ssrc=0x1111 + codec, payload=payload))
-    return found
+            sent.append(rtp(5 + at, ssrc=0x1111 + codec, payload=payload))
+    asked = [
+        nack(0x2224, (100, 0xFFFF)),
+        nack(0x2226, (3, 0xFFFF), (200, 1)),
+        feedback([1] * 9 + [0] * 3 + [1]),
+    ]
+    calls = [bytes((number, at, at + 1, 5, *range(8))) for number in range(20) for at in (1, 2)]
+    return b"".join(
+        [*(step(packet) for packet in sent), *(step(packet, SUBSCRIBER, 4) for packet in asked)]
+        + [step(rtp(30000 + at * SEQUENCES_APART, ssrc=0x1112, payload=vp8(True))) for at in range(80)]
+        + [step(call, CALL) for call in calls]
+        + [step(packet, 2) for packet in (rtp(1, ssrc=0x5111, payload=vp8(True)), nack(0x2223, (100, 7)))]
+    )
+
+
+def seeds() -> Iterator[bytes]:
+    """Give all seeds: captured calls in windows, and one conversation that is made up."""
+    yield made()
+    for path in sorted(CORPUS.glob("*.bin")):
+        steps = split(path.read_bytes())
+        for at in range(BEGIN, len(steps), WINDOW):
+            yield b"".join(steps[:BEGIN] + steps[at : at + WINDOW])
+
+
+def write_seeds(directory: Path) -> list[str]:
+    """Write each seed as a file; return their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for at, data in enumerate(seeds()):
+        path = directory / f"seed-{at:03}"
+        path.write_bytes(data[:INPUT_BYTES])
+        paths.append(str(path))
+    return paths
 
 
 def sanitized_library(directory: Path) -> Path:
@@ -52,28 +114,25 @@ def sanitized_library(directory: Path) -> Path:
     return build.compile_library(directory, flags=(*SANITIZE, "-std=gnu11", "-fPIC", "-shared", "-pthread"))
 
 
-def build_fuzzer(directory: Path, library: Path) -> Path:
-    """Compile the fuzzer around a sanitized library."""
+def build_fuzzer(directory: Path, compiler: Sequence[str] = (), flags: Sequence[str] = ()) -> Path:
+    """Compile the harness with all sources, sanitized; ``fuzz.c`` itself includes ``loop.c``."""
     binary = directory / "fuzz"
+    sources = [str(path) for path in build.source_files() if path.suffix == ".c" and path.name != "loop.c"]
     subprocess.run(
         [
-            *(*build.compiler(), *SANITIZE, "-std=gnu11", "-D_GNU_SOURCE", "-pthread", f"-I{build.SOURCES}"),
-            *("-o", str(binary), str(HERE / "fuzz.c"), str(library), f"-Wl,-rpath,{library.parent}"),
+            *(*(compiler or build.compiler()), *SANITIZE, *flags, "-std=gnu11", "-D_GNU_SOURCE", "-pthread"),
+            *(f"-I{build.SOURCES}", "-Wno-unused-function", "-Wl,--wrap=sendmmsg", "-Wl,--wrap=sendmsg"),
+            *("-o", str(binary), str(HERE / "fuzz.c"), *sources),
         ],
         check=True,
     )
     return binary
 
 
-def run_fuzzer(directory: Path, library: Path, seconds: int, seed: int) -> str:
-    """Run it; return its last words. Raises if it finds anything."""
-    paths = []
-    for at, data in enumerate(seeds()):
-        path = directory / f"seed-{at}"
-        path.write_bytes(b"\0" + data)
-        paths.append(str(path))
+def run_fuzzer(directory: Path, seconds: int, seed: int) -> str:
+    """Run the blind one; return its last words. Raises AssertionError if it finds anything."""
     done = subprocess.run(
-        [str(build_fuzzer(directory, library)), str(seconds), str(seed), *paths],
+        [str(build_fuzzer(directory)), str(seconds), str(seed), *write_seeds(directory / "seeds")],
         capture_output=True,
         text=True,
         timeout=seconds + 60,
@@ -84,9 +143,33 @@ def run_fuzzer(directory: Path, library: Path, seconds: int, seed: int) -> str:
     return done.stdout
 
 
-if __name__ == "__main__":
-    duration = int(sys.argv[1]) if len(sys.argv) > 1 else 60
-    drawn = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32)
+def follow_coverage(seconds: int) -> int:
+    """Run libFuzzer on what earlier runs kept and the seeds; return its exit code, 0 if it found nothing."""
+    kept = FOUND / "corpus"
+    kept.mkdir(parents=True, exist_ok=True)
+    binary = build_fuzzer(FOUND, ("clang",), ("-DLIBFUZZER", "-fsanitize=fuzzer"))
+    write_seeds(FOUND / "seeds")
+    return subprocess.run(
+        [
+            *(str(binary), str(kept), str(FOUND / "seeds"), f"-max_total_time={seconds}"),
+            *(f"-max_len={INPUT_BYTES}", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"),
+            *("-reduce_inputs=0", f"-artifact_prefix={FOUND}/"),
+        ],
+        check=False,
+    ).returncode
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the fuzzer that the arguments ask for."""
+    if arguments[:1] == ["coverage"]:
+        return follow_coverage(int(arguments[1]) if len(arguments) > 1 else 60)
+    duration = int(arguments[0]) if arguments else 60
+    drawn = int(arguments[1]) if len(arguments) > 1 else random.randrange(1 << 32)
     print(f"seed {drawn}")
     with tempfile.TemporaryDirectory() as scratch:
-        print(run_fuzzer(Path(scratch), sanitized_library(Path(scratch)), duration, drawn), end="")
+        print(run_fuzzer(Path(scratch), duration, drawn), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
