@@ -429,6 +429,7 @@ int fwd_set_feedback(forwarder_t *f, int64_t number, int32_t interval_ms, uint32
     peer->log.interval_ns = (int64_t)interval_ms * 1000000;
     peer->log.due_ns = f->now_ns + peer->log.interval_ns;
     peer->log.sender_ssrc = sender_ssrc;
+    f->feedback_due_ns = f->now_ns; /* look anew: something may have been logged already */
   }
   forwarder_leave(f);
   forwarder_wake(f);

@@ -212,9 +212,9 @@ struct outbox {
   struct bytes events[2], tapped[2];
   int event_side, tap_side;
   uint32_t event_count, unknown_count, raw_count, loss_count;
-  int64_t tapped_bytes, tap_signalled_ns;
+  int64_t tapped_bytes, tap_signalled_ns, oldest_ns; /* oldest_ns: of the events that wait; 0: none */
   struct tap_loss losses[256];
-  bool signalled;
+  bool signalled, urgent;
 };
 
 struct forwarder {
@@ -228,7 +228,7 @@ struct forwarder {
   struct map peers, streams, routes, bound;
   fwd_crypto_t crypto;
   bool evp;
-  int64_t next_number, now_ns;
+  int64_t next_number, now_ns, feedback_due_ns;
   uint32_t seconds;
   fwd_stats_t stats;
 };
@@ -274,6 +274,8 @@ void feedback_read(const uint8_t *data, uint32_t length, int64_t *reported, int6
 /* outbox.c */
 uint8_t *outbox_event(forwarder_t *f, const fwd_event_t *head);
 void outbox_tap(forwarder_t *f, int32_t track, int64_t arrival_ns, const uint8_t *data, uint32_t size, bool is_rtcp);
+/* When the eventfd is to be written next; INT64_MAX: nothing waits. */
+int64_t outbox_due(const forwarder_t *f);
 void outbox_signal(forwarder_t *f);
 void outbox_free(struct outbox *outbox);
 

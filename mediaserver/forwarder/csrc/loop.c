@@ -10,6 +10,7 @@
 enum { IDLE_MS = 200, ROUNDS = 8, BUSY_DATAGRAMS = 8 };
 #define NAP_NS 1000000
 #define FORWARDER_NICE (-10)
+#define FEEDBACK_SOON_NS 5000000
 
 int64_t monotonic_ns(void) {
   struct timespec now;
@@ -31,22 +32,24 @@ void forwarder_leave(forwarder_t *f) {
   pthread_mutex_unlock(&f->lock);
 }
 
-/* Send the transport-cc feedback that is due; return when the next is, INT64_MAX if never. */
+/* Send the transport-cc feedback that is due, or will be within a moment; return when the next is, INT64_MAX if
+ * never. */
 static int64_t send_feedback(forwarder_t *f) {
-  int64_t due = INT64_MAX;
+  if (f->now_ns < f->feedback_due_ns) return f->feedback_due_ns;
+  f->feedback_due_ns = INT64_MAX;
   for (uint32_t at = 0; at < f->peers.size; at++) {
     struct peer *peer = f->peers.keys[at] ? f->peers.values[at] : NULL;
-    if (!peer || !peer->log.interval_ns) continue;
-    if (f->now_ns >= peer->log.due_ns) {
+    if (!peer || !peer->log.interval_ns || !peer->log.count) continue;
+    if (f->now_ns + FEEDBACK_SOON_NS >= peer->log.due_ns) {
       peer->log.due_ns = f->now_ns + peer->log.interval_ns;
       uint8_t compound[MAX_PACKET_BYTES];
       uint32_t size;
       while (peer_ready(peer) && (size = log_build(&peer->log, compound)))
         peer->stats.feedback_sent += path_send_rtcp(f, peer, compound, size);
     }
-    if (peer->log.due_ns < due) due = peer->log.due_ns;
+    if (peer->log.count && peer->log.due_ns < f->feedback_due_ns) f->feedback_due_ns = peer->log.due_ns;
   }
-  return due;
+  return f->feedback_due_ns;
 }
 
 static void *run(void *argument) {
@@ -79,9 +82,11 @@ static void *run(void *argument) {
     busy = datagrams >= BUSY_DATAGRAMS;
     forwarder_enter(f);
     int64_t due = send_feedback(f);
+    int64_t signal = outbox_due(f);
+    if (signal < due) due = signal;
     timeout = IDLE_MS;
-    if (due != INT64_MAX && (due - f->now_ns) / 1000000 < timeout) timeout = (int)((due - f->now_ns) / 1000000) + 1;
-    if (f->outbox.tapped[f->outbox.tap_side].size && !f->outbox.signalled && timeout > 20) timeout = 20;
+    if (due != INT64_MAX && (due - f->now_ns) / 1000000 < timeout)
+      timeout = due > f->now_ns ? (int)((due - f->now_ns) / 1000000) + 1 : 0;
     forwarder_leave(f);
   }
   return NULL;
@@ -122,6 +127,7 @@ forwarder_t *fwd_open(const int32_t *sockets, const int32_t *families, int32_t c
   f->evp = crypto->evp_new != NULL;
   f->outbox.fd = evented;
   f->peers.seed = f->streams.seed = f->routes.seed = f->bound.seed = seed;
+  f->feedback_due_ns = INT64_MAX;
   f->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   f->sender.slots = malloc((size_t)SEND_SLOTS * SLOT_BYTES);
   bool good = f->wake >= 0 && f->sender.slots;

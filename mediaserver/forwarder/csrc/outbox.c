@@ -5,6 +5,7 @@
 
 enum { MAX_UNKNOWN = 256, MAX_RAW = 1024, MAX_EVENTS = 16384 };
 #define TAP_SIGNAL_NS 20000000ll
+#define REPORT_SIGNAL_NS 100000000ll
 
 static size_t padded(size_t size) { return (size + 7) & ~(size_t)7; }
 
@@ -21,6 +22,9 @@ uint8_t *outbox_event(forwarder_t *f, const fwd_event_t *head) {
     return NULL;
   }
   box->event_count++;
+  if (!box->oldest_ns) box->oldest_ns = f->now_ns;
+  /* Only sender and receiver reports can wait, so that many of them cost one wake-up; they carry their own time. */
+  box->urgent |= head->kind != FWD_EVENT_RTCP || head->a;
   memcpy(room, head, sizeof *head);
   return room + sizeof *head;
 }
@@ -52,11 +56,19 @@ void outbox_tap(forwarder_t *f, int32_t track, int64_t arrival_ns, const uint8_t
   memcpy(room + sizeof head, data, size);
 }
 
+int64_t outbox_due(const forwarder_t *f) {
+  const struct outbox *box = &f->outbox;
+  if (box->signalled) return INT64_MAX;
+  int64_t due = box->oldest_ns ? box->oldest_ns + (box->urgent ? 0 : REPORT_SIGNAL_NS) : INT64_MAX;
+  if (box->loss_count) due = 0;
+  if (box->tapped[box->tap_side].size && box->tap_signalled_ns + TAP_SIGNAL_NS < due)
+    due = box->tap_signalled_ns + TAP_SIGNAL_NS;
+  return due;
+}
+
 void outbox_signal(forwarder_t *f) {
   struct outbox *box = &f->outbox;
-  if (box->signalled) return;
-  bool tapped = box->tapped[box->tap_side].size && f->now_ns - box->tap_signalled_ns >= TAP_SIGNAL_NS;
-  if (!box->event_count && !tapped && !box->loss_count) return;
+  if (f->now_ns < outbox_due(f)) return;
   box->tap_signalled_ns = f->now_ns;
   box->signalled = true;
   uint64_t one = 1;
@@ -78,7 +90,8 @@ int64_t fwd_take_events(forwarder_t *f, const uint8_t **data) {
   uint64_t count;
   ssize_t got = read(box->fd, &count, sizeof count); /* EAGAIN: it was not signalled */
   (void)got;
-  box->signalled = false;
+  box->signalled = box->urgent = false;
+  box->oldest_ns = 0;
   struct bytes *full = &box->events[box->event_side];
   box->event_side ^= 1;
   box->events[box->event_side].size = 0;

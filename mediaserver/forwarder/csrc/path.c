@@ -3,7 +3,7 @@
 
 #include <time.h>
 
-enum { SENDER_REPORT = 200, BYE = 203, TRANSPORT_FEEDBACK = 205, NACK = 1, TRANSPORT_CC = 15 };
+enum { SENDER_REPORT = 200, DESCRIPTION = 202, BYE = 203, TRANSPORT_FEEDBACK = 205, NACK = 1, TRANSPORT_CC = 15 };
 
 struct peer *path_peer(forwarder_t *f, const uint8_t *name, int socket) {
   struct peer *peer = map_get(&f->bound, name_key(&f->bound, name, socket));
@@ -262,7 +262,10 @@ static void receive_rtp(forwarder_t *f, struct peer *peer, uint8_t *data, int le
   }
   if (peer->transport_cc_id) {
     const struct element *number = rtp_element(&rtp, peer->transport_cc_id);
-    if (number && number->length >= 2) log_add(&peer->log, get16(data + number->at), arrival_ns, ssrc);
+    if (number && number->length >= 2) {
+      log_add(&peer->log, get16(data + number->at), arrival_ns, ssrc);
+      if (peer->log.interval_ns && peer->log.due_ns < f->feedback_due_ns) f->feedback_due_ns = peer->log.due_ns;
+    }
   }
   if (fresh) announce(f, peer, &rtp);
   path_dispatch(f, peer, source, &rtp);
@@ -311,7 +314,7 @@ static void receive_rtcp(forwarder_t *f, struct peer *peer, uint8_t *data, int l
     return;
   }
   int32_t tracks[MAX_SSRCS];
-  bool deliver = false;
+  bool deliver = false, urgent = false;
   for (uint32_t at = 0, step; at < size; at += step) {
     const uint8_t *packet = data + at;
     step = 4u * (get16(packet + 2) + 1u);
@@ -321,11 +324,12 @@ static void receive_rtcp(forwarder_t *f, struct peer *peer, uint8_t *data, int l
       if (route)
         answer_nack(f, route, packet, step);
       else
-        deliver = true;
+        deliver = urgent = true;
     } else if (type == TRANSPORT_FEEDBACK && format == TRANSPORT_CC) {
       feedback_read(packet, step, &peer->stats.transport_cc_reported, &peer->stats.transport_cc_lost);
     } else {
       deliver = true;
+      urgent |= type < SENDER_REPORT || type > DESCRIPTION;
       if (type != SENDER_REPORT && type != BYE) continue;
       struct source *source = peer_source(peer, get32(packet + 4));
       struct stream *stream = source && source->role == ROLE_MEDIA ? source->stream : NULL;
@@ -337,7 +341,7 @@ static void receive_rtcp(forwarder_t *f, struct peer *peer, uint8_t *data, int l
   }
   for (uint32_t i = 0; i < track_count; i++) outbox_tap(f, tracks[i], arrival_ns, data, size, true);
   if (deliver) {
-    fwd_event_t event = {.kind = FWD_EVENT_RTCP, .size = size, .number = peer->number, .at_ns = arrival_ns};
+    fwd_event_t event = {.kind = FWD_EVENT_RTCP, .size = size, .number = peer->number, .a = urgent, .at_ns = arrival_ns};
     uint8_t *room = outbox_event(f, &event);
     if (room) memcpy(room, data, size);
   }
