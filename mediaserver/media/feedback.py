@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mediaserver.forwarder.interface import RouteStats, StreamStats
 from recorder import rtcp
+from recorder.rtp import RtpError
 
 SERVER_SSRC = 1
 """SSRC of our own feedback, as libwebrtc uses 1 for a sender without media."""
@@ -32,6 +33,28 @@ a burst of 3-10 times a frame."""
 
 EAGER_REQUESTS = 6
 """After so many unanswered requests the caller asks once a second only."""
+
+
+def heeded(data: bytes, kinds: frozenset[int]) -> list[rtcp.RtcpPacket]:
+    """Return the packets of a compound whose packet type is one of ``kinds``; others are only stepped over.
+
+    Most of what clients send (receiver reports, CNAMEs) decides nothing here. Raises RtpError as
+    ``rtcp.parse``, of the frames and of what is wanted.
+    """
+    packets: list[rtcp.RtcpPacket] = []
+    at, size = 0, len(data)
+    while at < size:
+        if size - at < 4 or data[at] >> 6 != 2:
+            raise RtpError("header", f"{size - at} bytes left, or not version 2")
+        end = at + 4 + 4 * (data[at + 2] << 8 | data[at + 3])
+        if end > size:
+            raise RtpError("length", f"{end - at} bytes announced, {size - at} left")
+        if data[at + 1] in kinds:
+            packets += rtcp.parse(data[at:end])
+        at = end
+    if not size:
+        raise RtpError("header", "no bytes")
+    return packets
 
 
 @dataclass(slots=True)

@@ -66,5 +66,4 @@ class Link:
     dtls: DtlsEndpoint
     credentials: Credentials
     state: LinkState = LinkState.CONNECTING
-    last_received_ns: int = 0
     extensions: dict[str, int] = field(default_factory=dict)

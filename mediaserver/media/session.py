@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from mediaserver.forwarder.interface import NewSsrc, Rtcp
 from mediaserver.ipc import IpcError
 from mediaserver.media import answer
 from mediaserver.media.answer import MediaAnswer
-from mediaserver.media.feedback import SERVER_SSRC, RateByLoss
+from mediaserver.media.feedback import SERVER_SSRC, RateByLoss, heeded
 from mediaserver.media.link import Link, LinkState
 from mediaserver.media.publication import Publication, Sender
 from mediaserver.media.sdp import Codec, IceFragment, MediaOffer, Offer
@@ -50,6 +50,8 @@ class Session:
     sdp: str = field(default="", repr=False)
     _link: Link | None = None
     kind = "session"
+    heeds: ClassVar[frozenset[int]] = frozenset()
+    """Types of the RTCP packets that say something to us."""
 
     @property
     def link(self) -> Link:
@@ -97,11 +99,12 @@ class Session:
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound of the client; what is malformed is counted."""
         try:
-            packets = rtcp.parse(event.data)
+            packets = heeded(event.data, self.heeds)
         except RtpError:
             self.transport.counters.rtcp_malformed += 1
             return
-        self.take_rtcp(packets, event.arrival_ns)
+        if packets:
+            self.take_rtcp(packets, event.arrival_ns)
 
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
         """Act on the client's reports."""
@@ -118,6 +121,7 @@ class PublishSession(Session):
     """A client that sends: one source, at most one audio and one video track."""
 
     kind = "publish"
+    heeds: ClassVar[frozenset[int]] = frozenset({rtcp.SR})
 
     def open(
         self, offer: Offer, room_codecs: list[str], source: str, sender: Sender, taps: list[int]
@@ -222,6 +226,7 @@ class SubscribeSession(Session):
     """A client that receives the tracks of one participant."""
 
     kind = "subscribe"
+    heeds: ClassVar[frozenset[int]] = frozenset({rtcp.PSFB})
     target: str = ""
     hidden: bool = False
 

@@ -33,8 +33,7 @@ from mediaserver.media.link import Link, LinkOwner, LinkState, RouteOwner, Strea
 from mediaserver.media.sdp import IceFragment, MediaOffer
 
 TICK_S = 0.02
-"""While something is asked for again (NACK, keyframe, handshake)."""
-REST_S = 0.1
+"""While something is asked for again (NACK, keyframe, handshake); else the timer comes once a second."""
 FEEDBACK_MS = 50
 """Between two transport-cc feedback packets; libwebrtc's receivers use 50-250 ms."""
 
@@ -93,7 +92,7 @@ class Transport:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.forwarder.event_fd, self._drain)
         self._each_second = list(each_second)
-        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._tick()
 
     def close(self) -> None:
         """Stop and free the forwarder; links are told nothing any more."""
@@ -114,6 +113,7 @@ class Transport:
         link = Link(session, peer, owner, dtls, credentials)
         self.links[session] = self._by_peer[peer] = link
         self._shaking.add(session)
+        self._hurry()
         return link
 
     def local(self, link: Link) -> Local:
@@ -163,10 +163,13 @@ class Transport:
         """Have the owner of ``stream`` asked for its due work soon."""
         if stream in self._streams:
             self._busy.add(stream)
-            loop, timer = self._loop, self._timer
-            if loop is not None and timer is not None and timer.when() - loop.time() > TICK_S:
-                timer.cancel()
-                self._timer = loop.call_later(TICK_S, self._tick)
+            self._hurry()
+
+    def _hurry(self) -> None:
+        loop, timer = self._loop, self._timer
+        if loop is not None and timer is not None and timer.when() - loop.time() > TICK_S:
+            timer.cancel()
+            self._timer = loop.call_later(TICK_S, self._tick)
 
     def take_tapped(self) -> None:
         """Hand everything tapped so far to the recordings now."""
@@ -291,14 +294,15 @@ class Transport:
         if now - self._second_ns >= SECOND_NS:
             self._second_ns = now
             self._second(now)
-        delay = TICK_S if self._busy or self._shaking else REST_S
+        until_second_s = (self._second_ns + SECOND_NS - time.monotonic_ns()) / SECOND_NS
+        delay = TICK_S if self._busy or self._shaking else max(TICK_S, until_second_s)
         self._timer = self._loop.call_later(delay, self._tick)
 
     def _second(self, now: int) -> None:
-        for link in list(self.links.values()):
-            link.last_received_ns = self.forwarder.peer_stats(link.peer).last_received_ns
-            self.ice.saw_media(link.session, link.last_received_ns)
-        for session, state in self.ice.handle_timer(now):
+        def heard_ns(session: str) -> int:
+            return self.forwarder.peer_stats(self.links[session].peer).last_received_ns
+
+        for session, state in self.ice.handle_timer(now, heard_ns):
             found = self.links.get(session)
             if found is None:
                 continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
+
 from mediaserver.forwarder.interface import RouteStats, StreamStats
 from mediaserver.media.feedback import (
     GIVE_UP_NS,
@@ -18,8 +20,10 @@ from mediaserver.media.feedback import (
     RateByLoss,
     ReceptionReporter,
     forwarded_report,
+    heeded,
 )
 from recorder import rtcp
+from recorder.rtp import RtpError
 
 NOW = 1_000 * SECOND_NS
 
@@ -125,3 +129,17 @@ def test_rate_falls_with_loss_and_recovers() -> None:
     for _ in range(60):
         rate.update(255)
     assert rate.bps == rate.floor_bps
+
+
+def test_only_what_is_heeded_is_read() -> None:
+    pli = rtcp.PictureLossIndication(1, 9)
+    sdes = rtcp.SourceDescription.of_cname(1, "name")
+    whole = rtcp.build([rtcp.ReceiverReport(1), sdes, pli])
+    assert heeded(whole, frozenset({rtcp.PSFB})) == [pli]
+    assert heeded(whole, frozenset({rtcp.SR})) == []
+    for length in range(len(whole)):
+        if length % 4 or length == 0:
+            with pytest.raises(RtpError):
+                heeded(whole[:length], frozenset({rtcp.PSFB}))
+    with pytest.raises(RtpError):
+        heeded(b"\x40" + whole[1:], frozenset())

@@ -14,8 +14,8 @@ from mediaserver.media.ice import (
     Credentials,
     IceAgent,
     IceState,
-    is_well_formed,
 )
+from mediaserver.media.stun import StunError, read
 
 HERE = ("192.0.2.1", 4000)
 ELSEWHERE = ("192.0.2.1", 4001)
@@ -96,7 +96,8 @@ def test_attribute_running_over_the_end_is_malformed() -> None:
     _, local = agent()
     data = bytearray(check(local))
     data[22:24] = (4000).to_bytes(2, "big")
-    assert not is_well_formed(bytes(data))
+    with pytest.raises(StunError):
+        read(bytes(data))
 
 
 def test_answer_carries_address_integrity_and_fingerprint() -> None:
@@ -145,11 +146,16 @@ def test_states_follow_checks_and_media() -> None:
     ice, local = agent()
     ice.receive(check(local, nominate=True), HERE, NOW)
     assert ice.state("s") is IceState.CONNECTED
-    ice.saw_media("s", NOW + 5 * SECOND_NS)
-    assert ice.handle_timer(NOW + DISCONNECTED_NS + SECOND_NS) == []
+
+    def heard_ns(session: str) -> int:
+        return NOW + 5 * SECOND_NS
+
+    assert ice.handle_timer(NOW + DISCONNECTED_NS + SECOND_NS, heard_ns) == []
     later = NOW + 5 * SECOND_NS + DISCONNECTED_NS + 1
-    assert ice.handle_timer(later) == [("s", IceState.DISCONNECTED)]
-    assert ice.handle_timer(later) == []
+    assert ice.handle_timer(later, heard_ns) == [("s", IceState.DISCONNECTED)]
+    assert ice.handle_timer(later, heard_ns) == []
+    assert ice.handle_timer(later, lambda session: later) == [("s", IceState.CONNECTED)]
+    assert ice.handle_timer(later, heard_ns) == [("s", IceState.DISCONNECTED)]
     ice.receive(check(local), HERE, later)
     assert ice.handle_timer(later) == [("s", IceState.CONNECTED)]
     assert ice.handle_timer(later + 31 * SECOND_NS) == [("s", IceState.EXPIRED)]
@@ -158,9 +164,10 @@ def test_states_follow_checks_and_media() -> None:
 def test_media_does_not_renew_consent() -> None:
     ice, local = agent()
     ice.receive(check(local), HERE, NOW)
-    for second in range(31):
-        ice.saw_media("s", NOW + second * SECOND_NS)
-    assert ice.handle_timer(NOW + 31 * SECOND_NS) == [("s", IceState.EXPIRED)]
+    assert ice.handle_timer(NOW + 29 * SECOND_NS, lambda session: NOW + 29 * SECOND_NS) == []
+    assert ice.handle_timer(NOW + 31 * SECOND_NS, lambda session: NOW + 31 * SECOND_NS) == [
+        ("s", IceState.EXPIRED)
+    ]
 
 
 def test_session_without_a_check_expires() -> None:
@@ -206,3 +213,17 @@ def test_responses_and_indications_are_ignored() -> None:
         message.add_message_integrity(local.password.encode())
         assert ice.receive(bytes(message), HERE, NOW).reply is None
     assert ice.counters.ignored == 3
+
+
+def test_what_follows_the_integrity_is_not_believed() -> None:
+    ice, local = agent()
+    ice.receive(check(local, nominate=True), HERE, NOW)
+    message = stun.parse_message(check(local))
+    integrity = message.attributes.pop("MESSAGE-INTEGRITY")
+    message.attributes.pop("FINGERPRINT")
+    message.attributes.update({"MESSAGE-INTEGRITY": integrity, "USE-CANDIDATE": None})
+    message.add_fingerprint()
+    result = ice.receive(bytes(message), ELSEWHERE, NOW)
+    assert result.session == "s"
+    assert not result.bind
+    assert ice.place("s") == (HERE, 0)
