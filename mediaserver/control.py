@@ -27,7 +27,7 @@ from mediaserver import addresses, tls
 from mediaserver.api.app import build
 from mediaserver.api.models import AutoRecording, RecordingStart
 from mediaserver.errors import Refused
-from mediaserver.events import EventLog
+from mediaserver.events import Envelope, EventLog
 from mediaserver.invites import Brake
 from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.metrics import Metrics
@@ -90,7 +90,7 @@ class Control:
             is_revoked=lambda tenant, token_id: (tenant, token_id) in self._revoked,
         )
         self.workers = Workers(
-            settings, on_up=self._worker_up, on_event=self._worker_event, on_death=self._worker_died
+            settings, on_up=self._worker_up, on_events=self._worker_events, on_death=self._worker_died
         )
         self.rooms = Rooms(self.workers, self.store, self.database)
         self.recordings = Recordings(
@@ -218,6 +218,7 @@ class Control:
         await self.webhooks.close()
         await self._jobs.close()
         await self.finishing.close()
+        await self.events.settle()
         await self.database.run(self.catalog.close)
         await self.database.run(self.store.close)
         self.database.close()
@@ -318,14 +319,31 @@ class Control:
     async def _worker_up(self, worker: Worker) -> None:
         self.rooms.adopt(worker)
 
-    async def _worker_event(self, worker: Worker, event: JsonObject) -> None:
+    async def _worker_events(self, worker: Worker, events: list[JsonObject]) -> None:
+        """Take what a worker tells; returns when all of it is in the log. One bad event spoils no other."""
+        logged: list[asyncio.Future[Envelope]] = []
+        joined: dict[tuple[str, str], Room] = {}
+        for event in events:
+            try:
+                logged.append(await self._worker_event(worker, event))
+            except Exception:
+                _log.exception("an event of worker %d is lost", worker.index)
+                continue
+            room = self.rooms.get(str(event.get("tenant", "")), str(event.get("room", "")))
+            if room is not None and event["type"] in ("participant.joined", "track.started"):
+                joined[room.key] = room
+        await asyncio.gather(*logged)
+        for room in joined.values():
+            await self._start_automatically(room)
+
+    async def _worker_event(self, worker: Worker, event: JsonObject) -> asyncio.Future[Envelope]:
         kind, data = str(event["type"]), dict(event.get("data", {}))
         tenant, name = str(event.get("tenant", "")), str(event.get("room", ""))
         room = self.rooms.get(tenant, name)
         if room is not None and room.worker == worker.index:
             self.rooms.observe(room, kind, data)
             await self.recordings.observe(room, kind, {**data, **_recording_of(event)})
-        await self.events.append(
+        return self.events.put(
             kind,
             tenant=tenant,
             room=name,
@@ -333,8 +351,6 @@ class Control:
             actor=str(data.get("identity") or f"worker:{worker.index}"),
             data=data,
         )
-        if room is not None and kind in ("participant.joined", "track.started"):
-            await self._start_automatically(room)
 
     def _recording_in(self, tenant: str, room: str) -> str | None:
         return next((active.entry.id for active in self.recordings.in_room(tenant, room)), None)

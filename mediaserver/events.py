@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,10 @@ from recorder.clock import rfc3339
 from recorder.ids import uuid7
 
 Envelope = dict[str, Any]
+Row = dict[str, Any]
+AT_ONCE = 100
+"""Events in one transaction."""
+_INSERT = table.insert().returning(table.c.seq, sort_by_parameter_order=True)
 FOLLOWER_QUEUE = 1000
 """Events kept for one slow follower; beyond it the stream ends and is taken up again by seq."""
 
@@ -55,7 +60,8 @@ class EventLog:
         self._store = store
         self._database = database
         self._followers: set[Follower] = set()
-        self._order = asyncio.Lock()
+        self._waiting: deque[tuple[Envelope, Row, asyncio.Future[Envelope]]] = deque()
+        self._writing: asyncio.Task[None] | None = None
 
     async def append(
         self,
@@ -68,6 +74,23 @@ class EventLog:
         data: dict[str, Any] | None = None,
     ) -> Envelope:
         """Write one event; it is durable and has its ``seq`` when this returns."""
+        return await self.put(kind, tenant=tenant, room=room, recording=recording, actor=actor, data=data)
+
+    def put(
+        self,
+        kind: str,
+        *,
+        tenant: str,
+        room: str | None = None,
+        recording: str | None = None,
+        actor: str = "server",
+        data: dict[str, Any] | None = None,
+    ) -> asyncio.Future[Envelope]:
+        """Hand one event over; it is durable and has its ``seq`` when the future is done.
+
+        Events keep the order in which they were handed over. Those that wait for the disk together are
+        written in one transaction.
+        """
         event: Envelope = {
             "id": str(uuid7()),
             "seq": 0,
@@ -79,27 +102,46 @@ class EventLog:
             "actor": actor,
             "data": data or {},
         }
-        async with self._order:  # followers see events in the order of seq
-            event["seq"] = await self._database.run(self._insert, event)
-            for follower in self._followers:
-                follower.offer(event)
-        return event
-
-    def _insert(self, event: Envelope) -> int:
         body = {name: event[name] for name in ("id", "time", "actor", "data")}
+        row: Row = {
+            "tenant": tenant,
+            "type": kind,
+            "room": room,
+            "recording": recording,
+            "sealed": self._store.key.seal(body, "events.sealed"),
+        }
+        future: asyncio.Future[Envelope] = asyncio.get_running_loop().create_future()
+        self._waiting.append((event, row, future))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write(), name="event log")
+        return future
+
+    async def settle(self) -> None:
+        """Wait until everything handed over is written."""
+        if self._writing is not None:
+            await self._writing
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
+            try:
+                numbers = await self._database.run(self._insert, [row for _, row, _ in batch])
+            except Exception as error:  # it belongs to those who wait for it
+                for _, _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (event, _, future), number in zip(batch, numbers, strict=True):
+                event["seq"] = number
+                for follower in self._followers:
+                    follower.offer(event)
+                if not future.done():
+                    future.set_result(event)
+        self._writing = None
+
+    def _insert(self, rows: list[Row]) -> list[int]:
         with self._store.engine.begin() as connection:
-            result = connection.execute(
-                table.insert().values(
-                    tenant=event["tenant"],
-                    type=event["type"],
-                    room=event["room"],
-                    recording=event["recording"],
-                    sealed=self._store.key.seal(body, "events.sealed"),
-                )
-            )
-            key = result.inserted_primary_key
-        assert key is not None
-        return int(key[0])
+            return [int(number) for number in connection.scalars(_INSERT, rows)]
 
     async def after(
         self,

@@ -310,12 +310,29 @@ class IpcClient:
         An event is acknowledged when the loop's body is done with it (the next one is asked for), so one
         whose processing control did not survive comes again.
         """
-        return self._iterate()
+        return self._one_by_one()
 
-    async def _iterate(self) -> AsyncIterator[JsonObject]:
-        while (item := await self._queue.get()) is not None:
-            epoch, number, event = item
+    async def _one_by_one(self) -> AsyncIterator[JsonObject]:
+        async for (event,) in self.batches(1):
             yield event
+
+    async def batches(self, limit: int = EVENT_WINDOW) -> AsyncIterator[list[JsonObject]]:
+        """Iterate over ``events`` by what has come, at most ``limit`` at a time, acknowledged together."""
+        ended = False
+        while not ended and (item := await self._queue.get()) is not None:
+            epoch, number, event = item
+            batch = [event]
+            while len(batch) < limit and not self._queue.empty():
+                following = self._queue.get_nowait()
+                if following is None:
+                    ended = True
+                    break
+                if following[0] != epoch:  # of another server process: numbered anew
+                    yield batch
+                    batch, epoch = [], following[0]
+                number = following[1]
+                batch.append(following[2])
+            yield batch
             if self._writer is not None and epoch == self.epoch:
                 self._writer.write(encode_line({"ack": number}))
 

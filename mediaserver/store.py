@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -82,6 +81,20 @@ webhooks = sa.Table(
 )
 
 ANSWERS_KEPT_S = 24 * 3600
+SWEEP_S = 60
+"""Between two looks for expired tokens."""
+
+# Statements of every join, put together once: that costs more than running them.
+_KNOWN_TOKEN = sa.select(issued.c.token_id).where(
+    issued.c.tenant == sa.bindparam("of"), issued.c.token_id == sa.bindparam("id")
+)
+_NEW_TOKEN = issued.insert()
+_UPDATE_ROOM = (
+    rooms.update()
+    .where(rooms.c.tenant == sa.bindparam("of"), rooms.c.name == sa.bindparam("called"))
+    .values(sealed=sa.bindparam("seal"))
+)
+_NEW_ROOM = rooms.insert()
 
 
 class Database:
@@ -92,7 +105,7 @@ class Database:
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``call`` in the database thread, after all calls handed over before it."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args, **kwargs))
+        return await asyncio.wrap_future(self._thread.submit(call, *args, **kwargs))
 
     def close(self) -> None:
         """Finish what was handed over and end the thread."""
@@ -113,6 +126,7 @@ class Store:
     def __init__(self, url: str, key: FieldKey) -> None:
         migrate(url)
         self.key = key
+        self._swept_s = 0
         self.engine = sa.create_engine(url)
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", durable_sqlite)
@@ -159,21 +173,20 @@ class Store:
 
     def note_token(self, tenant: str, token_id: str, room: str, identity: str, expires_s: int) -> None:
         """Remember that a token was given to, or used by, a participant."""
+        row = {
+            "token_id": token_id,
+            "tenant": tenant,
+            "participant": self._participant(room, identity),
+            "expires_s": expires_s,
+            "revoked": False,
+        }
+        now = int(time.time())
         with self.engine.begin() as connection:
-            connection.execute(issued.delete().where(issued.c.expires_s < int(time.time()) - 3600))
-            known = sa.select(issued.c.token_id).where(
-                issued.c.tenant == tenant, issued.c.token_id == token_id
-            )
-            if connection.execute(known).first() is None:
-                connection.execute(
-                    issued.insert().values(
-                        token_id=token_id,
-                        tenant=tenant,
-                        participant=self._participant(room, identity),
-                        expires_s=expires_s,
-                        revoked=False,
-                    )
-                )
+            if now - self._swept_s >= SWEEP_S:
+                self._swept_s = now
+                connection.execute(issued.delete().where(issued.c.expires_s < now - 3600))
+            if connection.execute(_KNOWN_TOKEN, {"of": tenant, "id": token_id}).first() is None:
+                connection.execute(_NEW_TOKEN, row)
 
     def revoke_participant(self, tenant: str, room: str, identity: str) -> list[str]:
         """Revoke every token a participant is known to have; returns their ids."""
@@ -212,10 +225,10 @@ class Store:
     def put_room(self, tenant: str, name: str, state: dict[str, Any]) -> None:
         """Write a room's settings and seats."""
         sealed = self.key.seal(state, "rooms.sealed")
-        mine = (rooms.c.tenant == tenant, rooms.c.name == name)
+        mine = {"of": tenant, "called": name}
         with self.engine.begin() as connection:
-            if connection.execute(rooms.update().where(*mine).values(sealed=sealed)).rowcount == 0:
-                connection.execute(rooms.insert().values(tenant=tenant, name=name, sealed=sealed))
+            if connection.execute(_UPDATE_ROOM, {**mine, "seal": sealed}).rowcount == 0:
+                connection.execute(_NEW_ROOM, {"tenant": tenant, "name": name, "sealed": sealed})
 
     def drop_room(self, tenant: str, name: str) -> None:
         """Forget a closed room."""

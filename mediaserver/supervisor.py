@@ -82,7 +82,8 @@ class Workers:
     """All workers of this machine.
 
     ``on_up(worker)`` is awaited when one was started or adopted, before its first event;
-    ``on_event(worker, event)`` for each event, in order per worker, acknowledged when it returns;
+    ``on_events(worker, events)`` for the events that have come, in order per worker, acknowledged when it
+    returns;
     ``on_death(death)`` once all events of a dead worker are processed, while its replacement starts. An
     exception in one of them is logged and changes nothing.
     """
@@ -92,12 +93,12 @@ class Workers:
         settings: Settings,
         *,
         on_up: Callable[[Worker], Awaitable[None]] = _nothing,
-        on_event: Callable[[Worker, JsonObject], Awaitable[None]] = _nothing,
+        on_events: Callable[[Worker, list[JsonObject]], Awaitable[None]] = _nothing,
         on_death: Callable[[Death], Awaitable[None]] = _nothing,
         command: Sequence[str] = (sys.executable, "-m", "mediaserver.media.worker"),
     ) -> None:
         self._settings = settings
-        self._on_up, self._on_event, self._on_death = on_up, on_event, on_death
+        self._on_up, self._on_events, self._on_death = on_up, on_events, on_death
         self._command = list(command)
         self._count = settings.media.workers or len(os.sched_getaffinity(0))
         self._workers: dict[int, Worker] = {}
@@ -319,8 +320,8 @@ class Workers:
         )
 
     async def _follow(self, worker: Worker) -> None:
-        async for event in worker.client.events:
-            await self._tell(self._on_event(worker, event), "on_event")
+        async for events in worker.client.batches():
+            await self._tell(self._on_events(worker, events), "on_events")
 
     async def _watch(self, worker: Worker, events: asyncio.Task[None]) -> None:
         """Wait for a worker's death, tell it, and start its replacement."""

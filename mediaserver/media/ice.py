@@ -209,8 +209,8 @@ class IceAgent:
     ) -> list[tuple[str, IceState]]:
         """Return the sessions whose state time has changed; an expired one is to be removed by the caller.
 
-        ``heard_ns`` is asked of sessions without a recent check: when did authenticated packets last come? Who
-        is heard is not disconnected; consent is not renewed by it.
+        ``heard_ns`` is asked of sessions without a recent check: when did authenticated packets last come?
+        Who is heard is not disconnected; consent is not renewed by it.
         """
         changes: list[tuple[str, IceState]] = []
         for leg in self._legs.values():

@@ -43,8 +43,8 @@ class Seen:
         self.up.append(worker)
         self._note("up")
 
-    async def on_event(self, worker: Worker, event: JsonObject) -> None:
-        self.events.append(event)
+    async def on_events(self, worker: Worker, events: list[JsonObject]) -> None:
+        self.events += events
         self._note("event")
 
     async def on_death(self, death: Death) -> None:
@@ -64,7 +64,7 @@ class Seen:
 
 def workers_with(settings: Settings, seen: Seen) -> Workers:
     return Workers(
-        settings, on_up=seen.on_up, on_event=seen.on_event, on_death=seen.on_death, command=COMMAND
+        settings, on_up=seen.on_up, on_events=seen.on_events, on_death=seen.on_death, command=COMMAND
     )
 
 
