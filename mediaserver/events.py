@@ -24,7 +24,7 @@ Envelope = dict[str, Any]
 Row = dict[str, Any]
 AT_ONCE = 100
 """Events in one transaction."""
-_INSERT = table.insert().returning(table.c.seq, sort_by_parameter_order=True)
+_INSERT = table.insert()
 FOLLOWER_QUEUE = 1000
 """Events kept for one slow follower; beyond it the stream ends and is taken up again by seq."""
 
@@ -140,8 +140,13 @@ class EventLog:
         self._writing = None
 
     def _insert(self, rows: list[Row]) -> list[int]:
+        numbers = []
         with self._store.engine.begin() as connection:
-            return [int(number) for number in connection.scalars(_INSERT, rows)]
+            for row in rows:
+                key = connection.execute(_INSERT, row).inserted_primary_key
+                assert key is not None
+                numbers.append(int(key[0]))
+        return numbers
 
     async def after(
         self,

@@ -24,6 +24,8 @@ MIN_SECRET_BYTES = 32
 SERVER_AUDIENCE = "shuanglu/server"
 CLIENT_AUDIENCE = "shuanglu/client"
 SESSION_AUDIENCE = "shuanglu/session"
+PROVEN_KEPT = 2_000
+"""Tokens whose signature need not be checked again: a client shows the same one with every request."""
 MAX_TEXT = 256
 """Characters of an identity, room, role or name."""
 
@@ -181,6 +183,7 @@ class Tokens:
         self._server_max_s = server_max_s
         self._client_max_s = client_max_s
         self._is_revoked = is_revoked
+        self._proven: dict[str, tuple[ApiKey, dict[str, Any]]] = {}
         for key_id, secret in [
             *((key.id, key.secret) for key in self._keys.values()),
             ("session", session_key),
@@ -204,13 +207,7 @@ class Tokens:
     def verify(self, token: str, now_s: float | None = None) -> Principal:
         """Return who bears this token (server or client); TokenError if it does not hold at ``now_s``."""
         now = time.time() if now_s is None else now_s
-        header = self._header(token)
-        key = self._keys.get(header["kid"]) if isinstance(header.get("kid"), str) else None
-        if key is None:
-            raise TokenError("token_invalid", "the token names no API key of this server (kid)")
-        claims = self._claims(token, key.secret, (SERVER_AUDIENCE, CLIENT_AUDIENCE))
-        if claims.get("iss") != key.id:
-            raise TokenError("token_invalid", "the token's issuer (iss) is not its key (kid)")
+        key, claims = self._proven.get(token) or self._prove(token)
         if claims["aud"] == SERVER_AUDIENCE:
             expires_at = self._times(claims, now, self._server_max_s)
             principal = Principal(
@@ -220,6 +217,20 @@ class Tokens:
             expires_at = self._times(claims, now, self._client_max_s)
             principal = self._participant(claims, key.tenant, "client", key.id, expires_at)
         return self._not_revoked(principal)
+
+    def _prove(self, token: str) -> tuple[ApiKey, dict[str, Any]]:
+        """Return the key that signed a token and its claims, whose times are still to be checked."""
+        header = self._header(token)
+        key = self._keys.get(header["kid"]) if isinstance(header.get("kid"), str) else None
+        if key is None:
+            raise TokenError("token_invalid", "the token names no API key of this server (kid)")
+        claims = self._claims(token, key.secret, (SERVER_AUDIENCE, CLIENT_AUDIENCE))
+        if claims.get("iss") != key.id:
+            raise TokenError("token_invalid", "the token's issuer (iss) is not its key (kid)")
+        if len(self._proven) >= PROVEN_KEPT:
+            del self._proven[next(iter(self._proven))]
+        self._proven[token] = key, claims
+        return key, claims
 
     def mint_client(self, tenant: str, **participant: Any) -> tuple[str, Principal]:
         """Mint a client token with a tenant's key; arguments and errors as ``client_token``."""

@@ -256,7 +256,7 @@ class Service:
 
     def _entered(self, session: Session, room: Room) -> JsonObject:
         self.sessions[session.id] = (session, room)
-        _log.info(
+        _log.debug(  # the event log has it once the client is connected
             "session_opened", session=session.id, kind=session.kind, room=room.name, identity=session.identity
         )
         return {"session": session.id, "sdp": session.sdp, "etag": session.etag}
