@@ -1,6 +1,6 @@
 """The server one writes first: stock aiortc and its MediaRelay behind WHIP and WHEP, re-encoding.
 
-``python -m bench.stock PORT`` serves on loopback until it is ended; bench/relay.py measures it.
+``python -m bench.servers.stock_server PORT`` serves on this machine until it is ended.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ SOURCES: Final = Path(__file__).resolve().parent / "csrc"
 PACKAGE: Final = Path(__file__).resolve().parent
 FLAGS: Final = ("-O2", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-semantic-interposition")
 HARDENING: Final = ("-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
+_KERNEL_NAMES: Final = {"powerpc64le": "ppc64le"}
+"""Machines that compilers and ``uname`` call differently."""
 
 
 class BuildError(Exception):
@@ -34,14 +36,40 @@ def source_files() -> list[Path]:
     return sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")])
 
 
-def library_name(flags: Sequence[str] = (*FLAGS, *HARDENING)) -> str:
-    """Name the library that these sources make with these flags on this machine."""
+def this_target() -> str:
+    """Return what this Python can load: the machine and its C library."""
+    return f"{platform.machine()}-{platform.libc_ver()[0] or 'libc'}"
+
+
+def compiler_target() -> str:
+    """Return what the compiler compiles for, in the same words: another machine's, if it is a cross
+    compiler. Raises ``BuildError``.
+    """
+    command = [*compiler(), "-dumpmachine"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{command[0]} does not say what it compiles for: {error}") from error
+    # zig answers and fails all the same
+    machine, dash, system = done.stdout.strip().partition("-")
+    if not dash:
+        raise BuildError(f"{command[0]} does not say what it compiles for: {done.stderr.strip()[-2000:]}")
+    libc = "glibc" if system.rpartition("-")[2].startswith("gnu") else "libc"
+    return f"{_KERNEL_NAMES.get(machine, machine)}-{libc}"
+
+
+def library_name(
+    flags: Sequence[str] = (*FLAGS, *HARDENING),
+    sources: Sequence[Path] = (),
+    name: str = "forwarder",
+    target: str = "",
+) -> str:
+    """Name the library that these sources make with these flags for ``target``, or else for this machine."""
     digest = hashlib.sha256()
-    for path in source_files():
+    for path in sources or source_files():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(" ".join(flags).encode())
-    libc = platform.libc_ver()[0] or "libc"
-    return f"_forwarder-{platform.machine()}-{libc}-{digest.hexdigest()[:16]}.so"
+    return f"_{name}-{target or this_target()}-{digest.hexdigest()[:16]}.so"
 
 
 def compiler(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -55,21 +83,31 @@ def compiler(environ: Mapping[str, str] = os.environ) -> list[str]:
     raise BuildError("there is no C compiler (cc, gcc or clang)")
 
 
-def compile_library(directory: Path, *, flags: Sequence[str] = (*FLAGS, *HARDENING)) -> Path:
-    """Compile into ``directory`` and return the library's path. Raises ``BuildError`` with the compiler's
-    words.
+def compile_library(
+    directory: Path,
+    *,
+    flags: Sequence[str] = (*FLAGS, *HARDENING),
+    sources: Sequence[Path] = (),
+    name: str = "forwarder",
+    target: str = "",
+) -> Path:
+    """Compile into ``directory`` and return the library's path; without ``sources``, the forwarder. Raises
+    ``BuildError`` with the compiler's words.
+
+    ``target`` only names: what the compiler compiles for, if that is not this machine.
 
     The file appears whole or not at all, also when several processes compile at once.
     """
     command = compiler()
-    sources = [str(path) for path in source_files() if path.suffix == ".c"]
-    target = directory / library_name(flags)
+    sources = [*(sources or source_files())]
+    path = directory / library_name(flags, sources, name, target)
+    compiled = [str(source) for source in sources if source.suffix == ".c"]
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as scratch:
-            made = Path(scratch) / target.name
+            made = Path(scratch) / path.name
             done = subprocess.run(
-                [*command, *flags, "-o", str(made), *sources],
+                [*command, *flags, "-o", str(made), *compiled],
                 capture_output=True,
                 text=True,
                 timeout=300,
@@ -77,10 +115,10 @@ def compile_library(directory: Path, *, flags: Sequence[str] = (*FLAGS, *HARDENI
             )
             if done.returncode:
                 raise BuildError(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")
-            os.replace(made, target)
+            os.replace(made, path)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"cannot compile in {directory}: {error}") from error
-    return target
+    return path
 
 
 def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
@@ -102,9 +140,10 @@ def find_or_compile() -> Path:
 
 
 def compile_package() -> Path:
-    """Compile into the package, remove what older sources made there. Raises ``BuildError``."""
+    """Compile into the package, remove what older sources made there for this machine. Raises
+    ``BuildError``."""
     made = compile_library(PACKAGE)
-    for old in PACKAGE.glob("_forwarder-*.so"):
+    for old in PACKAGE.glob(f"_forwarder-{this_target()}-*.so"):
         if old != made:
             old.unlink(missing_ok=True)
     return made

@@ -89,14 +89,19 @@ class NativeForwarder:
     kind = "native"
 
     def __init__(
-        self, sockets: Sequence[socket.socket], *, library: str | None = None, evp: bool = True
+        self,
+        sockets: Sequence[socket.socket],
+        *,
+        library: str | None = None,
+        evp: bool = True,
+        crypto: Callable[..., tuple[Any, list[Any], str]] = crypto_table,
     ) -> None:
         if not 1 <= len(sockets) <= 16:
             raise ForwarderError("a forwarder takes 1 to 16 sockets")
         self._lib = load(library)
         self._sockets = list(sockets)
         self._receive_buffer = min(prepare(sock) for sock in self._sockets)
-        self._table, self._alive, self._crypto = crypto_table(ffi, evp=evp)
+        self._table, self._alive, self._crypto = crypto(ffi, evp=evp)
         self._uris = dict(_KNOWN)
         self._sessions: dict[int, tuple[SrtpDirection, SrtpDirection]] = {}
         self._calls = 0

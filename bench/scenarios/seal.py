@@ -1,11 +1,7 @@
-"""How fast recordings are sealed, opened and hashed: MB per CPU-second of one core.
-
-``python -m bench.seal`` prints JSON.
-"""
+"""How fast recordings are sealed, opened and hashed: MB per CPU-second of one core."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -56,7 +52,3 @@ def run() -> dict[str, float]:
                 megabytes / cpu_seconds(lambda: [sm3(chunk) for _ in range(CHUNKS)]), 1
             ),
         }
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))

@@ -1,16 +1,14 @@
-"""What forwarding one packet costs: CPU of the forwarder's process per packet sent, real SRTP over loopback
-UDP.
+"""What forwarding one packet costs beside the floor: CPU of the forwarder's process per packet sent.
 
-The forwarder runs in its own process, alone on core 0; load and sink run on the last core. Publishers send
-video in frame bursts of equal packets with mid, abs-send-time and transport-cc extensions; every subscriber
-gets its own numbers. The sink counts all packets and decrypts one in 32. ``waited_share`` says how busy
-others kept the core: above 0.1 or so losses are theirs. ``python -m bench.forward [--seconds S] [--runs N]
-[--json FILE]``.
+The floor is the native forwarder's own loop, naps, bursts and batches with crypto, extensions, cache, RTX and
+transport-cc switched off: what is left is moving datagrams. The forwarder runs in its own process, alone on
+core 0; load and sink run on the last core. Publishers send video in frame bursts of equal packets with mid,
+abs-send-time and transport-cc extensions; every subscriber gets its own numbers. The sink counts all packets
+and decrypts one in 32. ``waited_share`` says how busy others kept the core: above 0.1 losses are theirs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -27,6 +25,8 @@ from typing import Any
 
 from pylibsrtp import Policy, Session
 
+from bench.load.engine import null_crypto
+from bench.scenarios.calls import Progress
 from mediaserver.forwarder import (
     ABS_SEND_TIME,
     MID,
@@ -41,6 +41,7 @@ from mediaserver.forwarder.native import NativeForwarder
 from mediaserver.forwarder.sockets import Destination, Receiver, ffi, libc, pack_address
 
 RATES = {
+    "floor": {1: 16000, 3: 8000, 10: 3000},
     "native": {1: 16000, 3: 8000, 10: 3000},
     "native-libsrtp": {1: 16000, 3: 8000, 10: 3000},
     "python": {1: 6000, 3: 3000, 10: 1000},
@@ -88,23 +89,33 @@ def serve() -> None:
         forwarder: Forwarder
         if plan["kind"] == "python":
             forwarder = BatchForwarder([sock])
+        elif plan["kind"] == "floor":
+            forwarder = NativeForwarder([sock], crypto=null_crypto)
         else:
             forwarder = NativeForwarder([sock], evp=plan["kind"] == "native")
+        bare = plan["kind"] == "floor"
+        extensions = {} if bare else EXTENSIONS
         n, streams, fan_out = PROFILE.key_bytes, [], plan["fan_out"]
         for number, address in enumerate(plan["addresses"]):
-            peer = forwarder.add_peer(EXTENSIONS)
+            peer = forwarder.add_peer(extensions)
             forwarder.bind(peer, (address[0], address[1]))
             up, down = key_of(number, 0), key_of(number, 1)
             end = n + PROFILE.salt_bytes
             forwarder.set_keys(peer, PROFILE, up[:n], up[n:end], down[:n], down[n:end])
             if number < PUBLISHERS:
-                parameters = StreamParameters("video", "video/any", 90000, 96, extensions=EXTENSIONS)
+                kept = {"keep_ms": 0, "keep_bytes": 0} if bare else {}
+                parameters = StreamParameters("video", "video/any", 90000, 96, extensions=extensions, **kept)
                 streams.append(forwarder.add_stream(peer, number + 1, parameters))
-                forwarder.set_feedback(peer, 100)
+                if not bare:
+                    forwarder.set_feedback(peer, 100)
             else:
                 stream = streams[(number - PUBLISHERS) // fan_out]
                 route = RouteParameters(
-                    ssrc=number + 1, payload_type=111, extensions=EXTENSIONS, mid="0", first_sequence=0
+                    ssrc=number + 1,
+                    payload_type=111,
+                    extensions=extensions,
+                    mid="" if bare else "0",
+                    first_sequence=0,
                 )
                 forwarder.add_route(stream, peer, route)
         print(json.dumps({"port": sock.getsockname()[1], "crypto": forwarder.stats().crypto}), flush=True)
@@ -145,12 +156,12 @@ class Load:
     """Publishers, subscribers, and the loop that sends and receives."""
 
     def __init__(self, kind: str, fan_out: int) -> None:
-        self.fan_out = fan_out
+        self.fan_out, self.bare = fan_out, kind == "floor"
         count = PUBLISHERS * (1 + fan_out)
         self.clients = [self._client(number) for number in range(count)]
         addresses = [client.socket.getsockname() for client in self.clients]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.forward", "--serve"],
+            [sys.executable, "-m", "bench.scenarios.floor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -191,9 +202,13 @@ class Load:
         for _ in range(count):
             i = client.sequence
             client.sequence += 1
-            head = struct.pack("!BBHII", 0x90, 96, i & 0xFFFF, i // BURST * 3000, client.number + 1)
+            first = 0x80 if self.bare else 0x90
+            head = struct.pack("!BBHII", first, 96, i & 0xFFFF, i // BURST * 3000, client.number + 1)
             body = b"\x10v\x22\0\0\1\x31" + struct.pack("!H", i & 0xFFFF) + b"\0\0\0"
             payload = struct.pack("!I", i) * (PAYLOAD_BYTES // 4)
+            if self.bare:  # as long as a protected packet
+                made.append(head + payload + payload[:32])
+                continue
             made.append(client.srtp.protect(head + b"\xbe\xde\0\3" + body + payload))
         return made
 
@@ -207,7 +222,8 @@ class Load:
                     continue  # transport-cc feedback
                 client.received += 1
                 if client.received % SAMPLE == 1:
-                    data = client.srtp.unprotect(receiver.buffer[at : at + length])
+                    data = bytes(receiver.buffer[at : at + length])
+                    data = data if self.bare else client.srtp.unprotect(data)
                     if data[8:12] != struct.pack("!I", client.number + 1) or data[-4:] != data[-8:-4]:
                         client.bad += 1
 
@@ -278,7 +294,7 @@ class Load:
             client.socket.close()
 
 
-def measure(kind: str, fan_out: int, seconds: float, runs: int) -> dict[str, object]:
+def measure(kind: str, fan_out: int, seconds: float, runs: int) -> dict[str, Any]:
     """Measure one kind of forwarder at one fan-out; medians and spread of ``runs``."""
     load = Load(kind, fan_out)
     try:
@@ -302,47 +318,45 @@ def measure(kind: str, fan_out: int, seconds: float, runs: int) -> dict[str, obj
     }
 
 
-def run(seconds: float = 2.0, runs: int = 3) -> dict[str, object]:
-    """Measure all kinds at fan-out 1, 3 and 10, and say how they compare."""
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    seconds: float = 2.0
+    runs: int = 3
+    kinds: tuple[str, ...] = ("floor", "native", "native-libsrtp", "python")
+    fan_outs: tuple[int, ...] = (1, 3, 10)
+
+
+def run(plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Measure all kinds at every fan-out; ``times_floor`` says how they compare with the floor."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[-1]})
+    rows = []
     try:
-        rows = [
-            measure(kind, fan_out, seconds, runs)
-            for fan_out in (1, 3, 10)
-            for kind in ("native", "native-libsrtp", "python")
-        ]
+        for fan_out in plan.fan_outs:
+            floor = None
+            for kind in plan.kinds:
+                progress(f"{kind}, 1 to {fan_out}")
+                row = measure(kind, fan_out, plan.seconds, plan.runs)
+                if kind == "floor":
+                    floor = row["us_per_packet_sent"]
+                elif floor:
+                    row["times_floor"] = round(row["us_per_packet_sent"] / floor, 2)
+                rows.append(row)
     finally:
         os.sched_setaffinity(0, set(cores))
     return {
+        "scenario": "floor",
         "profile": PROFILE.name,
         "payload_bytes": PAYLOAD_BYTES,
         "burst": BURST,
         "publishers": PUBLISHERS,
-        "runs": runs,
-        "seconds": seconds,
-        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "runs": plan.runs,
+        "seconds": plan.seconds,
         "rows": rows,
     }
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description="CPU of forwarding one packet, by forwarder and fan-out")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one run (default 2)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of which the median counts (default 3)")
-    parser.add_argument("--json", help="write the report to this file, too")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        serve()
-        return
-    report = json.dumps(run(arguments.seconds, arguments.runs), indent=2)
-    print(report)
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            file.write(report + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    serve()

@@ -3,7 +3,7 @@
 Two talking heads (640x360 VP8, 25 fps, static background, sensor noise) and two Opus voices become
 1280x720 at 25 fps with clock and a Chinese line. Ours is the whole child process: start, unsealing the
 journal, decoding, composing, encoding, sealing. ffmpeg reads the same packets from WebM and writes a plain
-MP4. Runs alternate; medians. ``python -m bench.compose`` prints JSON.
+MP4. Runs alternate; medians.
 """
 
 from __future__ import annotations
@@ -299,8 +299,5 @@ def run() -> dict[str, Any]:
                     "ffmpeg_bytes": (directory / "ffmpeg.mp4").stat().st_size,
                     "ratio": round(report[name]["ours_cpu_s_per_min"] / cpu, 3),
                 }
+    report["ratio"] = {"ffmpeg": report["call"]["ratio"]} if ffmpeg else {}
     return report
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))

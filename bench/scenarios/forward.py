@@ -1,0 +1,93 @@
+"""CPU per forwarded packet, delay, loss and memory of calls: this server beside others, in one run.
+
+Every server gets the same cores and the same load, one after the other, ``runs`` times in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from bench.load import clip
+from bench.load.engine import Engine
+from bench.scenarios.calls import SETTLE_S, Calls, Progress, pin_generator, spread, summary
+from bench.servers import Ours, Server, ServerError, named
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    rooms: int = 5
+    parties: int = 2
+    seconds: float = 10.0
+    runs: int = 3
+    codec: str = "video/VP8"
+    bitrate_bps: int = 1_000_000
+    peers: tuple[str, ...] = ()
+    record: bool = False
+    workers: int = 1
+
+
+async def once(name: str, plan: Plan, cores: set[int]) -> dict[str, Any]:
+    """Measure one server once, from its start to its end."""
+    server: Server = named(name, cores, record=plan.record, workers=plan.workers)
+    with Engine(clip.video(plan.codec, plan.bitrate_bps), clip.audio()) as engine:
+        async with server:
+            calls = Calls(server, engine, plan.codec, plan.parties)
+            try:
+                await asyncio.sleep(SETTLE_S)  # what a start leaves to do is not the calls' cost
+                idle = await calls.measure(SETTLE_S)
+                before = calls.resident_bytes()
+                await calls.open(plan.rooms)
+                if plan.record and isinstance(server, Ours):
+                    for room in calls.rooms:
+                        await server.start_recording(room)
+                await asyncio.sleep(SETTLE_S)
+                window = await calls.measure(plan.seconds)
+                grown = calls.resident_bytes() - before
+                firsts = [ms for party in calls.parties for ms in party.first_frame_ms if not math.isnan(ms)]
+                return {
+                    **window.figures(),
+                    "idle_cpu_ms_per_s": round(idle.cpu_s / idle.seconds * 1000, 1),
+                    "kib_per_participant": round(grown / 1024 / len(calls.parties), 1),
+                    "first_frame_ms": spread([round(ms, 1) for ms in firsts])["median"] if firsts else None,
+                    "srtp": calls.profiles(),
+                    "version": await server.version(),
+                }
+            finally:
+                await calls.close()
+
+
+async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Measure ours and every peer; returns the report with ``ratio.<peer>``. Raises ``ServerError`` when one
+    cannot be measured.
+    """
+    cores, ours = pin_generator(plan.workers)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *plan.peers)}
+    for number in range(plan.runs):
+        for name, found in results.items():
+            progress(f"{name}: {plan.rooms} rooms, run {number + 1} of {plan.runs}")
+            found.append(await once(name, plan, cores))
+    servers = {name: summary(found) for name, found in results.items()}
+    mine = servers["ours"]["cpu_us_per_packet"]["median"]
+    ratio = {}
+    for name in plan.peers:
+        theirs = servers[name]["cpu_us_per_packet"]
+        if theirs is None:
+            raise ServerError(f"{name}: no packet arrived, or its processes cannot be seen: no ratio")
+        ratio[name] = round(mine / theirs["median"], 4)
+    return {
+        "scenario": "forward",
+        "rooms": plan.rooms,
+        "parties": plan.parties,
+        "codec": plan.codec,
+        "bitrate_bps": plan.bitrate_bps,
+        "seconds": plan.seconds,
+        "record": plan.record,
+        "cores": {"servers": sorted(cores), "generator": sorted(ours)},
+        "servers": servers,
+        "ratio": ratio,
+    }

@@ -1,0 +1,84 @@
+"""This project's server."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.load.connection import Connection
+from bench.servers.base import Server, ServerError, free_port
+from mediaserver.tokens import ApiKey, server_token
+
+
+class Ours(Server):
+    """``mediaserver serve`` as it is installed here, HTTP on loopback, one worker unless told otherwise."""
+
+    def __init__(
+        self, cores: set[int], *, forwarder: str = "native", record: bool = False, workers: int = 1
+    ) -> None:
+        self.name = "ours" if forwarder == "native" else f"ours-{forwarder}"
+        super().__init__(cores)
+        self.forwarder, self.record, self.workers = forwarder, record, workers
+        port = free_port()
+        self._base = f"http://127.0.0.1:{port}"
+        self._settings = {
+            "SHUANGLU__DATA_DIR": str(self.directory / "data"),
+            "SHUANGLU__HTTP__HOST": "127.0.0.1",
+            "SHUANGLU__HTTP__PORT": str(port),
+            "SHUANGLU__TLS__ENABLED": "false",
+            "SHUANGLU__MEDIA__PORT": "0",
+            "SHUANGLU__MEDIA__WORKERS": str(workers),
+            "SHUANGLU__MEDIA__FORWARDER": forwarder,
+            "SHUANGLU__MEDIA__ADVERTISED": '["127.0.0.1"]',
+        }
+        self._tokens: dict[tuple[str, str], str] = {}
+        self._key: ApiKey | None = None
+
+    async def start(self) -> None:
+        command = [str(Path(sys.executable).with_name("mediaserver")), "serve"]
+        await self.launch(command, self._settings, f"{self._base}/readyz")
+        secrets = self.directory / "data" / "secrets" / "api-keys.yaml"
+        self._key = ApiKey(**yaml.safe_load(secrets.read_text())[0])
+
+    async def version(self) -> str:
+        return f"{version('shuanglu')}, {self.forwarder} forwarder"
+
+    async def open_room(self, room: str) -> None:
+        await self.post("/rooms", {"name": room})
+
+    async def admit(self, room: str, identity: str) -> None:
+        await self.token(room, identity)
+
+    async def token(self, room: str, identity: str) -> str:
+        """Return a participant's token, the same for all its connections."""
+        if (room, identity) not in self._tokens:
+            body = {"identity": identity, "role": "agent"}
+            self._tokens[room, identity] = (await self.post(f"/rooms/{room}/tokens", body))["token"]
+        return self._tokens[room, identity]
+
+    async def publish(self, room: str, identity: str, connection: Connection) -> None:
+        headers = {"Authorization": f"Bearer {await self.token(room, identity)}"}
+        await self.exchange(f"{self._base}/v1/whip/{room}", connection, headers)
+
+    async def subscribe(self, room: str, identity: str, target: str, connection: Connection) -> None:
+        headers = {"Authorization": f"Bearer {await self.token(room, identity)}"}
+        await self.exchange(f"{self._base}/v1/whep/{room}/{target}", connection, headers)
+
+    async def start_recording(self, room: str) -> str:
+        """Record every track of a room; returns the recording's id."""
+        body = {"business_no": f"BENCH-{room}", "mode": "single"}
+        return str((await self.post(f"/rooms/{room}/recordings", body))["id"])
+
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Call the API as the call platform does. Raises ``ServerError``."""
+        assert self._key is not None
+        headers = {"Authorization": f"Bearer {server_token(self._key)}"}
+        async with self.http.post(f"{self._base}/v1{path}", json=body, headers=headers) as answer:
+            if answer.status >= 300:
+                raise ServerError(f"{path}: {answer.status} {(await answer.text())[:300]}")
+            result: dict[str, Any] = await answer.json()
+            return result
