@@ -30,6 +30,7 @@ from mediaserver.errors import Refused
 from mediaserver.events import Envelope, EventLog
 from mediaserver.invites import Brake
 from mediaserver.ipc import IpcError, JsonObject
+from mediaserver.memory import settle_memory
 from mediaserver.metrics import Metrics
 from mediaserver.recordings import continuity
 from mediaserver.recordings.finishing import Finishing
@@ -306,8 +307,9 @@ class Control:
             return False
         return True
 
-    def metrics_text(self) -> bytes:
+    async def metrics_text(self) -> bytes:
         """Give the metrics as they are now."""
+        await self.workers.read_stats()
         self.metrics.workers_up.set(len(self.workers.all()))
         self.metrics.disk_free_bytes.set(shutil.disk_usage(self.settings.data_dir).free)
         for worker in self.workers.all():
@@ -472,6 +474,7 @@ async def serve(settings: Settings) -> None:
     except BaseException:
         await control.close()
         raise
+    settle_memory()
     print(f"ready {control.public_url()}", file=sys.stderr, flush=True)
     await asked.wait()
     await control.drain()

@@ -30,6 +30,7 @@ HEARTBEAT_S = 2.0
 HEARTBEAT_TIMEOUT_S = 5.0
 HEARTBEATS_MISSED = 2
 """A worker that left this many heartbeats in a row unanswered hangs: it is killed and replaced."""
+READ_EVERY_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Worker:
     adopted: bool
     draining: bool = False
     stats: JsonObject = field(default_factory=dict)
-    """Answer to the last heartbeat (method ``stats``)."""
+    """Answers of the method ``stats``: the last heartbeat's over the last complete one."""
     process: subprocess.Popen[bytes] | None = None
     """None if it is not our child (adopted)."""
 
@@ -109,6 +110,7 @@ class Workers:
         self._ending = False
         self._lock = -1
         self._spare: subprocess.Popen[bytes] | None = None
+        self._read_s = -READ_EVERY_S
         self.deaths = 0
         """Workers that died since this control process started."""
 
@@ -210,6 +212,22 @@ class Workers:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    async def read_stats(self, timeout_s: float = 2.0) -> None:
+        """Bring every worker's ``stats`` up to date; one that does not answer keeps the former ones.
+
+        Once a second at most, because anybody may ask for metrics.
+        """
+        now = time.monotonic()
+        if now - self._read_s < READ_EVERY_S:
+            return
+        self._read_s = now
+
+        async def read(worker: Worker) -> None:
+            with contextlib.suppress(ConnectionError, TimeoutError, IpcError):  # heartbeats judge it
+                worker.stats = await worker.client.call("stats", timeout_s=timeout_s)
+
+        await asyncio.gather(*(read(worker) for worker in self.all()))
 
     def _load(self, worker: Worker) -> tuple[int, int, int]:
         participants = worker.stats.get("participants", 0)
@@ -361,7 +379,8 @@ class Workers:
             if self._ending:
                 return  # it closes, in its own time
             try:
-                worker.stats = await worker.client.call("stats", timeout_s=HEARTBEAT_TIMEOUT_S)
+                stats = await worker.client.call("stats", {"brief": True}, timeout_s=HEARTBEAT_TIMEOUT_S)
+                worker.stats = {**worker.stats, **stats}
                 missed = 0
             except (ConnectionError, TimeoutError, IpcError) as error:
                 if self._ending or self._workers.get(worker.index) is not worker:

@@ -40,7 +40,7 @@ async def readyz(call: Call) -> web.Response:
 
 async def metrics(call: Call) -> web.Response:
     """Give metrics for Prometheus; no label names a room, a person or a transaction."""
-    text = call.control.metrics_text()
+    text = await call.control.metrics_text()
     return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import cffi
@@ -73,6 +74,14 @@ _EVENT_HEAD: Final = ffi.sizeof("fwd_event_t")
 _TAPPED_HEAD: Final = ffi.sizeof("fwd_tapped_t")
 
 _Stats = TypeVar("_Stats", PeerStats, StreamStats, RouteStats)
+_READERS: Final[dict[type[Any], tuple[Callable[[Any], tuple[Any, ...]], list[int]]]] = {
+    kind: (
+        attrgetter(*(field.name for field in fields(kind))),
+        [at for at, field in enumerate(fields(kind)) if field.type == "bool"],
+    )
+    for kind in (PeerStats, StreamStats, RouteStats)
+}
+"""How counters are read out of C's struct, several times a second for every client."""
 
 
 def load(path: str | None = None) -> Any:
@@ -358,11 +367,11 @@ class NativeForwarder:
     def _counters(self, kind: type[_Stats], name: str, function: Callable[..., Any], number: int) -> _Stats:
         counters = ffi.new(name)
         self._call(function, number, counters)
-        values: dict[str, Any] = {}
-        for field in fields(kind):
-            value = getattr(counters, field.name)
-            values[field.name] = value != 0 if field.type == "bool" else value
-        return kind(**values)
+        read, flags = _READERS[kind]
+        values = list(read(counters))
+        for at in flags:
+            values[at] = values[at] != 0
+        return kind(*values)
 
 
 def _pointer(session: Any) -> Any:

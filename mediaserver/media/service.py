@@ -118,8 +118,9 @@ class Service:
         }
 
     async def stats(self, params: JsonObject) -> JsonObject:
-        """Return the counters for metrics and load."""
-        return self._statistics.read(list(self.rooms.values()), self._clock.now_ns())
+        """Return the counters for metrics; heartbeats leave out (``brief``) what is asked of each client."""
+        brief = params.get("brief") is True
+        return self._statistics.read(list(self.rooms.values()), self._clock.now_ns(), each=not brief)
 
     async def drain(self, params: JsonObject) -> JsonObject:
         """Take no new rooms; calls go on."""

@@ -24,10 +24,15 @@ class Statistics:
         self._transport = transport
         self._recordings = recordings
         self._cpu_s = 0.0
+        self._cpu_s_per_s = 0.0
         self._read_ns = 0
 
-    def read(self, rooms: Sequence[Room], now: int) -> dict[str, Any]:
-        """Return them. ``cpu_s_per_s`` is since the reading before."""
+    def read(self, rooms: Sequence[Room], now: int, *, each: bool) -> dict[str, Any]:
+        """Return them. ``cpu_s_per_s`` is since a reading of a second ago or more.
+
+        With ``each`` every peer and route is asked for what it moved; without, those sums
+        (``bytes_received``, ``bytes_sent``, ``packets_resent``) are left out.
+        """
         forwarder = self._transport.forwarder
         people = [person for room in rooms for person in room.participants.values()]
         sessions = [session for person in people for session in person.sessions.values()]
@@ -35,18 +40,22 @@ class Statistics:
         subscribing = [session for session in sessions if isinstance(session, SubscribeSession)]
         subscriptions = [subscription for session in subscribing for subscription in session.subscriptions]
         counters = asdict(self._transport.counters)
-        for link in self._transport.links.values():
+        for link in self._transport.links.values() if each else ():
             peer = forwarder.peer_stats(link.peer)
             counters["bytes_received"] += peer.bytes_received
             counters["bytes_sent"] += peer.bytes_sent
-        for subscription in subscriptions:
+        for subscription in subscriptions if each else ():
             if subscription.route is not None:
                 counters["packets_resent"] += forwarder.route_stats(subscription.route).retransmitted
+        if not each:
+            for name in ("bytes_received", "bytes_sent", "packets_resent"):
+                del counters[name]
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = usage.ru_utime + usage.ru_stime
         elapsed_s = (now - self._read_ns) / SECOND_NS
-        cpu_s_per_s = (cpu_s - self._cpu_s) / elapsed_s if self._read_ns and elapsed_s > 0 else 0.0
-        self._cpu_s, self._read_ns = cpu_s, now
+        if elapsed_s >= 1.0:
+            self._cpu_s_per_s = (cpu_s - self._cpu_s) / elapsed_s if self._read_ns else 0.0
+            self._cpu_s, self._read_ns = cpu_s, now
         own = {name: counters.pop(name) for name in ("dtls_unbound", "unknown_datagrams", "internal_errors")}
         return {
             "rooms": len(rooms),
@@ -58,7 +67,7 @@ class Statistics:
             "journal_bytes": self._recordings.journal_bytes,
             "journal_queue_bytes": self._recordings.queued_bytes,
             "cpu_s": cpu_s,
-            "cpu_s_per_s": cpu_s_per_s,
+            "cpu_s_per_s": self._cpu_s_per_s,
             "rss_bytes": _resident_bytes(),
             "forwarder": asdict(forwarder.stats()),
             "ice": asdict(self._transport.ice.counters),

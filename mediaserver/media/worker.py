@@ -26,6 +26,7 @@ from mediaserver.ipc import IpcServer
 from mediaserver.media.answer import Candidate
 from mediaserver.media.ice import SECOND_NS
 from mediaserver.media.service import Service
+from mediaserver.memory import settle_memory
 from mediaserver.settings import WorkerConfig
 from recorder.clock import SystemClock
 from recorder.journal import GroupCommit, JournalTrouble
@@ -103,6 +104,7 @@ async def run(config: WorkerConfig) -> None:
     loop.add_signal_handler(
         signal.SIGINT, lambda: None
     )  # the terminal's Ctrl-C is for control, which then tells us
+    settle_memory()
     _log.info("worker_started", port=port, pid=os.getpid(), forwarder=service.transport.forwarder.kind)
     watch = asyncio.create_task(_watch_orphan(service))
     await service.quit.wait()

@@ -133,7 +133,7 @@ class Jobs:
     async def _rest_when_done(self) -> None:
         """Take DBOS down once nothing is left to do."""
         while self._is_up:
-            await asyncio.sleep(REST_S)
+            await asyncio.sleep(max(REST_S / 2, self._called_s + REST_S - time.monotonic()))
             async with self._turning:
                 if self._calls or self._running or time.monotonic() - self._called_s < REST_S:
                     continue
