@@ -221,7 +221,7 @@ struct forwarder {
   pthread_mutex_t lock;
   pthread_t thread;
   atomic_bool closing;
-  int wake, socket_count;
+  int wake, epoll, socket_count;
   struct receiver receivers[MAX_SOCKETS];
   struct sender sender;
   struct outbox outbox;

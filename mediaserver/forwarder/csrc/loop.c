@@ -2,6 +2,7 @@
 #include "internal.h"
 
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -56,33 +57,32 @@ static void *run(void *argument) {
   forwarder_t *f = argument;
   /* Media goes before everything else of this program; only root (or CAP_SYS_NICE) may say so, else it stays as it is. */
   setpriority(PRIO_PROCESS, 0, FORWARDER_NICE); /* of this thread alone, on Linux */
-  struct pollfd watched[MAX_SOCKETS + 1];
-  for (int i = 0; i < f->socket_count; i++) watched[i] = (struct pollfd){.fd = f->receivers[i].fd, .events = POLLIN};
-  watched[f->socket_count] = (struct pollfd){.fd = f->wake, .events = POLLIN};
+  struct epoll_event ready[MAX_SOCKETS + 1];
   int timeout = IDLE_MS;
   bool busy = false;
   while (!atomic_load(&f->closing)) {
     /* Under load a short nap makes the next batch larger: fewer wake-ups, longer runs for GSO, at most 1 ms later. */
-    if (busy)
-      nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
-    else if (poll(watched, (nfds_t)f->socket_count + 1, timeout) > 0 && watched[f->socket_count].revents) {
-      uint64_t count;
-      ssize_t got = read(f->wake, &count, sizeof count); /* only to reset it */
-      (void)got;
-    }
-    int datagrams = 0;
-    for (int i = 0; i < f->socket_count; i++)
+    if (busy) nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    int ready_count = epoll_wait(f->epoll, ready, MAX_SOCKETS + 1, busy ? 0 : timeout), datagrams = 0;
+    for (int at = 0; at < ready_count; at++) {
+      int socket = (int)ready[at].data.u32;
+      if (socket == MAX_SOCKETS) {
+        uint64_t count;
+        ssize_t got = read(f->wake, &count, sizeof count); /* only to reset it */
+        (void)got;
+        continue;
+      }
       for (int round = 0; round < ROUNDS; round++) {
         forwarder_enter(f);
-        int count = path_receive(f, i);
+        int count = path_receive(f, socket);
         forwarder_leave(f);
         datagrams += count;
         if (count < BATCH) break;
       }
+    }
     busy = datagrams >= BUSY_DATAGRAMS;
     forwarder_enter(f);
-    int64_t due = send_feedback(f);
-    int64_t signal = outbox_due(f);
+    int64_t due = send_feedback(f), signal = outbox_due(f);
     if (signal < due) due = signal;
     timeout = IDLE_MS;
     if (due != INT64_MAX && (due - f->now_ns) / 1000000 < timeout)
@@ -113,8 +113,14 @@ static void destroy(forwarder_t *f) {
   free(f->sender.slots);
   outbox_free(&f->outbox);
   if (f->wake >= 0) close(f->wake);
+  if (f->epoll >= 0) close(f->epoll);
   pthread_mutex_destroy(&f->lock);
   free(f);
+}
+
+static bool watch(forwarder_t *f, int fd, int number) {
+  struct epoll_event event = {.events = EPOLLIN, .data.u32 = (uint32_t)number};
+  return epoll_ctl(f->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
 forwarder_t *fwd_open(const int32_t *sockets, const int32_t *families, int32_t count, int32_t evented,
@@ -129,10 +135,11 @@ forwarder_t *fwd_open(const int32_t *sockets, const int32_t *families, int32_t c
   f->peers.seed = f->streams.seed = f->routes.seed = f->bound.seed = seed;
   f->feedback_due_ns = INT64_MAX;
   f->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  f->epoll = epoll_create1(EPOLL_CLOEXEC);
   f->sender.slots = malloc((size_t)SEND_SLOTS * SLOT_BYTES);
-  bool good = f->wake >= 0 && f->sender.slots;
+  bool good = f->wake >= 0 && f->epoll >= 0 && f->sender.slots && watch(f, f->wake, MAX_SOCKETS);
   for (int i = 0; good && i < count; i++) {
-    good = receiver_init(&f->receivers[i], sockets[i], families[i]);
+    good = receiver_init(&f->receivers[i], sockets[i], families[i]) && watch(f, sockets[i], i);
     f->socket_count = i + 1;
   }
   /* Signals are for Python's threads. */
