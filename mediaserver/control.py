@@ -17,7 +17,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -209,6 +209,8 @@ class Control:
         """Take everything down; with ``leave_workers`` calls and recordings go on for the next process."""
         self.closing.set()
         await self.recordings.settle(5.0)
+        await self.events.settle()
+        await asyncio.sleep(0)  # what was waiting for the log goes on
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -321,8 +323,10 @@ class Control:
     async def _worker_up(self, worker: Worker) -> None:
         self.rooms.adopt(worker)
 
-    async def _worker_events(self, worker: Worker, events: list[JsonObject]) -> None:
-        """Take what a worker tells; returns when all of it is in the log. One bad event spoils no other."""
+    async def _worker_events(
+        self, worker: Worker, events: list[JsonObject], acknowledge: Callable[[], None]
+    ) -> None:
+        """Take what a worker tells; acknowledged when it is in the log. One bad event spoils no other."""
         logged: list[asyncio.Future[Envelope]] = []
         joined: dict[tuple[str, str], Room] = {}
         for event in events:
@@ -334,9 +338,15 @@ class Control:
             room = self.rooms.get(str(event.get("tenant", "")), str(event.get("room", "")))
             if room is not None and event["type"] in ("participant.joined", "track.started"):
                 joined[room.key] = room
-        await asyncio.gather(*logged)
         for room in joined.values():
             await self._start_automatically(room)
+        self._spawn(self._when_logged(logged, acknowledge))
+
+    async def _when_logged(
+        self, logged: list[asyncio.Future[Envelope]], acknowledge: Callable[[], None]
+    ) -> None:
+        await asyncio.gather(*logged)
+        acknowledge()
 
     async def _worker_event(self, worker: Worker, event: JsonObject) -> asyncio.Future[Envelope]:
         kind, data = str(event["type"]), dict(event.get("data", {}))

@@ -8,6 +8,7 @@ with holes for each of them. Events whose type begins with ``audit.`` are for se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,8 @@ Envelope = dict[str, Any]
 Row = dict[str, Any]
 AT_ONCE = 100
 """Events in one transaction."""
+LINGER_S = 0.05
+"""What a joining client causes comes within so long."""
 _INSERT = table.insert()
 FOLLOWER_QUEUE = 1000
 """Events kept for one slow follower; beyond it the stream ends and is taken up again by seq."""
@@ -61,6 +64,7 @@ class EventLog:
         self._database = database
         self._followers: set[Follower] = set()
         self._waiting: deque[tuple[Envelope, Row, asyncio.Future[Envelope]]] = deque()
+        self._hurry = asyncio.Event()
         self._writing: asyncio.Task[None] | None = None
 
     async def append(
@@ -74,7 +78,9 @@ class EventLog:
         data: dict[str, Any] | None = None,
     ) -> Envelope:
         """Write one event; it is durable and has its ``seq`` when this returns."""
-        return await self.put(kind, tenant=tenant, room=room, recording=recording, actor=actor, data=data)
+        future = self.put(kind, tenant=tenant, room=room, recording=recording, actor=actor, data=data)
+        self._hurry.set()
+        return await future
 
     def put(
         self,
@@ -88,8 +94,8 @@ class EventLog:
     ) -> asyncio.Future[Envelope]:
         """Hand one event over; it is durable and has its ``seq`` when the future is done.
 
-        Events keep the order in which they were handed over. Those that wait for the disk together are
-        written in one transaction.
+        Events keep the order in which they were handed over. They wait ``LINGER_S`` for others, unless
+        somebody waits in ``append``, because writing several together costs hardly more than one.
         """
         event: Envelope = {
             "id": str(uuid7()),
@@ -118,11 +124,16 @@ class EventLog:
 
     async def settle(self) -> None:
         """Wait until everything handed over is written."""
+        self._hurry.set()
         if self._writing is not None:
             await self._writing
 
     async def _write(self) -> None:
         while self._waiting:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await self._hurry.wait()
+            self._hurry.clear()
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
             try:
                 numbers = await self._database.run(self._insert, [row for _, row, _ in batch])

@@ -23,6 +23,7 @@ import socket
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -313,11 +314,18 @@ class IpcClient:
         return self._one_by_one()
 
     async def _one_by_one(self) -> AsyncIterator[JsonObject]:
-        async for (event,) in self.batches(1):
+        async for (event,), acknowledge in self.batches(1):
             yield event
+            acknowledge()
 
-    async def batches(self, limit: int = EVENT_WINDOW) -> AsyncIterator[list[JsonObject]]:
-        """Iterate over ``events`` by what has come, at most ``limit`` at a time, acknowledged together."""
+    async def batches(
+        self, limit: int = EVENT_WINDOW
+    ) -> AsyncIterator[tuple[list[JsonObject], Callable[[], None]]]:
+        """Iterate over ``events`` by what has come, at most ``limit`` at a time.
+
+        With each batch comes what acknowledges it and all before it: to be called once it is processed, which
+        may be later.
+        """
         ended = False
         while not ended and (item := await self._queue.get()) is not None:
             epoch, number, event = item
@@ -327,14 +335,16 @@ class IpcClient:
                 if following is None:
                     ended = True
                     break
-                if following[0] != epoch:  # of another server process: numbered anew
-                    yield batch
+                if following[0] != epoch:  # of another server process, numbered anew: it waits for no answer
+                    yield batch, lambda: None
                     batch, epoch = [], following[0]
                 number = following[1]
                 batch.append(following[2])
-            yield batch
-            if self._writer is not None and epoch == self.epoch:
-                self._writer.write(encode_line({"ack": number}))
+            yield batch, partial(self._acknowledge, epoch, number)
+
+    def _acknowledge(self, epoch: str, number: int) -> None:
+        if self._writer is not None and epoch == self.epoch:
+            self._writer.write(encode_line({"ack": number}))
 
     async def close(self) -> None:
         """End the connection, fail what is pending and end the event iteration."""

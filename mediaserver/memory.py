@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 THRESHOLD = 20_000
-"""New containers before the youngest are looked through (Python's own 700 means several times for each join)."""
+"""New containers before the youngest are looked through (with Python's own 700: several times a join)."""
 
 
 def settle_memory() -> None:

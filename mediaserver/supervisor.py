@@ -79,12 +79,19 @@ async def _nothing(*_: object) -> None:
     return None
 
 
+async def _taken(worker: Worker, events: list[JsonObject], acknowledge: Callable[[], None]) -> None:
+    acknowledge()
+
+
+OnEvents = Callable[[Worker, list[JsonObject], Callable[[], None]], Awaitable[None]]
+
+
 class Workers:
     """All workers of this machine.
 
     ``on_up(worker)`` is awaited when one was started or adopted, before its first event;
-    ``on_events(worker, events)`` for the events that have come, in order per worker, acknowledged when it
-    returns;
+    ``on_events(worker, events, acknowledge)`` for the events that have come, in order per worker; it calls
+    ``acknowledge`` when they are in safe hands, before or after it returns;
     ``on_death(death)`` once all events of a dead worker are processed, while its replacement starts. An
     exception in one of them is logged and changes nothing.
     """
@@ -94,7 +101,7 @@ class Workers:
         settings: Settings,
         *,
         on_up: Callable[[Worker], Awaitable[None]] = _nothing,
-        on_events: Callable[[Worker, list[JsonObject]], Awaitable[None]] = _nothing,
+        on_events: OnEvents = _taken,
         on_death: Callable[[Death], Awaitable[None]] = _nothing,
         command: Sequence[str] = (sys.executable, "-m", "mediaserver.media.worker"),
     ) -> None:
@@ -338,8 +345,8 @@ class Workers:
         )
 
     async def _follow(self, worker: Worker) -> None:
-        async for events in worker.client.batches():
-            await self._tell(self._on_events(worker, events), "on_events")
+        async for events, acknowledge in worker.client.batches():
+            await self._tell(self._on_events(worker, events, acknowledge), "on_events")
 
     async def _watch(self, worker: Worker, events: asyncio.Task[None]) -> None:
         """Wait for a worker's death, tell it, and start its replacement."""

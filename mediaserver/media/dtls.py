@@ -248,11 +248,14 @@ class DtlsEndpoint:
         self.state = DtlsState.CONNECTED
 
     def _peer_matches(self) -> bool:
-        certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        certificate = self._connection.get_peer_certificate()
         known = [(name, value) for name, value in self._expected if name in _HASHES]
         if certificate is None or not known:
             return False
-        return all(secrets.compare_digest(digest(certificate, name), value) for name, value in known)
+        return all(
+            secrets.compare_digest(certificate.digest(name.replace("-", "")).decode(), value)
+            for name, value in known
+        )
 
     def _export(self, profile: SrtpProfile) -> SrtpKeys:
         block = self._connection.export_keying_material(_LABEL, 2 * (profile.key + profile.salt))

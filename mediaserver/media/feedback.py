@@ -127,6 +127,10 @@ class KeyframeRequester:
         """Tell whether it is worth asking every half second: a sender whose camera is off never answers."""
         return self.pending and self._unanswered < EAGER_REQUESTS
 
+    def next_ns(self) -> int:
+        """Return when another request may go out."""
+        return 0 if self._asked_ns is None else self._asked_ns + KEYFRAME_INTERVAL_NS
+
     def want(self, now: int) -> None:
         """Note that somebody needs a keyframe (a subscriber, a recording, a switch, a receiver's PLI)."""
         if self._wanted_ns is None:

@@ -45,8 +45,8 @@ class StreamOwner(Protocol):
     def gap_seen(self, event: Gap) -> None:
         """Note skipped sequence numbers."""
 
-    def handle_timer(self, now: int) -> bool:
-        """Ask for what is due; true while more is to come soon."""
+    def handle_timer(self, now: int) -> int | None:
+        """Ask for what is due; returns when more will be (monotonic ns), None if nothing is to come."""
 
 
 class RouteOwner(Protocol):

@@ -169,10 +169,10 @@ class Publication:
             if self._keyframes.eager:
                 self.transport.wake(self.stream)
 
-    def handle_timer(self, now: int) -> bool:
-        """Ask for what is missing and due; true while something is."""
+    def handle_timer(self, now: int) -> int | None:
+        """Ask for what is missing and due; returns when to come again, None if nothing is missing."""
         if self.stream is None:
-            return False
+            return None
         if self._nack.pending:
             still = self.transport.forwarder.missing(self.stream)
             sequences = self._nack.to_ask(still, now)
@@ -181,7 +181,9 @@ class Publication:
                 self.transport.counters.nacks_sent += 1
                 self._send(packet)
         self._ask_keyframe(now)
-        return self._nack.pending or self._keyframes.eager
+        if self._nack.pending:
+            return now
+        return self._keyframes.next_ns() if self._keyframes.eager else None
 
     def keyframe_came(self, event: Keyframe) -> None:
         """Note a keyframe: nobody waits any more."""

@@ -7,6 +7,7 @@ Everything runs in the event loop's thread; the forwarder's own thread moves the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ from mediaserver.media.link import Link, LinkOwner, LinkState, RouteOwner, Strea
 from mediaserver.media.sdp import IceFragment, MediaOffer
 
 TICK_S = 0.02
-"""While something is asked for again (NACK, keyframe, handshake); else the timer comes once a second."""
+"""Between two looks at what is missing. Without that the timer comes when a handshake or a keyframe request
+is due to be repeated, at least once a second."""
 FEEDBACK_MS = 50
 """Between two transport-cc feedback packets; libwebrtc's receivers use 50-250 ms."""
 
@@ -77,7 +79,8 @@ class Transport:
         self._streams: dict[int, StreamOwner] = {}
         self._routes: dict[int, RouteOwner] = {}
         self._shaking: set[str] = set()
-        self._busy: set[int] = set()
+        self._busy: dict[int, int] = {}
+        """Streams whose owner asks for something, and when to let it do so again (monotonic ns)."""
         self._tapped = tapped
         self._tap_dropped = tap_dropped
         self._second_ns = 0
@@ -113,7 +116,6 @@ class Transport:
         link = Link(session, peer, owner, dtls, credentials)
         self.links[session] = self._by_peer[peer] = link
         self._shaking.add(session)
-        self._hurry()
         return link
 
     def local(self, link: Link) -> Local:
@@ -149,7 +151,7 @@ class Transport:
     def forget_stream(self, stream: int) -> None:
         """Send no more news of a stream."""
         self._streams.pop(stream, None)
-        self._busy.discard(stream)
+        self._busy.pop(stream, None)
 
     def watch_route(self, route: int, owner: RouteOwner) -> None:
         """Send a route's news to ``owner``."""
@@ -162,14 +164,11 @@ class Transport:
     def wake(self, stream: int) -> None:
         """Have the owner of ``stream`` asked for its due work soon."""
         if stream in self._streams:
-            self._busy.add(stream)
-            self._hurry()
-
-    def _hurry(self) -> None:
-        loop, timer = self._loop, self._timer
-        if loop is not None and timer is not None and timer.when() - loop.time() > TICK_S:
-            timer.cancel()
-            self._timer = loop.call_later(TICK_S, self._tick)
+            self._busy[stream] = 0
+            loop, timer = self._loop, self._timer
+            if loop is not None and timer is not None and timer.when() - loop.time() > TICK_S:
+                timer.cancel()
+                self._timer = loop.call_later(TICK_S, self._tick)
 
     def take_tapped(self) -> None:
         """Hand everything tapped so far to the recordings now."""
@@ -284,18 +283,27 @@ class Transport:
             if due is not None and due <= now:
                 self._send(link, link.dtls.handle_timer(now))
                 self._after_dtls(link)
-        for stream in list(self._busy):
+        for stream, when in list(self._busy.items()):
+            if when > now:
+                continue
             owner = self._streams.get(stream)
-            try:
-                if owner is None or not owner.handle_timer(now):
-                    self._busy.discard(stream)
-            except ForwarderError:  # the stream ended between two ticks
-                self._busy.discard(stream)
+            again = None
+            with contextlib.suppress(ForwarderError):  # the stream ended between two ticks
+                again = owner.handle_timer(now) if owner is not None else None
+            if again is None:
+                self._busy.pop(stream, None)
+            else:
+                self._busy[stream] = again
         if now - self._second_ns >= SECOND_NS:
             self._second_ns = now
             self._second(now)
-        until_second_s = (self._second_ns + SECOND_NS - time.monotonic_ns()) / SECOND_NS
-        delay = TICK_S if self._busy or self._shaking else max(TICK_S, until_second_s)
+        next_ns = self._second_ns + SECOND_NS
+        for when in self._busy.values():
+            next_ns = min(next_ns, when)
+        for session in self._shaking:
+            due = self.links[session].dtls.next_timer()
+            next_ns = next_ns if due is None else min(next_ns, due)
+        delay = max(TICK_S, (next_ns - time.monotonic_ns()) / SECOND_NS)
         self._timer = self._loop.call_later(delay, self._tick)
 
     def _second(self, now: int) -> None:

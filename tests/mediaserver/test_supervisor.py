@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,11 @@ class Seen:
         self.up.append(worker)
         self._note("up")
 
-    async def on_events(self, worker: Worker, events: list[JsonObject]) -> None:
+    async def on_events(
+        self, worker: Worker, events: list[JsonObject], acknowledge: Callable[[], None]
+    ) -> None:
         self.events += events
+        acknowledge()
         self._note("event")
 
     async def on_death(self, death: Death) -> None:
