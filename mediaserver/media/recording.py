@@ -18,9 +18,8 @@ from recorder.records import (
     EndRecord,
     EventRecord,
     GapRecord,
-    Record,
-    RtcpRecord,
-    RtpRecord,
+    PacketBatch,
+    Queued,
     SessionRecord,
     TrackRecord,
 )
@@ -80,6 +79,8 @@ class Recording:
         self._next_track = order.next_track
         self._tracks: dict[str, int] = {}
         self._by_tap: dict[int, int] = {}
+        self.changes = 0
+        """Of ``taps``, so far."""
         now = clock.now_ns()
         self.armed_ns = int(order.info.get("armed_ns") or now)
         self.began_ns = now
@@ -117,11 +118,13 @@ class Recording:
         self._next_track += 1
         self._tracks[publication.id] = number
         self._by_tap[publication.tap] = number
+        self.changes += 1
         self._write([TrackRecord(self._clock.now_ns(), publication.track_info(number))])
 
     def track_ended(self, publication: Publication) -> None:
         """Forget the tap; the number stays used."""
         self._by_tap.pop(publication.tap, None)
+        self.changes += 1
         self._tracks.pop(publication.id, None)
 
     def note(self, event: JsonObject, publication: Publication | None) -> None:
@@ -135,20 +138,14 @@ class Recording:
         at_ns = int(event.get("at_ns") or self._clock.now_ns())
         self._write([EventRecord(at_ns, {**event, "recording": self.id})])
 
-    def take(self, packets: list[tuple[int, int, bytes, bool]]) -> int:
-        """Write down those ``(tap, arrival_ns, packet, is_rtcp)`` that are ours; returns their bytes."""
-        by_tap = self._by_tap
-        records: list[Record] = []
-        size = 0
-        for tap, arrival_ns, packet, is_rtcp in packets:
-            track = by_tap.get(tap)
-            if track is not None:
-                kind = RtcpRecord if is_rtcp else RtpRecord
-                records.append(kind(track, arrival_ns, packet))
-                size += len(packet)
-        if records:
-            self._write(records)
-        return size
+    @property
+    def taps(self) -> dict[int, int]:
+        """Return the track number of each tap."""
+        return dict(self._by_tap)
+
+    def take(self, batch: PacketBatch) -> None:
+        """Write tapped packets down."""
+        self._write([batch])
 
     def lost(self, tap: int, packets: int, from_ns: int, to_ns: int) -> bool:
         """Write down that tapped packets were lost before they reached the journal; false if they were not
@@ -169,6 +166,6 @@ class Recording:
         end = EndRecord(self._clock.now_ns(), final, reason)
         return await asyncio.wrap_future(self.writer.close(end))
 
-    def _write(self, records: list[Record]) -> None:
+    def _write(self, records: list[Queued]) -> None:
         if not self._closing:
             self.writer.write(records)

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from mediaserver.forwarder.interface import TapDropped, Tapped
+from mediaserver.forwarder.interface import TakeBatches, TapDropped, Targets
 from mediaserver.ipc import IpcError
 from mediaserver.media.recording import Order, Recording
 from mediaserver.media.room import Room
@@ -47,6 +47,8 @@ class Recordings:
         self._told = told
         self._running: dict[str, Recording] = {}
         self._taps = itertools.count(1)
+        self._tapped_state: list[tuple[Recording, int]] = []
+        self._targets = Targets({})
         self.journal_bytes = 0
         """Media handed to journals since the start."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -158,10 +160,22 @@ class Recordings:
         for publication in found.room.live():
             found.room.retap(publication)
 
-    def take(self, packets: list[Tapped]) -> None:
-        """Give tapped packets to the recordings they belong to."""
-        for recording in list(self._running.values()):
-            self.journal_bytes += recording.take(packets)
+    def take(self, take_batches: TakeBatches) -> None:
+        """Let the forwarder hand over what is tapped, and give it to the recordings it belongs to."""
+        running = list(self._running.values())
+        state = [(recording, recording.changes) for recording in running]
+        if state != self._tapped_state:
+            self._tapped_state = state
+            self._targets = Targets(
+                {
+                    tap: (group, track)
+                    for group, recording in enumerate(running)
+                    for tap, track in recording.taps.items()
+                }
+            )
+        for group, batch in take_batches(self._targets):
+            running[group].take(batch)
+            self.journal_bytes += len(batch.items)
 
     def lost(self, event: TapDropped) -> None:
         """Write down what the tap could not hold."""

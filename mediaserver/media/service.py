@@ -62,7 +62,7 @@ class Service:
             forwarder,
             candidates=candidates,
             consent_ns=consent_ns,
-            tapped=lambda packets: self.recordings.take(packets),
+            tapped=lambda take_batches: self.recordings.take(take_batches),
             tap_dropped=lambda event: self.recordings.lost(event),
         )
         self.recordings = Recordings(commit, clock, drain=self.transport.take_tapped, told=self._told)

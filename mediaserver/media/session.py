@@ -10,7 +10,7 @@ from mediaserver.forwarder.interface import NewSsrc, Rtcp
 from mediaserver.ipc import IpcError
 from mediaserver.media import answer
 from mediaserver.media.answer import MediaAnswer
-from mediaserver.media.feedback import SERVER_SSRC, RateByLoss, heeded
+from mediaserver.media.feedback import SECOND_NS, SERVER_SSRC, RateByLoss, heeded
 from mediaserver.media.link import Link, LinkState
 from mediaserver.media.publication import Publication, Sender
 from mediaserver.media.sdp import Codec, IceFragment, MediaOffer, Offer
@@ -21,6 +21,8 @@ from recorder.ids import uuid7
 from recorder.rtp import RtpError
 
 SOURCES = ("camera", "screen", "document")
+QUIET_NS = 3 * SECOND_NS
+"""A publisher that sends nothing is looked at again after this."""
 
 
 class SessionOwner(Protocol):
@@ -131,6 +133,8 @@ class PublishSession(Session):
         self.source = source
         self.publications: list[Publication] = []
         self._rate: RateByLoss | None = None
+        self._received = 0
+        self._quiet_until_ns = 0
         answers: list[MediaAnswer] = []
         chosen: list[tuple[MediaOffer, Codec, dict[str, int]]] = []
         for media in offer.media:
@@ -201,19 +205,32 @@ class PublishSession(Session):
         self.transport.forwarder.ignore_ssrc(event.peer, event.ssrc)
 
     def report(self, now: int) -> None:
-        """Send a receiver report for all tracks, and the rate allowed to those that only know REMB."""
+        """Send a receiver report for all tracks, and the rate allowed to those that only know REMB.
+
+        While nothing comes nothing is said (RFC 3550 section 6.4), and it is looked seldomer whether it does.
+        """
         if self.state is LinkState.CONNECTING:
             return
         forwarder = self.transport.forwarder
         blocks = []
+        received = 0
         for publication in self.publications:
             publication.handle_timer(now)
+            if now < self._quiet_until_ns:
+                continue
             if publication.stream is not None and publication.reporter is not None:
                 stats = forwarder.stream_stats(publication.stream)
+                received += stats.packets
                 if stats.packets:
                     block = publication.reporter.block(stats, now)
                     publication.last_fraction_lost = block.fraction_lost
                     blocks.append(block)
+        if now < self._quiet_until_ns:
+            return
+        if received == self._received:
+            self._quiet_until_ns = now + QUIET_NS
+            return
+        self._received = received
         packets: list[rtcp.RtcpPacket] = [rtcp.ReceiverReport(SERVER_SSRC, tuple(blocks))]
         if self._rate is not None and blocks:
             rate = self._rate.update(max(block.fraction_lost for block in blocks))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mediaserver.forwarder.interface import ForwarderError, RouteParameters, Switched
 from mediaserver.media import answer
-from mediaserver.media.feedback import forwarded_report
+from mediaserver.media.feedback import SECOND_NS, forwarded_report
 from mediaserver.media.publication import Publication
 from mediaserver.media.sdp import Codec, MediaOffer
 from mediaserver.media.transport import Transport
@@ -15,6 +15,8 @@ from recorder import rtcp
 
 SOURCE_ORDER = {"camera": 0, "microphone": 0, "screen": 1, "document": 2}
 """Which m-line of its kind a source likes: cameras come on the first, screens on the second."""
+REPORT_NS = 5 * SECOND_NS
+"""As often as libwebrtc reports on sound (RFC 3550 section 6.2): one that was lost is made good."""
 STREAM_NAMES = ("main", "screen", "document")
 
 
@@ -46,6 +48,7 @@ class Subscription:
     waiting: bool = False
 
     def __post_init__(self) -> None:
+        self._heard_ns = self._reported_ns = 0
         if all(codec.rtx is None for codec in self.codecs):
             self.rtx_ssrc = None
 
@@ -97,6 +100,7 @@ class Subscription:
             )
         forwarder.pause(self.route, publication.muted)
         self.publication, self.source = publication, publication.source
+        self._heard_ns = self._reported_ns = 0
         publication.subscribers.add(self)
         self.waiting = self.kind == "video"
         publication.want_keyframe()
@@ -132,19 +136,26 @@ class Subscription:
         self.waiting = False
 
     def report(self, now: int) -> list[rtcp.RtcpPacket]:
-        """Return sender report and CNAME of the route, empty while nothing was sent or the sender has not
-        reported."""
+        """Return sender report and CNAME of the route, empty if there is nothing to say.
+
+        They are due soon after the route began, then when the publisher has reported anew, at least every
+        ``REPORT_NS``; not while nothing was sent or the publisher has not reported.
+        """
         publication = self.publication
         if self.route is None or publication is None or publication.reporter is None:
             return []
         sender = publication.reporter.sender
+        news = sender is not None and (sender[1] != self._heard_ns or now - self._reported_ns >= REPORT_NS)
+        if not news and not self.waiting:
+            return []
         try:
             stats = self.transport.forwarder.route_stats(self.route)
         except ForwarderError:
             return []
         if stats.waiting and self.kind == "video" and not stats.paused:
             publication.want_keyframe()
-        if sender is None or stats.packets == 0 or stats.stream != publication.stream:
+        if not news or sender is None or stats.packets == 0 or stats.stream != publication.stream:
             return []
+        self._heard_ns, self._reported_ns = sender[1], now
         report = forwarded_report(sender[0], sender[1], stats, publication.codec.clock_rate, now)
         return [report, rtcp.SourceDescription.of_cname(self.ssrc, self.cname)]

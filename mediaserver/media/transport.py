@@ -24,8 +24,8 @@ from mediaserver.forwarder.interface import (
     RawDatagram,
     Rtcp,
     Switched,
+    TakeBatches,
     TapDropped,
-    Tapped,
 )
 from mediaserver.media.answer import Candidate, Local
 from mediaserver.media.dtls import SHA1, DtlsEndpoint, DtlsIdentity, DtlsState
@@ -36,7 +36,7 @@ from mediaserver.media.sdp import IceFragment, MediaOffer
 TICK_S = 0.02
 """Between two looks at what is missing. Without that the timer comes when a handshake or a keyframe request
 is due to be repeated, at least once a second."""
-FEEDBACK_MS = 50
+FEEDBACK_MS = 100
 """Between two transport-cc feedback packets; libwebrtc's receivers use 50-250 ms."""
 
 _log = structlog.get_logger(__name__)
@@ -66,7 +66,7 @@ class Transport:
         *,
         candidates: Sequence[Candidate],
         consent_ns: int,
-        tapped: Callable[[list[Tapped]], None],
+        tapped: Callable[[TakeBatches], None],
         tap_dropped: Callable[[TapDropped], None],
     ) -> None:
         self.forwarder = forwarder
@@ -172,9 +172,7 @@ class Transport:
 
     def take_tapped(self) -> None:
         """Hand everything tapped so far to the recordings now."""
-        packets = self.forwarder.take_tapped()
-        if packets:
-            self._tapped(packets)
+        self._tapped(self.forwarder.take_batches)
 
     # --- the pump
 
