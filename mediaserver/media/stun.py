@@ -1,7 +1,7 @@
 """The part of STUN that ICE-lite needs (RFC 8489, RFC 8445): read Binding requests, write their answers.
 
 Every client's consent check comes through here every few seconds, so both ways are one pass over the bytes, a
-tenth of what a general parser takes. Whatever is not as the RFC says is refused whole.
+quarter of what a general parser takes. Whatever is not as the RFC says is refused whole.
 """
 
 from __future__ import annotations
