@@ -300,7 +300,7 @@ class BatchForwarder:
                 ssrcs.append(parameters.rtx_ssrc)
             if len(set(ssrcs)) < len(ssrcs) or any(ssrc in target.routes for ssrc in ssrcs):
                 raise ForwarderError(f"an SSRC of {ssrcs} is sent to peer {peer} already")
-            if len(target.sent_ssrcs) + len(ssrcs) > MAX_SENT_SSRCS:
+            if len(target.sent_ssrcs) + len(target.routes) + len(ssrcs) > MAX_SENT_SSRCS:
                 raise ForwarderError(f"too many SSRCs were sent to peer {peer}")
             first = parameters.first_sequence
             route = Route(self._number(), target, parameters)

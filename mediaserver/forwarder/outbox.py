@@ -7,11 +7,13 @@ import contextlib
 import os
 from typing import Final
 
-from mediaserver.forwarder.interface import Event, RawDatagram, TapDropped, Tapped
+from mediaserver.forwarder.interface import Event, RawDatagram, Rtcp, TapDropped, Tapped
 
 MAX_UNKNOWN: Final = 256
 """STUN of unknown addresses: a flood of it must not push out what bound peers say."""
 MAX_RAW: Final = 1024
+MAX_TOLD: Final = 128
+"""Datagrams and RTCP of one peer between two takes: a peer that floods fills its own share only."""
 MAX_EVENTS: Final = 16384
 MAX_TAPPED_BYTES: Final = 16 << 20
 TAP_SIGNAL_NS: Final = 20_000_000
@@ -27,6 +29,7 @@ class Outbox:
         self._events: list[Event] = []
         self._unknown = 0
         self._raw = 0
+        self._told: dict[int, int] = {}
         self._tapped: list[Tapped] = []
         self._tapped_bytes = 0
         self._lost: dict[int, TapDropped] = {}
@@ -35,6 +38,12 @@ class Outbox:
 
     def put(self, event: Event) -> None:
         """Queue an event, or drop and count it."""
+        if isinstance(event, RawDatagram | Rtcp) and event.peer is not None:
+            told = self._told.get(event.peer, 0)
+            if told >= MAX_TOLD:
+                self.events_dropped += 1
+                return
+            self._told[event.peer] = told + 1
         if isinstance(event, RawDatagram):
             if event.peer is None:
                 self._unknown += 1
@@ -87,6 +96,7 @@ class Outbox:
         self._events = []
         self._lost = {}
         self._unknown = self._raw = 0
+        self._told = {}
         return events
 
     def take_tapped(self) -> list[Tapped]:

@@ -278,6 +278,12 @@ class World:
         """Wait until the forwarder has taken all that was sent to it."""
         self.wait(lambda: self.forwarder.stats().datagrams_received >= self.sent)
 
+    def settle_undrained(self) -> None:
+        """Likewise, without taking events."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.forwarder.stats().datagrams_received < self.sent:
+            assert time.monotonic() < deadline, "waited in vain"
+
     def wait(self, done: Callable[[], bool]) -> None:
         """Wait until something is so; events that come meanwhile are collected."""
         deadline = time.monotonic() + TIMEOUT_S

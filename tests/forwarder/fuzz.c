@@ -263,7 +263,8 @@ static void tear_down(void) {
 }
 
 static void open_forwarder(void) {
-  static const int32_t sockets[2] = {-1, -1}, families[2] = {AF_INET, AF_INET6};
+  static const int32_t families[2] = {AF_INET, AF_INET6};
+  const int32_t sockets[2] = {eventfd(0, EFD_NONBLOCK), eventfd(0, EFD_NONBLOCK)}; /* never used, only waited for */
   const fwd_crypto_t crypto = {.srtp_protect = null_cipher,
                                .srtp_unprotect = null_cipher,
                                .srtp_protect_rtcp = null_cipher,

@@ -31,6 +31,7 @@ enum {
   MAX_SENT_SSRCS = 1024,
   MAX_HELD = 64,
   MAX_ADDRESSES = 4,
+  MAX_TOLD = 128,
   MAX_ELEMENTS = 32,
   MAX_MAPPED = 24,
   CACHE_PACKETS = 1024,
@@ -129,7 +130,8 @@ struct peer {
   uint32_t sent_count;
   struct log log;
   int16_t first_queued, last_queued; /* send slots of this batch, -1: none */
-  int64_t number_sent;
+  int64_t number_sent, told_take;
+  uint32_t told; /* datagrams and RTCP of this peer among the events that wait, if told_take is the present take */
   fwd_peer_stats_t stats;
 };
 
@@ -212,6 +214,7 @@ struct outbox {
   struct bytes events[2], tapped[2];
   int event_side, tap_side;
   uint32_t event_count, unknown_count, raw_count, loss_count;
+  int64_t take;
   int64_t tapped_bytes, tap_signalled_ns, oldest_ns; /* oldest_ns: of the events that wait; 0: none */
   struct tap_loss losses[256];
   bool signalled, urgent;

@@ -94,6 +94,7 @@ int64_t fwd_take_events(forwarder_t *f, const uint8_t **data) {
   box->oldest_ns = 0;
   struct bytes *full = &box->events[box->event_side];
   box->event_side ^= 1;
+  box->take++;
   box->events[box->event_side].size = 0;
   box->event_count = box->unknown_count = box->raw_count = box->loss_count = 0;
   *data = full->data;

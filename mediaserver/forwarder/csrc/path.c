@@ -288,6 +288,20 @@ static void answer_nack(forwarder_t *f, struct route *route, const uint8_t *data
   }
 }
 
+/* A peer that floods fills its own share of what waits for Python, nobody else's. */
+static bool may_tell(forwarder_t *f, struct peer *peer) {
+  if (peer->told_take != f->outbox.take) {
+    peer->told_take = f->outbox.take;
+    peer->told = 0;
+  }
+  if (peer->told < MAX_TOLD) {
+    peer->told++;
+    return true;
+  }
+  f->stats.events_dropped++;
+  return false;
+}
+
 static void receive_rtcp(forwarder_t *f, struct peer *peer, uint8_t *data, int length, int64_t arrival_ns) {
   if (length < 8) {
     peer->stats.malformed++;
@@ -340,15 +354,16 @@ static void receive_rtcp(forwarder_t *f, struct peer *peer, uint8_t *data, int l
     }
   }
   for (uint32_t i = 0; i < track_count; i++) outbox_tap(f, tracks[i], arrival_ns, data, size, true);
-  if (deliver) {
+  if (deliver && may_tell(f, peer)) {
     fwd_event_t event = {.kind = FWD_EVENT_RTCP, .size = size, .number = peer->number, .a = urgent, .at_ns = arrival_ns};
     uint8_t *room = outbox_event(f, &event);
     if (room) memcpy(room, data, size);
   }
 }
 
-static void raise_raw(forwarder_t *f, const struct peer *peer, const uint8_t *name, int socket, const uint8_t *data,
+static void raise_raw(forwarder_t *f, struct peer *peer, const uint8_t *name, int socket, const uint8_t *data,
                       int length, int64_t arrival_ns) {
+  if (peer && !may_tell(f, peer)) return;
   fwd_event_t event = {.kind = FWD_EVENT_RAW,
                        .size = (uint32_t)length,
                        .number = peer ? peer->number : 0,
