@@ -119,6 +119,38 @@ class EndRecord:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class TrackCount:
+    """What a batch holds of one track; times and bytes are of its RTP packets."""
+
+    track: int
+    packets: int
+    rtcp_packets: int
+    bytes: int
+    first_ns: int
+    last_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class PacketBatch:
+    """Many packets on their way into a journal, encoded already (``recorder.journal.encoding``).
+
+    No journal holds this record: read back, its packets are ``RtpRecord`` and ``RtcpRecord`` items.
+    """
+
+    items: bytes
+    counts: tuple[TrackCount, ...]
+    latest_ns: int
+    """Latest arrival."""
+
+    @property
+    def packets(self) -> int:
+        """Number of packets, RTCP included."""
+        return sum(count.packets + count.rtcp_packets for count in self.counts)
+
+
 Record = (
     SessionRecord | TrackRecord | RtpRecord | RtcpRecord | EventRecord | ClockRecord | GapRecord | EndRecord
 )
+Queued = Record | PacketBatch
+"""What a journal is given to write."""

@@ -35,6 +35,8 @@ class Ours(Server):
             "SHUANGLU__MEDIA__FORWARDER": forwarder,
             "SHUANGLU__MEDIA__ADVERTISED": '["127.0.0.1"]',
         }
+        if record:  # journals; composing has a benchmark of its own
+            self._settings["SHUANGLU__COMPOSING__WHEN"] = "on_demand"
         self._tokens: dict[tuple[str, str], str] = {}
         self._key: ApiKey | None = None
 

@@ -31,8 +31,10 @@ from mediaserver.forwarder.interface import (
     RouteParameters,
     StreamParameters,
     Tapped,
+    Targets,
     check_route,
 )
+from mediaserver.forwarder.journal import batches
 from mediaserver.forwarder.outbox import Outbox
 from mediaserver.forwarder.path import PacketPath
 from mediaserver.forwarder.peer import MAX_SENT_SSRCS, Peer, Role, Source
@@ -40,6 +42,7 @@ from mediaserver.forwarder.receive import Stream
 from mediaserver.forwarder.route import Route
 from mediaserver.forwarder.sockets import Destination, pack_address, prepare
 from mediaserver.forwarder.srtp import SrtpDirection
+from recorder.records import PacketBatch
 
 _IDLE_MS: Final = 200
 _BUSY_DATAGRAMS: Final = 8
@@ -403,6 +406,9 @@ class BatchForwarder:
     def take_tapped(self) -> list[Tapped]:
         with self._locked():
             return self._outbox.take_tapped()
+
+    def take_batches(self, targets: Targets) -> list[tuple[int, PacketBatch]]:
+        return batches(self.take_tapped(), targets)
 
     def stats(self) -> ForwarderStats:
         with self._locked() as path:

@@ -20,7 +20,7 @@ Rules for the caller, the same for every method:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, Protocol
@@ -29,6 +29,7 @@ from mediaserver.forwarder.counters import ForwarderStats as ForwarderStats
 from mediaserver.forwarder.counters import PeerStats as PeerStats
 from mediaserver.forwarder.counters import RouteStats as RouteStats
 from mediaserver.forwarder.counters import StreamStats as StreamStats
+from recorder.records import PacketBatch
 
 Address = tuple[str, int]
 """Numeric host (``127.0.0.1``, ``::1``, ``fe80::1%2``) and port."""
@@ -237,6 +238,22 @@ Tapped = tuple[int, int, bytes, bool]
 track's sender."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """Where tapped packets go: tap → (group from 0, track 1 … 65535 in it); a group is one journal."""
+
+    by_tap: Mapping[int, tuple[int, int]]
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return 1 + max((group for group, _ in self.by_tap.values()), default=-1)
+
+
+TakeBatches = Callable[[Targets], list[tuple[int, PacketBatch]]]
+"""``Forwarder.take_batches``."""
+
+
 class Forwarder(Protocol):
     """See the module's text for the rules of all methods."""
 
@@ -250,7 +267,7 @@ class Forwarder(Protocol):
         """Become readable when there is something for ``take_events`` or ``take_tapped``; reset by
         ``take_events``.
 
-        Events signal after their batch; tapped packets at most every 20 ms, so drain both on each wake.
+        Events signal after their batch; tapped packets at most every 100 ms, so drain both on each wake.
         """
         ...
 
@@ -373,6 +390,12 @@ class Forwarder(Protocol):
 
     def take_tapped(self) -> list[Tapped]:
         """Take all tapped packets, in the order in which they were taken off the sockets."""
+        ...
+
+    def take_batches(self, targets: Targets) -> list[tuple[int, PacketBatch]]:
+        """Take all tapped packets as ``(group, batch)``, in order within a group; those without a target are
+        left out. Give the same object while the targets stay the same.
+        """
         ...
 
     def stats(self) -> ForwarderStats:

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final, TypeVar
@@ -43,11 +43,13 @@ from mediaserver.forwarder.interface import (
     Switched,
     TapDropped,
     Tapped,
+    Targets,
     check_route,
 )
 from mediaserver.forwarder.sockets import pack_address, prepare, unpack_address
 from mediaserver.forwarder.srtp import SrtpDirection
 from mediaserver.forwarder.wire import CODECS
+from recorder.records import PacketBatch, TrackCount
 
 ffi: Final[Any] = cffi.FFI()
 ffi.cdef(
@@ -72,6 +74,8 @@ _ERRORS: Final = {
 }
 _EVENT_HEAD: Final = ffi.sizeof("fwd_event_t")
 _TAPPED_HEAD: Final = ffi.sizeof("fwd_tapped_t")
+_BATCH_HEAD: Final = ffi.sizeof("fwd_batch_t")
+_BATCH_COUNT: Final = ffi.sizeof("fwd_batch_count_t")
 
 _Stats = TypeVar("_Stats", PeerStats, StreamStats, RouteStats)
 _READERS: Final[dict[type[Any], tuple[Callable[[Any], tuple[Any, ...]], list[int]]]] = {
@@ -114,6 +118,10 @@ class NativeForwarder:
         self._uris = dict(_KNOWN)
         self._sessions: dict[int, tuple[SrtpDirection, SrtpDirection]] = {}
         self._calls = 0
+        self._targets: Targets | None = None
+        self._target_array: Any = None
+        self._encoded: Any = None
+        self._encoded_room = 0
         self._lock = threading.Lock()
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handle: Any = self._lib.fwd_open(
@@ -341,6 +349,27 @@ class NativeForwarder:
             at += (head.size + 7) & ~7
         return tapped
 
+    def take_batches(self, targets: Targets) -> list[tuple[int, PacketBatch]]:
+        with self._lock:
+            data = ffi.new("const uint8_t **")
+            size = self._call_locked(self._lib.fwd_take_tapped, data)
+            if not size or not targets.by_tap:
+                return []
+            if targets is not self._targets:
+                self._targets = targets
+                self._target_array = ffi.new(
+                    "fwd_target_t[]", [(tap, *to) for tap, to in sorted(targets.by_tap.items())]
+                )
+            room = self._lib.fwd_encoded_room(size, targets.groups)
+            if room > self._encoded_room:
+                self._encoded, self._encoded_room = ffi.new("uint8_t[]", room), room
+            made = self._lib.fwd_encode_tapped(
+                data[0], size, self._target_array, len(targets.by_tap), targets.groups, self._encoded, room
+            )
+            if made < 0:
+                raise ForwarderError(_ERRORS[made])
+            return list(read_batches(self._encoded, made))
+
     def stats(self) -> ForwarderStats:
         counters = ffi.new("fwd_stats_t *")
         self._call(self._lib.fwd_stats, counters)
@@ -383,6 +412,27 @@ def _pointer(session: Any) -> Any:
 
 def _or_none(value: int | None) -> int:
     return -1 if value is None else value
+
+
+def read_batches(data: Any, size: int) -> Iterator[tuple[int, PacketBatch]]:
+    """Yield what ``fwd_encode_tapped`` wrote: (group, batch)."""
+    at = 0
+    while at < size:
+        head = ffi.cast("fwd_batch_t *", data + at)
+        counts = ffi.cast("fwd_batch_count_t *", data + at + _BATCH_HEAD)
+        at += _BATCH_HEAD + head.count_count * _BATCH_COUNT
+        yield (
+            head.group,
+            PacketBatch(
+                bytes(ffi.buffer(data + at, head.size)),
+                tuple(
+                    TrackCount(c.track, c.packets, c.rtcp_packets, c.bytes, c.first_ns, c.last_ns)
+                    for c in counts[0 : head.count_count]
+                ),
+                head.latest_ns,
+            ),
+        )
+        at += (head.size + 7) & ~7
 
 
 def _event(head: Any, payload: bytes) -> Event:

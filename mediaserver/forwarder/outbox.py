@@ -16,7 +16,7 @@ MAX_TOLD: Final = 128
 """Datagrams and RTCP of one peer between two takes: a peer that floods fills its own share only."""
 MAX_EVENTS: Final = 16384
 MAX_TAPPED_BYTES: Final = 16 << 20
-TAP_SIGNAL_NS: Final = 20_000_000
+TAP_SIGNAL_NS: Final = 100_000_000
 
 
 class Outbox:

@@ -31,6 +31,8 @@ from recorder.records import (
     EndRecord,
     EventRecord,
     GapRecord,
+    PacketBatch,
+    Queued,
     Record,
     RtcpRecord,
     RtpRecord,
@@ -53,23 +55,16 @@ class JournalError(Exception):
     """The caller asked for what a journal cannot do, or a journal holds what this version cannot read."""
 
 
-def record_time(record: Record) -> int:
-    """Return the monotonic ns at which a record was made (a gap: when it ended)."""
+def record_time(record: Queued) -> int:
+    """Return the monotonic ns at which a record was made (a gap: when it ended; a batch: its latest)."""
+    if isinstance(record, PacketBatch):
+        return record.latest_ns
     if isinstance(record, RtpRecord | RtcpRecord):
         return record.arrival_ns
     return record.to_ns if isinstance(record, GapRecord) else record.at_ns
 
 
-def record_size(record: Record) -> int:
-    """Return about how many bytes a record takes in memory, for the queue's bound."""
-    if isinstance(record, RtpRecord | RtcpRecord):
-        return len(record.packet) + 160  # a bytes object and a record
-    if isinstance(record, EventRecord | SessionRecord | TrackRecord):
-        return 2048
-    return 256
-
-
-def encode(records: Sequence[Record]) -> bytes:
+def encode(records: Sequence[Queued]) -> bytes:
     """Return the items of ``records``, in order; consecutive packets of a kind share an item.
 
     Raises JournalError for a packet over 65,535 bytes or a track number outside 16 bits.
@@ -87,13 +82,16 @@ def encode(records: Sequence[Record]) -> bytes:
             parts.extend(_encode_packets(RTP if kind is RtpRecord else RTCP, records[index:end]))
             index = end
             continue
+        index += 1
+        if isinstance(record, PacketBatch):
+            parts.append(record.items)
+            continue
         try:
             number, value = _encode_one(record)
         except error as reason:
             raise JournalError(f"{kind.__name__}: {reason}") from None
         parts.append(_ITEM.pack(number, len(value)))
         parts.append(value)
-        index += 1
     return b"".join(parts)
 
 

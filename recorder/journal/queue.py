@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from recorder.journal.encoding import MAX_PACKET, JournalError, encode
-from recorder.records import GapRecord, Record, RtcpRecord, RtpRecord
+from recorder.journal.encoding import MAX_PACKET, JournalError, encode, record_time
+from recorder.records import GapRecord, PacketBatch, Queued, RtcpRecord, RtpRecord
 
 _PACKET_OVERHEAD = 160
 _RESERVE = 1 << 20
@@ -49,7 +49,7 @@ class RecordQueue:
         self._budget = budget
         self._limit = limit
         self._lock = threading.Lock()
-        self._batches: deque[Sequence[Record]] = deque()
+        self._batches: deque[Sequence[Queued]] = deque()
         self._marks: list[Future[int]] = []
         self._held = 0
         self._lost: dict[int, list[int]] = {}
@@ -61,7 +61,7 @@ class RecordQueue:
         """Bytes put and not yet released."""
         return self._held
 
-    def put(self, records: Sequence[Record]) -> int:
+    def put(self, records: Sequence[Queued]) -> int:
         """Put records; return the bytes now held. What does not fit is counted, never waited for.
 
         Raises JournalError for a record that cannot be written at all; then none of them is put.
@@ -69,7 +69,9 @@ class RecordQueue:
         size = 0
         packets_only = True
         for record in records:
-            if type(record) is RtpRecord or type(record) is RtcpRecord:
+            if type(record) is PacketBatch:
+                size += len(record.items) + _PACKET_OVERHEAD * (1 + len(record.counts))
+            elif type(record) is RtpRecord or type(record) is RtcpRecord:
                 length = len(record.packet)
                 if length > MAX_PACKET or not 0 <= record.track <= 0xFFFF:
                     raise JournalError(f"packet of {length} bytes of track {record.track} fits no journal")
@@ -96,11 +98,11 @@ class RecordQueue:
             self._marks.append(future)
         return future
 
-    def take(self) -> tuple[list[Record], int, list[Future[int]]]:
+    def take(self) -> tuple[list[Queued], int, list[Future[int]]]:
         """Take all records (gaps included), the bytes they hold (to release), and the marks after them."""
         with self._lock:
             batches, self._batches = self._batches, deque()
-            records: list[Record] = [record for batch in batches for record in batch]
+            records: list[Queued] = [record for batch in batches for record in batch]
             if self._lost:
                 records.extend(self._take_gaps())
             size = self._held
@@ -113,19 +115,37 @@ class RecordQueue:
             self._held -= size
         self._budget.give_back(size)
 
-    def _count_lost(self, records: Sequence[Record]) -> None:
-        for record in records:
-            if isinstance(record, RtpRecord | RtcpRecord):
-                track, at_ns = record.track, record.arrival_ns
-            else:
-                # Track 0 stands for what belongs to no track.
-                track, at_ns = 0, record.to_ns if isinstance(record, GapRecord) else record.at_ns
-            lost = self._lost.setdefault(track, [at_ns, at_ns, 0])
-            lost[0], lost[1], lost[2] = min(lost[0], at_ns), max(lost[1], at_ns), lost[2] + 1
-            self.lost_packets += 1
+    def _count_lost(self, records: Sequence[Queued]) -> None:
+        for gap in gaps_of(records, ""):
+            lost = self._lost.setdefault(gap.track, [gap.from_ns, gap.to_ns, 0])
+            lost[:] = [min(lost[0], gap.from_ns), max(lost[1], gap.to_ns), lost[2] + gap.packets]
+            self.lost_packets += gap.packets
 
-    def _take_gaps(self) -> list[Record]:
+    def _take_gaps(self) -> list[GapRecord]:
         lost, self._lost = self._lost, {}
         return [
             GapRecord(track, first, last, count, "queue_full") for track, (first, last, count) in lost.items()
         ]
+
+
+def gaps_of(records: Sequence[Queued], reason: str) -> list[GapRecord]:
+    """Return what is missing, track by track, where ``records`` could not be kept.
+
+    Track 0 stands for what belongs to no track.
+    """
+    lost: dict[int, list[int]] = {}
+
+    def add(track: int, first_ns: int, last_ns: int, packets: int) -> None:
+        item = lost.setdefault(track, [first_ns, last_ns, 0])
+        item[:] = [min(item[0], first_ns), max(item[1], last_ns), item[2] + packets]
+
+    for record in records:
+        if isinstance(record, PacketBatch):
+            for count in record.counts:
+                first_ns = count.first_ns if count.packets else record.latest_ns
+                last_ns = count.last_ns if count.packets else record.latest_ns
+                add(count.track, first_ns, last_ns, count.packets + count.rtcp_packets)
+        else:
+            track = record.track if isinstance(record, RtpRecord | RtcpRecord) else 0
+            add(track, record_time(record), record_time(record), 1)
+    return [GapRecord(track, first, last, packets, reason) for track, (first, last, packets) in lost.items()]

@@ -10,10 +10,12 @@ from recorder.records import (
     ClockRecord,
     EndRecord,
     GapRecord,
-    Record,
+    PacketBatch,
+    Queued,
     RtcpRecord,
     RtpRecord,
     SessionRecord,
+    TrackCount,
     TrackInfo,
     TrackRecord,
 )
@@ -27,13 +29,19 @@ class Tally:
         self._tracks: dict[int, TrackInfo] = {}
         self._counts: dict[int, TrackSummary] = {}
 
-    def add(self, records: Sequence[Record]) -> None:
+    def add(self, records: Sequence[Queued]) -> None:
         """Count records."""
         summary, counts = self.summary, self._counts
         summary.records += len(records)
         latest = summary.ended_ns
         for record in records:
             kind = type(record)
+            if isinstance(record, PacketBatch):
+                summary.records += record.packets - 1
+                latest = max(record.latest_ns, latest)
+                for one in record.counts:
+                    self._add_count(one)
+                continue
             if kind is RtpRecord or kind is RtcpRecord:
                 assert isinstance(record, RtpRecord | RtcpRecord)
                 arrival = record.arrival_ns
@@ -65,6 +73,17 @@ class Tally:
                 case EndRecord():
                     summary.ended, summary.final, summary.reason = True, record.final, record.reason
         summary.ended_ns = latest
+
+    def _add_count(self, added: TrackCount) -> None:
+        count = self._counts.setdefault(added.track, TrackSummary(added.track))
+        count.rtcp_packets += added.rtcp_packets
+        if not added.packets:
+            return
+        if not count.packets:
+            count.first_arrival_ns = added.first_ns
+        count.packets += added.packets
+        count.bytes += added.bytes
+        count.last_arrival_ns = max(added.last_ns, count.last_arrival_ns)
 
     def finish(self) -> PartSummary:
         """Return the summary so far, tracks in the order of their numbers."""

@@ -8,12 +8,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from recorder.journal.encoding import JournalError, encode, record_time
-from recorder.journal.queue import Budget, RecordQueue
+from recorder.journal.encoding import JournalError, encode
+from recorder.journal.queue import Budget, RecordQueue, gaps_of
 from recorder.journal.segments import SegmentChain, disk_code, next_index
 from recorder.journal.summary import PartSummary
 from recorder.journal.tally import Tally
-from recorder.records import EndRecord, GapRecord, Record, RtcpRecord, RtpRecord, SessionRecord
+from recorder.records import (
+    EndRecord,
+    GapRecord,
+    PacketBatch,
+    Queued,
+    RtcpRecord,
+    RtpRecord,
+    SessionRecord,
+)
 from recorder.sealed import DataKey
 
 RETRY_NS = 1_000_000_000
@@ -72,7 +80,7 @@ class JournalWriter:
         self._segment_ns = segment_ns
         self._wake = wake
         self._report = report
-        self._pending: list[Record] = []
+        self._pending: list[Queued] = []
         self._pending_bytes = 0
         self._written_marks: list[Future[int]] = []
         self._marks: list[Future[int]] = []
@@ -101,7 +109,7 @@ class JournalWriter:
         """Whether somebody waits or a chunk is full: commit now, not at the next tick."""
         return self._queue.held - self._pending_bytes >= self._chunk_bytes or self._ended
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Queued]) -> None:
         """Hand over records, in order. Never waits: what exceeds the bound becomes a listed gap.
 
         Raises JournalError after ``close`` and for records that no journal can hold.
@@ -210,7 +218,7 @@ class JournalWriter:
             if not future.done():
                 future.set_exception(error)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Queued) -> None:
         """Queue a record of the commit's own (clock pairs)."""
         if self._ending is None:
             self._queue.put((record,))
@@ -254,11 +262,14 @@ class JournalWriter:
             self._written_marks += self._marks
         self._marks = []
 
-    def _next_batch(self) -> tuple[list[Record], int]:
+    def _next_batch(self) -> tuple[list[Queued], int]:
         """Return the records of the next chunk, and about the bytes they hold in the queue."""
         size = count = 0
         for record in self._pending:
-            size += len(record.packet) + 16 if isinstance(record, RtpRecord | RtcpRecord) else 1024
+            if isinstance(record, PacketBatch):
+                size += len(record.items)
+            else:
+                size += len(record.packet) + 16 if isinstance(record, RtpRecord | RtcpRecord) else 1024
             count += 1
             if size >= self._chunk_bytes:
                 break
@@ -301,16 +312,10 @@ class JournalWriter:
             mark.set_result(now_ns)
         self._marks = []
         self.chain.leave()
-        lost: dict[int, list[int]] = {}
-        for record in self._pending:
-            track = record.track if isinstance(record, RtpRecord | RtcpRecord) else 0
-            at_ns = record_time(record)
-            item = lost.setdefault(track, [at_ns, at_ns, 0])
-            item[:] = [min(item[0], at_ns), max(item[1], at_ns), item[2] + 1]
+        lost = gaps_of(self._pending, "disk")
         self._pending = []
         summary = self._tally.finish()
-        for track, (first_ns, last_ns, count) in lost.items():
-            summary.gaps.append(GapRecord(track, first_ns, last_ns, count, "disk"))
+        summary.gaps += lost
         summary.segments, summary.damage = self.chain.summaries()
         assert self._ending is not None
         self._ending.set_result(summary)

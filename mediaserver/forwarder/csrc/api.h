@@ -146,6 +146,21 @@ int fwd_take_arrivals(forwarder_t *f, int64_t peer, uint16_t *numbers, int64_t *
 int64_t fwd_take_events(forwarder_t *f, const uint8_t **data);
 int64_t fwd_take_tapped(forwarder_t *f, const uint8_t **data);
 
+/* Where tapped packets go: a recording (`group`, from 0) and the track's number in it. Sorted by tap. */
+typedef struct { int32_t tap, group, track; } fwd_target_t;
+typedef struct {
+  int32_t track;
+  uint32_t packets, rtcp_packets, unused;
+  int64_t bytes, first_ns, last_ns; /* of RTP */
+} fwd_batch_count_t;
+/* Packets of a group: this head, then `count_count` counts, then `size` bytes of journal items, then up to the next
+ * multiple of 8. */
+typedef struct { int32_t group; uint32_t packets, count_count, size; int64_t latest_ns; } fwd_batch_t;
+/* Encode what fwd_take_tapped gave as batches; return their bytes. `room` must be fwd_encoded_room. */
+int64_t fwd_encoded_room(int64_t size, int32_t group_count);
+int64_t fwd_encode_tapped(const uint8_t *data, int64_t size, const fwd_target_t *targets, int32_t target_count,
+                          int32_t group_count, uint8_t *out, int64_t room);
+
 int fwd_stats(forwarder_t *f, fwd_stats_t *stats);
 int fwd_peer_stats(forwarder_t *f, int64_t peer, fwd_peer_stats_t *stats);
 int fwd_stream_stats(forwarder_t *f, int64_t stream, fwd_stream_stats_t *stats);

@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 enum { MAX_UNKNOWN = 256, MAX_RAW = 1024, MAX_EVENTS = 16384 };
-#define TAP_SIGNAL_NS 20000000ll
+#define TAP_SIGNAL_NS 100000000ll
 #define REPORT_SIGNAL_NS 100000000ll
 
 static size_t padded(size_t size) { return (size + 7) & ~(size_t)7; }
