@@ -8,7 +8,7 @@ timeline for all processes of a machine. *media time*: RTP ticks. *wallclock*: U
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,7 @@ class EndRecord:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TrackCount:
+class TrackCount(NamedTuple):
     """What a batch holds of one track; times and bytes are of its RTP packets."""
 
     track: int

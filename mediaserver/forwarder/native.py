@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
+from struct import Struct
 from typing import Any, Final, TypeVar
 
 import cffi
@@ -75,7 +76,9 @@ _ERRORS: Final = {
 _EVENT_HEAD: Final = ffi.sizeof("fwd_event_t")
 _TAPPED_HEAD: Final = ffi.sizeof("fwd_tapped_t")
 _BATCH_HEAD: Final = ffi.sizeof("fwd_batch_t")
-_BATCH_COUNT: Final = ffi.sizeof("fwd_batch_count_t")
+_COUNT: Final = Struct("iII4xqqq")
+"""fwd_batch_count_t."""
+assert _COUNT.size == ffi.sizeof("fwd_batch_count_t")
 
 _Stats = TypeVar("_Stats", PeerStats, StreamStats, RouteStats)
 _READERS: Final[dict[type[Any], tuple[Callable[[Any], tuple[Any, ...]], list[int]]]] = {
@@ -419,19 +422,17 @@ def read_batches(data: Any, size: int) -> Iterator[tuple[int, PacketBatch]]:
     at = 0
     while at < size:
         head = ffi.cast("fwd_batch_t *", data + at)
-        counts = ffi.cast("fwd_batch_count_t *", data + at + _BATCH_HEAD)
-        at += _BATCH_HEAD + head.count_count * _BATCH_COUNT
+        items = at + _BATCH_HEAD + head.count_count * _COUNT.size
+        counts = _COUNT.iter_unpack(ffi.buffer(data + at + _BATCH_HEAD, items - at - _BATCH_HEAD))
         yield (
             head.group,
             PacketBatch(
-                bytes(ffi.buffer(data + at, head.size)),
-                tuple(
-                    TrackCount(c.track, c.packets, c.rtcp_packets, c.bytes, c.first_ns, c.last_ns)
-                    for c in counts[0 : head.count_count]
-                ),
+                bytes(ffi.buffer(data + items, head.size)),
+                tuple(map(TrackCount._make, counts)),
                 head.latest_ns,
             ),
         )
+        at = items
         at += (head.size + 7) & ~7
 
 
