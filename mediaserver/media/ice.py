@@ -111,7 +111,7 @@ class IceAgent:
         self._legs: dict[str, _Leg] = {}
         self._by_ufrag: dict[str, _Leg] = {}
         self._failures: OrderedDict[str, int] = OrderedDict()
-        self._bound: set[Address] = set()
+        self._bound: dict[Address, _Leg] = {}
         self._window_ns = 0
         self._budget = UNAUTHENTICATED_PER_SECOND
 
@@ -139,8 +139,7 @@ class IceAgent:
         """Forget a session; later checks for it are from an unknown user."""
         leg = self._legs.pop(session, None)
         if leg is not None:
-            if leg.address is not None:
-                self._bound.discard(leg.address)
+            self._release(leg)
             self._by_ufrag.pop(leg.local.ufrag, None)
             if leg.old is not None:
                 self._by_ufrag.pop(leg.old.ufrag, None)
@@ -251,14 +250,25 @@ class IceAgent:
         # Before nomination the first valid path serves, so that DTLS can begin; the nominated one replaces
         # it.
         if leg.address is None or nominated or now - leg.last_bound_ns > REBIND_NS:
-            if leg.address is not None:
-                self._bound.discard(leg.address)
-            self._bound.add(address)
+            holder = self._bound.get(address)
+            if holder is not None and holder is not leg:
+                # Whoever has a session of its own and forges a source address must not cut off who is there.
+                if now - holder.last_bound_ns <= DISCONNECTED_NS:
+                    return False
+                self._release(holder)
+            self._release(leg)
+            self._bound[address] = leg
             leg.address, leg.socket = address, socket
             leg.last_bound_ns = now
             leg.nominated = leg.nominated or nominated
             return True
         return False
+
+    def _release(self, leg: _Leg) -> None:
+        """Take the session's address from it, if it has one."""
+        if leg.address is not None:
+            self._bound.pop(leg.address, None)
+            leg.address = None
 
     def _admit(self, address: Address, now: int) -> bool:
         if now - self._window_ns >= SECOND_NS:

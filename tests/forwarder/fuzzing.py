@@ -81,8 +81,10 @@ def made() -> bytes:
         feedback([1] * 9 + [0] * 3 + [1]),
     ]
     calls = [bytes((number, at, at + 1, 5, *range(8))) for number in range(20) for at in (1, 2)]
+    plain = [nack(0x2223 + 2 * codec, (100, 0xFFFF)) for codec in range(5)]
     return b"".join(
         [*(step(packet) for packet in sent), *(step(packet, SUBSCRIBER, 4) for packet in asked)]
+        + [step(packet, 2, 4) for packet in plain]
         + [step(rtp(30000 + at * SEQUENCES_APART, ssrc=0x1112, payload=vp8(True))) for at in range(80)]
         + [step(call, CALL) for call in calls]
         + [step(packet, 2) for packet in (rtp(1, ssrc=0x5111, payload=vp8(True)), nack(0x2223, (100, 7)))]

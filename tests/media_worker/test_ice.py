@@ -198,6 +198,34 @@ def test_flood_is_limited_but_bound_addresses_are_heard() -> None:
     assert ice.receive(check(local), ELSEWHERE, NOW + 2 * SECOND_NS).reply is not None
 
 
+def test_an_address_in_use_is_not_taken_over() -> None:
+    """A second session checks from a forged source address, that of the first one."""
+    ice, victim = agent()
+    attacker = ice.add("attacker", "them", NOW)
+    assert ice.receive(check(victim, nominate=True), HERE, NOW).bind
+    assert not ice.receive(check(attacker, nominate=True), HERE, NOW + DISCONNECTED_NS).bind
+    assert ice.place("s") == (HERE, 0)
+    assert ice.place("attacker") is None
+    # A silent session's address may be somebody else's by now: a NAT gives it to the next.
+    later = NOW + DISCONNECTED_NS + 1
+    assert ice.receive(check(attacker, nominate=True), HERE, later).bind
+    assert ice.place("attacker") == (HERE, 0)
+    assert ice.place("s") is None
+    assert ice.receive(check(victim), ELSEWHERE, later).bind
+
+
+def test_a_session_that_sprays_has_one_address() -> None:
+    ice, local = agent()
+    for port in range(1000):
+        assert ice.receive(check(local, nominate=True), ("192.0.2.9", 10_000 + port), NOW).bind
+    assert ice.place("s") == (("192.0.2.9", 10_999), 0)
+    other = ice.add("other", "them", NOW)
+    for port in range(999):
+        assert ice.receive(check(other, nominate=True), ("192.0.2.9", 10_000 + port), NOW).bind, (
+            "it was given back"
+        )
+
+
 def test_removed_session_is_unknown() -> None:
     ice, local = agent()
     ice.remove("s")
