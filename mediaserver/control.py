@@ -51,6 +51,8 @@ from recorder.template import Template
 _log = logging.getLogger(__name__)
 TICK_S = 1.0
 OFF_PEAK_S = 60.0
+GOODBYE_S = 1.0
+"""While draining: who has just ended a recording hangs up next, and wants an answer to that."""
 EXECUTOR_ID = "node-1"
 """Of DBOS: fixed, so that a new process takes up what the old one of this node left."""
 
@@ -189,11 +191,21 @@ class Control:
         _log.info("draining: %d recordings run", len(self.recordings.active))
         await self.workers.drain()
         deadline = time.monotonic() + self.settings.drain_s
-        while self.recordings.active and time.monotonic() < deadline:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.closing.wait(), 0.1)
-                break
+        recorded = bool(self.recordings.active)
+        while self.recordings.active and time.monotonic() < deadline and not self.closing.is_set():
+            await self._pause(0.1)
+        goodbye = min(deadline, time.monotonic() + GOODBYE_S) if recorded else 0.0
+        while (
+            time.monotonic() < goodbye
+            and not self.closing.is_set()
+            and any(one.sessions for one in self.rooms)
+        ):
+            await self._pause(0.1)
         await self.stop_recordings("server_stopped")
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.closing.wait(), seconds)
 
     async def stop_recordings(self, reason: str) -> None:
         """End all recordings."""

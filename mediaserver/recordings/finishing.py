@@ -116,7 +116,8 @@ class Finishing:
         state = "running" if at_once else "waiting"
         current = await self._recordings.find(entry.id) or entry
         await self._put(replace(current, composing={"state": state, "progress": None, "run": run}))
-        await self.jobs.finish(entry.id, run, at_once=at_once)
+        # Nobody waits for the job runner to wake; should this process die first, ``take_over`` finds it.
+        self._recordings.later(self.jobs.finish(entry.id, run, at_once=at_once))
 
     async def _put(self, entry: Entry) -> None:
         await self._recordings.database.run(self._recordings.catalog.put, entry)
