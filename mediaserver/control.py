@@ -27,7 +27,7 @@ from mediaserver import addresses, tls
 from mediaserver.api.app import build
 from mediaserver.api.models import AutoRecording, RecordingStart
 from mediaserver.errors import Refused
-from mediaserver.events import Envelope, EventLog
+from mediaserver.events import EventLog, Logged
 from mediaserver.invites import Brake
 from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.memory import settle_memory
@@ -194,12 +194,8 @@ class Control:
         recorded = bool(self.recordings.active)
         while self.recordings.active and time.monotonic() < deadline and not self.closing.is_set():
             await self._pause(0.1)
-        goodbye = min(deadline, time.monotonic() + GOODBYE_S) if recorded else 0.0
-        while (
-            time.monotonic() < goodbye
-            and not self.closing.is_set()
-            and any(one.sessions for one in self.rooms)
-        ):
+        until = min(deadline, time.monotonic() + GOODBYE_S) if recorded else 0.0
+        while time.monotonic() < until and not self.closing.is_set() and self.rooms.any_session():
             await self._pause(0.1)
         await self.stop_recordings("server_stopped")
 
@@ -339,7 +335,7 @@ class Control:
         self, worker: Worker, events: list[JsonObject], acknowledge: Callable[[], None]
     ) -> None:
         """Take what a worker tells; acknowledged when it is in the log. One bad event spoils no other."""
-        logged: list[asyncio.Future[Envelope]] = []
+        logged: list[Logged] = []
         joined: dict[tuple[str, str], Room] = {}
         for event in events:
             try:
@@ -354,13 +350,11 @@ class Control:
             await self._start_automatically(room)
         self._spawn(self._when_logged(logged, acknowledge))
 
-    async def _when_logged(
-        self, logged: list[asyncio.Future[Envelope]], acknowledge: Callable[[], None]
-    ) -> None:
+    async def _when_logged(self, logged: list[Logged], acknowledge: Callable[[], None]) -> None:
         await asyncio.gather(*logged)
         acknowledge()
 
-    async def _worker_event(self, worker: Worker, event: JsonObject) -> asyncio.Future[Envelope]:
+    async def _worker_event(self, worker: Worker, event: JsonObject) -> Logged:
         kind, data = str(event["type"]), dict(event.get("data", {}))
         tenant, name = str(event.get("tenant", "")), str(event.get("room", ""))
         room = self.rooms.get(tenant, name)

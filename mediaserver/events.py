@@ -23,6 +23,7 @@ from recorder.ids import uuid7
 
 Envelope = dict[str, Any]
 Row = dict[str, Any]
+Logged = asyncio.Future[Envelope]
 AT_ONCE = 100
 """Events in one transaction."""
 LINGER_S = 0.05

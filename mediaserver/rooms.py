@@ -106,6 +106,10 @@ class Rooms:
         """Find an open room."""
         return self._rooms.get((tenant, name))
 
+    def any_session(self) -> bool:
+        """Say whether anybody has a WHIP or WHEP session."""
+        return bool(self._sessions)
+
     def by_session(self, session: str) -> Room | None:
         """Find the room of a WHIP or WHEP session."""
         found = self._sessions.get(session)
