@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import secrets
 from collections.abc import Sequence
@@ -206,16 +207,18 @@ class DtlsEndpoint:
         return out
 
     def close(self) -> list[bytes]:
-        """Say goodbye (close_notify); returns the datagrams to send."""
+        """Say goodbye (close_notify); returns the datagrams to send. OpenSSL's memory is freed here and now."""
+        datagrams: list[bytes] = []
         if self.state is DtlsState.CONNECTED:
             try:
                 self._connection.shutdown()
             except SSL.Error:
                 self._identity.counters.failed += 1
-            self.state = DtlsState.CLOSED
-            return self._flush()
+            datagrams = self._flush()
         self.state = DtlsState.CLOSED
-        return []
+        with contextlib.suppress(AttributeError):  # closed before
+            del self._connection
+        return datagrams
 
     def _connect(self) -> SSL.Connection:
         connection = SSL.Connection(self._identity.context, None)
