@@ -1,11 +1,13 @@
 """Compile the native forwarder into wheels, and in place for editable installs.
 
-Everything else is in pyproject.toml. Without a C compiler the package is installed without it, with a
-warning: the server then compiles at first use, or runs its Python twin and says so.
+Everything else is in pyproject.toml. With a cross compiler in ``CC`` library and wheel are for its machine.
+Without a C compiler the package is installed without it, with a warning: the server then compiles at first
+use, or runs its Python twin and says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -33,7 +35,9 @@ class BuildNative(build_py):
             if self.editable_mode:
                 forwarder_build.compile_package()
             else:
-                forwarder_build.compile_library(Path(self.build_lib) / FORWARDER)
+                forwarder_build.compile_library(
+                    Path(self.build_lib) / FORWARDER, target=forwarder_build.compiler_target()
+                )
         except forwarder_build.BuildError as error:
             print(f"warning: the native forwarder is not built: {error}", file=sys.stderr)
 
@@ -42,8 +46,13 @@ class PlatformWheel(bdist_wheel):
     """One wheel for all Pythons of a platform: the library needs no Python.h."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        """Return the wheel's tag."""
-        return "py3", "none", super().get_tag()[2]
+        """Return the wheel's tag: ``--plat-name``'s, else the machine's that the compiler compiles for."""
+        platform = super().get_tag()[2]
+        if not self.plat_name_supplied:
+            with contextlib.suppress(forwarder_build.BuildError):
+                if (target := forwarder_build.compiler_target()) != forwarder_build.this_target():
+                    platform = f"linux_{target.partition('-')[0]}"
+        return "py3", "none", platform
 
 
 class NativeDistribution(Distribution):

@@ -55,7 +55,11 @@ _CMSG_HEADER: Final = struct.Struct("=Qii")
 
 
 def prepare(sock: socket.socket) -> int:
-    """Make a UDP socket ready for a forwarder and return its receive buffer as the kernel counts it."""
+    """Make a UDP socket ready for a forwarder and return its receive buffer as the kernel counts it.
+
+    A kernel that cannot stamp arrivals or count what it dropped (qemu's user mode, some sandboxes) serves
+    too: then packets have their batch's time, and ``kernel_dropped`` stays 0.
+    """
     if sock.type != socket.SOCK_DGRAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
         raise ForwarderError("a forwarder needs UDP sockets, IPv4 or IPv6")
     sock.setblocking(False)
@@ -66,8 +70,12 @@ def prepare(sock: socket.socket) -> int:
             continue  # only root may force; the plain option is limited by net.core.rmem_max
         break
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECEIVE_BUFFER_BYTES)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+    for option in (_SO_TIMESTAMPNS, _SO_RXQ_OVFL):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                raise
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 

@@ -224,6 +224,20 @@ def test_the_library_is_named_after_its_sources() -> None:
     assert build.find_or_compile().name == name
 
 
+def test_a_cross_compilers_library_is_named_for_its_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cross = tmp_path / "cc"
+    cross.write_text("#!/bin/sh\necho riscv64-linux-gnu\n")
+    cross.chmod(0o755)
+    monkeypatch.setenv("CC", str(cross))
+    assert build.compiler_target() == "riscv64-glibc"
+    assert build.library_name(target=build.compiler_target()).startswith("_forwarder-riscv64-glibc-")
+    cross.write_text("#!/bin/sh\necho what? >&2\nexit 1\n")
+    with pytest.raises(build.BuildError, match="what?"):
+        build.compiler_target()
+
+
 def test_without_a_compiler_the_python_forwarder_serves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
