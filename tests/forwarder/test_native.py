@@ -234,7 +234,7 @@ def test_a_cross_compilers_library_is_named_for_its_machine(
     assert build.compiler_target() == "riscv64-glibc"
     assert build.library_name(target=build.compiler_target()).startswith("_forwarder-riscv64-glibc-")
     cross.write_text("#!/bin/sh\necho what? >&2\nexit 1\n")
-    with pytest.raises(build.BuildError, match="what?"):
+    with pytest.raises(build.BuildError, match=r"what\?"):
         build.compiler_target()
 
 
