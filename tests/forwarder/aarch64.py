@@ -31,7 +31,8 @@ EMULATORS: Final = ("qemu-aarch64", "qemu-aarch64-static")
 PYTHON: Final = "3.11"
 DEBIAN: Final = (f"python{PYTHON}-minimal", f"libpython{PYTHON}-stdlib")
 PLATFORMS: Final = ("manylinux2014_aarch64", "manylinux_2_28_aarch64")
-PYPI: Final = ("cffi", "pylibsrtp", "pytest", "pytest-asyncio", "pytest-timeout")
+PYPI: Final = ("cffi", "cryptography", "pylibsrtp", "pytest", "pytest-asyncio", "pytest-timeout")
+"""What the suite imports; what else those need comes with them."""
 
 NOT_RUN: Final = {
     f"{SUITE}/test_native.py::test_conformance_under_sanitizers": (
