@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from struct import Struct
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import cffi
 
@@ -73,7 +73,8 @@ _ERRORS: Final = {
     -7: "not possible",
     -8: "out of memory",
 }
-_EVENT_HEAD: Final = ffi.sizeof("fwd_event_t")
+_EVENT: Final = Struct("IIqqqqIIII32s")
+assert _EVENT.size == ffi.sizeof("fwd_event_t")
 _TAPPED_HEAD: Final = ffi.sizeof("fwd_tapped_t")
 _BATCH_HEAD: Final = ffi.sizeof("fwd_batch_t")
 _COUNT: Final = Struct("iII4xqqq")
@@ -330,12 +331,11 @@ class NativeForwarder:
 
     def take_events(self) -> list[Event]:
         data = self._take(self._lib.fwd_take_events)
-        kept = ffi.from_buffer(data)
         events: list[Event] = []
         at = 0
         while at < len(data):
-            head = ffi.cast("fwd_event_t *", kept + at)
-            at += _EVENT_HEAD
+            head = _EventHead._make(_EVENT.unpack_from(data, at))
+            at += _EVENT.size
             events.append(_event(head, data[at : at + head.size]))
             at += (head.size + 7) & ~7
         return events
@@ -363,7 +363,7 @@ class NativeForwarder:
                 self._target_array = ffi.new(
                     "fwd_target_t[]", [(tap, *to) for tap, to in sorted(targets.by_tap.items())]
                 )
-            room = self._lib.fwd_encoded_room(size, targets.groups)
+            room = self._lib.fwd_encoded_room(data[0], size)
             if room > self._encoded_room:
                 self._encoded, self._encoded_room = ffi.new("uint8_t[]", room), room
             made = self._lib.fwd_encode_tapped(
@@ -436,10 +436,26 @@ def read_batches(data: Any, size: int) -> Iterator[tuple[int, PacketBatch]]:
         at += (head.size + 7) & ~7
 
 
-def _event(head: Any, payload: bytes) -> Event:
+class _EventHead(NamedTuple):
+    """fwd_event_t."""
+
+    kind: int
+    size: int
+    number: int
+    other: int
+    at_ns: int
+    until_ns: int
+    ssrc: int
+    a: int
+    b: int
+    socket: int
+    name: bytes
+
+
+def _event(head: _EventHead, payload: bytes) -> Event:
     match head.kind:
         case 1:
-            address = unpack_address(bytes(head.name))
+            address = unpack_address(head.name)
             return RawDatagram(head.number or None, address, head.socket, payload, head.at_ns)
         case 2:
             return Rtcp(head.number, payload, head.at_ns)

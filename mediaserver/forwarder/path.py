@@ -30,6 +30,8 @@ from mediaserver.forwarder.srtp import OK, REPLAYED, TRAILER_BYTES, lib, srtp_ff
 from mediaserver.forwarder.wire import RtpPacket, element, parse_rtp, rtcp_packets
 
 _SENDER_REPORT: Final = 200
+_RECEIVER_REPORT: Final = 201
+_DESCRIPTION: Final = 202
 _BYE: Final = 203
 _TRANSPORT_FEEDBACK: Final = 205
 _NACK: Final = 1
@@ -329,7 +331,7 @@ class PacketPath:
                 reported, lost = read_feedback(data, start, size)
                 peer.reported += reported
                 peer.reported_lost += lost
-            else:
+            elif kind not in (_RECEIVER_REPORT, _DESCRIPTION):
                 deliver = True
                 if kind in (_SENDER_REPORT, _BYE):
                     source = peer.sources.get(int.from_bytes(data[start + 4 : start + 8], "big"))

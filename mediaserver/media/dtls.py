@@ -207,7 +207,7 @@ class DtlsEndpoint:
         return out
 
     def close(self) -> list[bytes]:
-        """Say goodbye (close_notify); returns the datagrams to send. OpenSSL's memory is freed here and now."""
+        """Say goodbye (close_notify) and free OpenSSL's memory; returns the datagrams to send."""
         datagrams: list[bytes] = []
         if self.state is DtlsState.CONNECTED:
             try:

@@ -248,7 +248,7 @@ static void set_up(void) {
 static void encode(const uint8_t *tapped, int64_t size) {
   fwd_target_t targets[STREAMS];
   for (int i = 0; i < STREAMS; i++) targets[i] = (fwd_target_t){.tap = i, .group = i % 2, .track = i + 1};
-  int64_t room = fwd_encoded_room(size, 2);
+  int64_t room = fwd_encoded_room(tapped, size);
   uint8_t *out = malloc((size_t)room);
   if (!out) abort();
   int64_t made = fwd_encode_tapped(tapped, size, targets, STREAMS - 1, 2, out, room);

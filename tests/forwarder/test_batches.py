@@ -27,7 +27,7 @@ def encode_natively(tapped: Sequence[Tapped], targets: Targets) -> list[tuple[in
     )
     kept = ffi.new("uint8_t[]", data or b"\0")
     array = ffi.new("fwd_target_t[]", [(tap, *to) for tap, to in sorted(targets.by_tap.items())])
-    room = library.fwd_encoded_room(len(data), targets.groups)
+    room = library.fwd_encoded_room(kept, len(data))
     out = ffi.new("uint8_t[]", room)
     made = library.fwd_encode_tapped(kept, len(data), array, len(targets.by_tap), targets.groups, out, room)
     assert made >= 0
@@ -88,3 +88,10 @@ def test_what_is_tapped_comes_as_batches(world: World) -> None:
     seen = records(world.forwarder.take_batches(TARGETS), 0)
     assert [record.packet for record in seen if isinstance(record, RtpRecord)] == packets
     assert world.forwarder.take_batches(TARGETS) == []
+
+
+def test_packets_far_apart_are_batches_of_their_own() -> None:
+    tapped: list[Tapped] = [(7, (number % 2) * 5 * 10**9, bytes(8), False) for number in range(100)]
+    ours = encode_natively(tapped, TARGETS)
+    assert len(ours) == 100
+    assert len(records(ours, 0)) == 100

@@ -157,7 +157,7 @@ typedef struct {
  * multiple of 8. */
 typedef struct { int32_t group; uint32_t packets, count_count, size; int64_t latest_ns; } fwd_batch_t;
 /* Encode what fwd_take_tapped gave as batches; return their bytes. `room` must be fwd_encoded_room. */
-int64_t fwd_encoded_room(int64_t size, int32_t group_count);
+int64_t fwd_encoded_room(const uint8_t *data, int64_t size);
 int64_t fwd_encode_tapped(const uint8_t *data, int64_t size, const fwd_target_t *targets, int32_t target_count,
                           int32_t group_count, uint8_t *out, int64_t room);
 

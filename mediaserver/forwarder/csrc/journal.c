@@ -98,17 +98,17 @@ static uint8_t *put_batch(uint8_t *out, const struct tapped *all, int32_t *at, i
   return items + ((head.size + 7) & ~7u);
 }
 
-int64_t fwd_encoded_room(int64_t size, int32_t group_count) {
-  /* A packet costs at most a batch of its own beyond its head, and no packet is shorter than 32 bytes with it. */
-  int64_t packets = size / 32 + 1;
-  return size + packets * (ITEM_HEAD + BATCH_HEAD + ENTRY + 8) +
-         (size / MAX_BATCH_BYTES + 2 * packets / MAX_COUNTS + 2 * group_count + 2) *
-             (int64_t)(sizeof(fwd_batch_t) + MAX_COUNTS * sizeof(fwd_batch_count_t) + 8);
+int64_t fwd_encoded_room(const uint8_t *data, int64_t size) {
+  int64_t packets = 0;
+  for (int64_t at = 0; at < size; packets++)
+    at += (int64_t)sizeof(fwd_tapped_t) + ((((const fwd_tapped_t *)(data + at))->size + 7) & ~7u);
+  /* At worst each packet is a batch, with a count and an item of its own. */
+  return size + packets * (int64_t)(sizeof(fwd_batch_t) + sizeof(fwd_batch_count_t) + ITEM_HEAD + BATCH_HEAD + ENTRY + 8);
 }
 
 int64_t fwd_encode_tapped(const uint8_t *data, int64_t size, const fwd_target_t *targets, int32_t target_count,
                           int32_t group_count, uint8_t *out, int64_t room) {
-  if (group_count < 1 || room < fwd_encoded_room(size, group_count)) return group_count < 1 ? 0 : FWD_INVALID;
+  if (group_count < 1 || room < fwd_encoded_room(data, size)) return group_count < 1 ? 0 : FWD_INVALID;
   struct tapped *all = malloc((size_t)(size / (int64_t)sizeof(fwd_tapped_t) + 1) * sizeof *all);
   int32_t *first = malloc(2 * (size_t)group_count * sizeof *first), *last = first + group_count, count = 0;
   if (!all || !first) {

@@ -3,7 +3,7 @@
 
 #include <time.h>
 
-enum { SENDER_REPORT = 200, DESCRIPTION = 202, BYE = 203, TRANSPORT_FEEDBACK = 205, NACK = 1, TRANSPORT_CC = 15 };
+enum { SENDER_REPORT = 200, RECEIVER_REPORT = 201, DESCRIPTION = 202, BYE = 203, TRANSPORT_FEEDBACK = 205, NACK = 1, TRANSPORT_CC = 15 };
 
 struct peer *path_peer(forwarder_t *f, const uint8_t *name, int socket) {
   struct peer *peer = map_get(&f->bound, name_key(&f->bound, name, socket));
@@ -342,7 +342,7 @@ static void receive_rtcp(forwarder_t *f, struct peer *peer, uint8_t *data, int l
     } else if (type == TRANSPORT_FEEDBACK && format == TRANSPORT_CC) {
       feedback_read(packet, step, &peer->stats.transport_cc_reported, &peer->stats.transport_cc_lost);
     } else {
-      deliver = true;
+      deliver |= type != RECEIVER_REPORT && type != DESCRIPTION;
       urgent |= type < SENDER_REPORT || type > DESCRIPTION;
       if (type != SENDER_REPORT && type != BYE) continue;
       struct source *source = peer_source(peer, get32(packet + 4));
