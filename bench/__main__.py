@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import platform
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from bench.everything import FULL, QUICK, everything, forward_loads, own_cores, read, usual_peers
 from bench.load.connection import JoinError
-from bench.report import html, table
+from bench.machine import machine
+from bench.report import html, tables
 from bench.scenarios import capacity, compose, floor, forward, join, seal, soak
 from bench.servers import ServerError
-from bench.size import Wanted, size
+from bench.size import Machine, Wanted, load, size
 
-ROOT = Path(__file__).resolve().parents[1]
+MOST_ROOMS = 500
 app = typer.Typer(
     help=__doc__,
     no_args_is_help=True,
@@ -52,7 +51,9 @@ BitrateOption = Annotated[int, typer.Option(min=100, max=4000, help="Video bitra
 
 @app.command("forward")
 def forward_command(
-    rooms: Annotated[int, typer.Option(min=1, max=500, help="Rooms at once.")] = 5,
+    rooms: Annotated[
+        str, typer.Option(help="Rooms at once; with commas (5,20,40) one load after the other.")
+    ] = "5",
     parties: Annotated[
         int, typer.Option(min=2, max=9, help="Parties of a room; each watches all others.")
     ] = 2,
@@ -67,8 +68,11 @@ def forward_command(
     html_path: HtmlOption = None,
 ) -> None:
     """CPU per forwarded packet, delay, loss and memory; `ratio.<peer>` is ours over theirs."""
-    plan = forward.Plan(rooms, parties, seconds, runs, codec, bitrate * 1000, names(peers), record, workers)
-    finish(lambda progress: asyncio.run(forward.run(plan, progress)), json_path, html_path)
+    loads = counts(rooms, "--rooms")
+    plan = forward.Plan(
+        loads[0], parties, seconds, runs, codec, bitrate * 1000, names(peers), record, workers
+    )
+    finish(lambda progress: forward_loads(plan, loads, progress), json_path, html_path)
 
 
 @app.command("join")
@@ -145,20 +149,72 @@ def seal_command(json_path: JsonOption = None, html_path: HtmlOption = None) -> 
 
 @app.command("size")
 def size_command(
-    calls: Annotated[int, typer.Option(min=1, help="Two-party calls at the busiest time.")],
+    calls: Annotated[int, typer.Option(help="Two-party calls at the busiest time.")],
     measured: Annotated[
         list[Path] | None,
-        typer.Option(help="Reports of this machine (JSON); without any, the README's figures."),
+        typer.Option(
+            help="A report of this benchmark (JSON); may be given again. What it lacks is taken from"
+            " bench/baseline.json."
+        ),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Length of a call.")] = 4.0,
-    per_day: Annotated[int, typer.Option(min=1, help="Calls a day.")] = 100_000,
+    minutes: Annotated[float, typer.Option(help="Length of a call.")] = 4.0,
+    per_day: Annotated[int, typer.Option(help="Calls a day.")] = 100_000,
     retain: Annotated[str, typer.Option(help="How long recordings are kept: 90d, 12m, 10y.")] = "10y",
+    bitrate: Annotated[
+        int | None, typer.Option(help="Video of one party in kbit/s. Without: as it was measured.")
+    ] = None,
+    night_hours: Annotated[float, typer.Option(help="Hours for composing at night.")] = 10.0,
+    busy: Annotated[float, typer.Option(help="Share of a machine that is planned for.")] = 0.7,
+    machine_cores: Annotated[int, typer.Option(help="Cores of a machine.")] = 32,
+    machine_memory_gib: Annotated[int, typer.Option(help="Memory of a machine.")] = 128,
     json_path: JsonOption = None,
     html_path: HtmlOption = None,
 ) -> None:
     """Cores, memory, disk and network for a number of calls, by composing policy, from measured figures."""
-    wanted = Wanted(calls, minutes, per_day, retain)
-    finish(lambda _: {"scenario": "size", **size(wanted, measured or [])}, json_path, html_path)
+
+    def work(_: Callable[[str], None]) -> dict[str, Any]:
+        one = Machine(cores=machine_cores, memory_gib=machine_memory_gib)
+        wanted = Wanted(calls, minutes, per_day, retain, bitrate, night_hours, busy, one)
+        return size(wanted, load(measured or []))
+
+    finish(work, json_path, html_path)
+
+
+@app.command("all")
+def all_command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One short run of each: under 10 minutes. Without: some 2 hours.")
+    ] = False,
+    peers: Annotated[
+        str | None, typer.Option(help="As for forward. Without: janus if it is installed.")
+    ] = None,
+    directory: Annotated[
+        Path, typer.Option("--out", help="report.html and report.json are written here.")
+    ] = Path("out/bench"),
+) -> None:
+    """Every scenario, one page. A scenario that fails is reported and the others go on; exit code 1 then."""
+    directory.mkdir(parents=True, exist_ok=True)
+    chosen = usual_peers() if peers is None else names(peers)
+    report = finish(
+        lambda progress: everything(chosen, QUICK if quick else FULL, progress),
+        directory / "report.json",
+        directory / "report.html",
+    )
+    errors.print(f"{directory}/report.html")
+    if any("failed" in one for one in report["reports"]):
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def report_command(
+    files: Annotated[list[Path], typer.Argument(help="Reports that were saved with --json.")],
+    html_path: Annotated[Path, typer.Option("--html", help="The page to write.")],
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write all reports to this one file, too.")
+    ] = None,
+) -> None:
+    """Draw one page from saved reports; forward reports of different load become lines by load."""
+    finish(lambda _: {"scenario": "all", "reports": read(files)}, json_path, html_path, measuring=False)
 
 
 def names(peers: str) -> tuple[str, ...]:
@@ -166,38 +222,30 @@ def names(peers: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in peers.split(",") if name.strip())
 
 
-def machine() -> dict[str, Any]:
-    """Describe what was measured on, and what."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": commit.stdout.strip() or None,
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load_average": [round(value, 1) for value in os.getloadavg()],
-    }
+def counts(text: str, option: str) -> list[int]:
+    """Read ``5`` or ``5,20,40``: ascending, each once. Raises ``typer.BadParameter`` naming the option."""
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no number, nor numbers with commas", param_hint=option
+        ) from None
+    if not 1 <= found[0] <= found[-1] <= MOST_ROOMS:
+        raise typer.BadParameter(f"{text}: from 1 to {MOST_ROOMS}", param_hint=option)
+    return found
 
 
 def finish(
-    work: Callable[[Callable[[str], None]], dict[str, Any]], json_path: Path | None, html_path: Path | None
-) -> None:
-    """Do the work behind a progress line, then print the table and write the files."""
-    before = machine()
+    work: Callable[[Callable[[str], None]], dict[str, Any]],
+    json_path: Path | None,
+    html_path: Path | None,
+    *,
+    measuring: bool = True,
+) -> dict[str, Any]:
+    """Do the work behind a progress line, then print the table, write the files and return the report."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
-        with Bar(*columns, console=errors, transient=True) as bar:
+        with Bar(*columns, console=errors, transient=True) as bar, own_cores():
             task = bar.add_task("begins", total=None)
 
             def progress(line: str) -> None:
@@ -205,19 +253,22 @@ def finish(
                 if not errors.is_terminal:
                     errors.print(line)
 
-            report = {"machine": before, **work(progress)}
+            about = {"machine": machine()} if measuring else {}
+            report = {**about, **work(progress)}
     except (ServerError, JoinError, ValueError) as error:
-        errors.print(f"[red]{error}[/red]")
+        errors.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from None
     text = json.dumps(report, indent=2, ensure_ascii=False)
     if json_path:
         json_path.write_text(text + "\n", encoding="utf-8")
     if html_path:
         html_path.write_text(html(report), encoding="utf-8")
-    if sys.stdout.isatty() or json_path:
-        Console().print(table(report))
+    if sys.stdout.isatty() or json_path or html_path:
+        for one in tables(report):
+            Console().print(one)
     else:
         print(text)
+    return report
 
 
 if __name__ == "__main__":

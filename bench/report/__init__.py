@@ -1,6 +1,6 @@
-"""What a benchmark's report looks like: a table in the terminal, a page with plots."""
+"""What a benchmark's report looks like: tables in the terminal, a page with plots."""
 
 from bench.report.page import html
-from bench.report.terminal import table
+from bench.report.terminal import tables
 
-__all__ = ["html", "table"]
+__all__ = ["html", "tables"]

@@ -256,11 +256,11 @@ def _tile_png(path: Path) -> None:
     Image.fromarray(rgba).save(path)
 
 
-def run() -> dict[str, Any]:
+def run(repetitions: int = REPETITIONS) -> dict[str, Any]:
     """Measure both sides, plain and with a tiled watermark; CPU and wall seconds per recorded minute."""
     per_minute = 60 / SECONDS
     ffmpeg = shutil.which("ffmpeg")
-    report: dict[str, Any] = {"seconds": SECONDS, "repetitions": REPETITIONS}
+    report: dict[str, Any] = {"seconds": SECONDS, "repetitions": repetitions}
     with tempfile.TemporaryDirectory(prefix="bench-compose-") as scratch:
         directory = Path(scratch)
         loops = SECONDS // CLIP_SECONDS
@@ -274,7 +274,7 @@ def run() -> dict[str, Any]:
             ours: list[tuple[float, float]] = []
             theirs: list[tuple[float, float]] = []
             done: dict[str, Any] = {}
-            for _ in range(REPETITIONS):
+            for _ in range(repetitions):
 
                 def compose(overlays: list[dict[str, Any]] = overlays, done: dict[str, Any] = done) -> None:
                     done.update(compose_ours(directory / "recording", overlays))

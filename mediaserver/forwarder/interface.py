@@ -164,7 +164,7 @@ class Rtcp:
     """A compound RTCP packet of a peer, decrypted and authenticated, its packets' lengths checked.
 
     NACKs for routes have been answered already and transport-cc feedback has been counted; a compound that
-    holds only these, receiver reports and SDES does not come up. Sender reports may come up to 100 ms late,
+    holds only these, receiver reports and SDES does not come up. Sender reports may come up to 500 ms late,
     many at once.
     """
 

@@ -21,6 +21,10 @@ from recorder.ids import uuid7
 from recorder.rtp import RtpError
 
 SOURCES = ("camera", "screen", "document")
+REPORT_NS = 2 * SECOND_NS
+"""Between receiver reports after the first ``EARLY_REPORTS``, which come every second: what they say of loss
+and round-trip time changes slowly, and transport-cc has told the sender long before."""
+EARLY_REPORTS = 3
 QUIET_NS = 3 * SECOND_NS
 """A publisher that sends nothing is looked at again after this."""
 
@@ -134,7 +138,8 @@ class PublishSession(Session):
         self.publications: list[Publication] = []
         self._rate: RateByLoss | None = None
         self._received = 0
-        self._quiet_until_ns = 0
+        self._report_ns = 0
+        self._reports = 0
         answers: list[MediaAnswer] = []
         chosen: list[tuple[MediaOffer, Codec, dict[str, int]]] = []
         for media in offer.media:
@@ -216,7 +221,7 @@ class PublishSession(Session):
         received = 0
         for publication in self.publications:
             publication.handle_timer(now)
-            if now < self._quiet_until_ns:
+            if now < self._report_ns:
                 continue
             if publication.stream is not None and publication.reporter is not None:
                 stats = forwarder.stream_stats(publication.stream)
@@ -225,12 +230,14 @@ class PublishSession(Session):
                     block = publication.reporter.block(stats, now)
                     publication.last_fraction_lost = block.fraction_lost
                     blocks.append(block)
-        if now < self._quiet_until_ns:
+        if now < self._report_ns:
             return
         if received == self._received:
-            self._quiet_until_ns = now + QUIET_NS
+            self._report_ns = now + QUIET_NS
             return
         self._received = received
+        self._reports += 1
+        self._report_ns = now + (0 if self._reports < EARLY_REPORTS else REPORT_NS)
         packets: list[rtcp.RtcpPacket] = [rtcp.ReceiverReport(SERVER_SSRC, tuple(blocks))]
         if self._rate is not None and blocks:
             rate = self._rate.update(max(block.fraction_lost for block in blocks))

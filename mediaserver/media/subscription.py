@@ -17,6 +17,9 @@ SOURCE_ORDER = {"camera": 0, "microphone": 0, "screen": 1, "document": 2}
 """Which m-line of its kind a source likes: cameras come on the first, screens on the second."""
 REPORT_NS = 5 * SECOND_NS
 """As often as libwebrtc reports on sound (RFC 3550 section 6.2): one that was lost is made good."""
+REST_NS = 2 * SECOND_NS + SECOND_NS // 4
+"""News of the publisher waits so long after the last report, but for the first ``EARLY_REPORTS``."""
+EARLY_REPORTS = 3
 STREAM_NAMES = ("main", "screen", "document")
 
 
@@ -48,7 +51,7 @@ class Subscription:
     waiting: bool = False
 
     def __post_init__(self) -> None:
-        self._heard_ns = self._reported_ns = 0
+        self._heard_ns = self._reported_ns = self._reports = 0
         if all(codec.rtx is None for codec in self.codecs):
             self.rtx_ssrc = None
 
@@ -100,7 +103,7 @@ class Subscription:
             )
         forwarder.pause(self.route, publication.muted)
         self.publication, self.source = publication, publication.source
-        self._heard_ns = self._reported_ns = 0
+        self._heard_ns = self._reported_ns = self._reports = 0
         publication.subscribers.add(self)
         self.waiting = self.kind == "video"
         publication.want_keyframe()
@@ -145,7 +148,9 @@ class Subscription:
         if self.route is None or publication is None or publication.reporter is None:
             return []
         sender = publication.reporter.sender
-        news = sender is not None and (sender[1] != self._heard_ns or now - self._reported_ns >= REPORT_NS)
+        silent_ns = now - self._reported_ns
+        rested = silent_ns >= REST_NS or self._reports < EARLY_REPORTS
+        news = sender is not None and ((sender[1] != self._heard_ns and rested) or silent_ns >= REPORT_NS)
         if not news and not self.waiting:
             return []
         try:
@@ -157,5 +162,6 @@ class Subscription:
         if not news or sender is None or stats.packets == 0 or stats.stream != publication.stream:
             return []
         self._heard_ns, self._reported_ns = sender[1], now
+        self._reports += 1
         report = forwarded_report(sender[0], sender[1], stats, publication.codec.clock_rate, now)
         return [report, rtcp.SourceDescription.of_cname(self.ssrc, self.cname)]

@@ -5,7 +5,7 @@
 
 enum { MAX_UNKNOWN = 256, MAX_RAW = 1024, MAX_EVENTS = 16384 };
 #define TAP_SIGNAL_NS 100000000ll
-#define REPORT_SIGNAL_NS 100000000ll
+#define REPORT_SIGNAL_NS 500000000ll
 
 static size_t padded(size_t size) { return (size + 7) & ~(size_t)7; }
 
