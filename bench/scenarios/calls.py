@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
@@ -181,9 +182,15 @@ def pin_generator(server_cores: int = 1) -> tuple[set[int], set[int]]:
     if len(cores) < server_cores + 1:
         return set(cores), set(cores)
     servers, ours = set(cores[:server_cores]), set(cores[server_cores:])
-    for task in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(task), ours)
+    pin(ours)
     return servers, ours
+
+
+def pin(cores: set[int]) -> None:
+    """Keep all threads of this process on some cores."""
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # a thread that ended meanwhile
+            os.sched_setaffinity(int(task), cores)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

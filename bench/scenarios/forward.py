@@ -38,7 +38,7 @@ async def once(name: str, plan: Plan, cores: set[int]) -> dict[str, Any]:
         async with server:
             calls = Calls(server, engine, plan.codec, plan.parties)
             try:
-                await asyncio.sleep(SETTLE_S)  # what a start leaves to do is not the calls' cost
+                await asyncio.sleep(server.rest_s)
                 idle = await calls.measure(SETTLE_S)
                 before = calls.resident_bytes()
                 await calls.open(plan.rooms)

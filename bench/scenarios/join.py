@@ -40,7 +40,7 @@ async def once(name: str, plan: Plan, cores: set[int]) -> dict[str, Any]:
                     await server.open_room(f"room-{number}")
                     for at in range(2):
                         await server.admit(f"room-{number}", f"party-{at}")
-                await asyncio.sleep(SETTLE_S)
+                await asyncio.sleep(server.rest_s)
                 processes, own = server.processes(), time.process_time()
                 before, began = cpu_s(processes), time.monotonic()
                 await asyncio.gather(*(_join(calls, number, plan) for number in range(plan.rooms)))

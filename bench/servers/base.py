@@ -28,6 +28,8 @@ class Server:
     """One server in processes of its own. ``async with`` starts and ends it."""
 
     name = "server"
+    rest_s = 2.0
+    """After a start it has so long to finish what a start leaves to do."""
     local = "127.0.0.1"
     """Where its clients' sockets are bound."""
 

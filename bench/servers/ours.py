@@ -17,6 +17,8 @@ from mediaserver.tokens import ApiKey, server_token
 class Ours(Server):
     """``mediaserver serve`` as it is installed here, HTTP on loopback, one worker unless told otherwise."""
 
+    rest_s = 14.0  # the job runner looks for work that was left, for ten seconds
+
     def __init__(
         self, cores: set[int], *, forwarder: str = "native", record: bool = False, workers: int = 1
     ) -> None:
