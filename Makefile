@@ -5,10 +5,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEBIAN_PACKAGES := chromium espeak-ng ffmpeg iproute2 libgcrypt20
 
-.PHONY: help demo serve doctor test unit e2e check lint format types arrows bench fuzz aarch64 deps venv clean
+.PHONY: help demo serve doctor test unit e2e check lint format types arrows bench bench-peers fuzz aarch64 deps venv clean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: venv deps  ## A 20 s call between two browsers: relayed, recorded, composed, sealed, verified
 	$(BIN)/python -m bench.demo
@@ -44,8 +44,12 @@ types: venv  ## mypy, strict, on product, bench and tests
 arrows: venv  ## Who may import whom
 	$(BIN)/python -m pytest -q tests/test_arrows.py
 
-bench: venv  ## All benchmarks, as JSON
-	$(BIN)/python -m bench
+bench: DEBIAN_PACKAGES := ffmpeg libgcrypt20
+bench: venv deps  ## Every benchmark once, under 10 minutes: out/bench/report.html
+	$(BIN)/python -m bench all --quick
+
+bench-peers: DEBIAN_PACKAGES := janus
+bench-peers: deps  ## Install Janus, for the benchmarks to measure beside this server
 
 SECONDS ?= 60
 fuzz: DEBIAN_PACKAGES := clang libclang-rt-dev

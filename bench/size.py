@@ -19,8 +19,10 @@ BASELINE: Final = Path(__file__).with_name("baseline.json")
 AUDIO_BPS: Final = 32_000
 AUDIO_PER_S: Final = 50
 """Opus in packets of 20 ms."""
-WIRE_BYTES: Final = 16 + 8 + 20 + 18
-"""SRTP's tag, UDP, IPv4, Ethernet with its checksum."""
+WIRE_BYTES: Final = 8 + 20 + 18
+"""UDP, IPv4, Ethernet with its checksum, around a packet."""
+TAG_BYTES: Final = 16
+"""SRTP's, in what the generator counts, not in the journal."""
 ENTRY_BYTES: Final = 8
 """What a packet's place in a journal chunk takes (recorder/journal/encoding.py)."""
 CONTAINER: Final = 1.01
@@ -248,7 +250,7 @@ def _forwarded(loads: Mapping[bool, Mapping[int, tuple[str, Mapping[str, Any]]]]
         packets = _median(ours["packets_per_s"]) / rooms
         octets = _median(ours["mbit_per_s"]) * 1e6 / 8 / rooms
         found["packets_per_s_per_call"] = Figure(round(packets, 2), "packets/s", where)
-        found["bytes_per_s_per_call"] = Figure(round(octets, 1), "bytes/s of RTP", where)
+        found["bytes_per_s_per_call"] = Figure(round(octets, 1), "bytes/s of SRTP", where)
         found["video_kbps"] = Figure(report["bitrate_bps"] / 1000, "kbit/s a party", where)
         cost = _median(ours["cpu_us_per_packet"])
         found["forward_us_per_packet"] = Figure(cost, "µs of CPU", where)
@@ -347,7 +349,7 @@ def _plan(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> dict
 
 
 def _traffic(wanted: Wanted, figures: Mapping[str, Figure]) -> tuple[float, float]:
-    """Return packets/s and RTP bytes/s of one call (both directions), at the wanted bitrate.
+    """Return packets/s and SRTP bytes/s of one call (both directions), at the wanted bitrate.
 
     Sound stays as it was measured; video's packets grow with its bytes, for they are full.
     """
@@ -356,7 +358,7 @@ def _traffic(wanted: Wanted, figures: Mapping[str, Figure]) -> tuple[float, floa
         return packets, octets
     times = wanted.bitrate_kbps / figures["video_kbps"].value
     sound_packets = min(2 * AUDIO_PER_S, packets)
-    sound_octets = min(2 * AUDIO_BPS / 8 + sound_packets * 12, octets)
+    sound_octets = min(2 * AUDIO_BPS / 8 + sound_packets * (12 + TAG_BYTES), octets)
     return sound_packets + (packets - sound_packets) * times, sound_octets + (octets - sound_octets) * times
 
 
@@ -432,7 +434,7 @@ def _memory(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> It
 
 def _stored(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> Iterator[Row]:
     packets, octets = _traffic(wanted, figures)
-    journal = (octets + packets * ENTRY_BYTES) * CONTAINER
+    journal = (octets + packets * (ENTRY_BYTES - TAG_BYTES)) * CONTAINER
     extra = figures[policy.bytes].value / 60 if policy.bytes else 0.0
     a_day = wanted.per_day * wanted.minutes * 60
     used = ("bytes_per_s_per_call", "packets_per_s_per_call")

@@ -1,0 +1,128 @@
+"""All scenarios one after the other, and several reports as one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.load.connection import JoinError
+from bench.machine import machine
+from bench.scenarios import capacity, compose, floor, forward, join, seal, soak
+from bench.scenarios.calls import Progress, pin
+from bench.servers import ServerError
+from bench.size import Wanted, size
+
+Report = dict[str, Any]
+
+
+@contextmanager
+def own_cores() -> Iterator[None]:
+    """Give this process its cores back at the end: scenarios pin it, and the next one asks what there is."""
+    cores = os.sched_getaffinity(0)
+    try:
+        yield
+    finally:
+        pin(cores)
+
+
+def forward_loads(plan: forward.Plan, rooms: Sequence[int], progress: Progress) -> Report:
+    """Measure one load, or several: then ``loads`` has a report each and ``ratio`` the worst of them.
+
+    Raises ``ServerError`` when a server cannot be measured.
+    """
+    reports = []
+    for count in rooms:
+        with own_cores():
+            reports.append(asyncio.run(forward.run(replace(plan, rooms=count), progress)))
+    if len(reports) == 1:
+        return reports[0]
+    ratio = {name: max(report["ratio"][name] for report in reports) for name in plan.peers}
+    return {"scenario": "forward", "loads": reports, "ratio": ratio}
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long everything takes. Quick fits into 10 minutes on two cores with one peer."""
+
+    loads: tuple[int, ...]
+    seconds: float
+    runs: int
+    capacity_step: int
+    capacity_most: int
+    soak_minutes: float
+    floor_seconds: float
+
+
+QUICK = Length((5, 20, 40), 4.0, 1, 40, 160, 1.0, 0.5)
+FULL = Length((5, 20, 40), 10.0, 3, 20, 240, 60.0, 2.0)
+
+
+def everything(peers: tuple[str, ...], length: Length, progress: Progress) -> Report:
+    """Run every scenario; one that fails is reported as ``{"scenario", "failed"}`` and the others go on."""
+    loads = forward.Plan(seconds=length.seconds, runs=length.runs, peers=peers)
+    recorded = replace(loads, record=True, peers=())
+    rooms = capacity.Plan(
+        start=length.capacity_step,
+        step=length.capacity_step,
+        most=length.capacity_most,
+        seconds=length.seconds,
+    )
+    joins = join.Plan(runs=length.runs, peers=peers)
+    long = soak.Plan(minutes=length.soak_minutes, record=True)
+    work: list[tuple[str, Callable[[Progress], Report]]] = [
+        ("forward", lambda told: forward_loads(loads, length.loads, told)),
+        ("forward", lambda told: forward_loads(recorded, length.loads[-1:], told)),
+        ("join", lambda told: asyncio.run(join.run(joins, told))),
+        ("capacity", lambda told: asyncio.run(capacity.run(replace(rooms, peers=peers), told))),
+        ("capacity", lambda told: asyncio.run(capacity.run(replace(rooms, record=True), told))),
+        ("soak", lambda told: asyncio.run(soak.run(long, told))),
+        ("floor", lambda told: floor.run(floor.Plan(length.floor_seconds, length.runs), told)),
+        ("compose", lambda _: {"scenario": "compose", **compose.run(length.runs)}),
+        ("seal", lambda _: {"scenario": "seal", **seal.run()}),
+    ]
+    reports: list[Report] = []
+    for at, (name, run) in enumerate(work):
+        before = f"{at + 1} of {len(work)}, {name}"
+        progress(before)
+        about = machine()
+        try:
+            with own_cores():
+                reports.append({"machine": about, **run(_led(before, progress))})
+        except (ServerError, JoinError, OSError) as error:
+            reports.append({"machine": about, "scenario": name, "failed": str(error)})
+    wanted = Wanted(calls=2000, minutes=4, per_day=300_000, retain="10y")
+    reports.append({"machine": machine(), **size(wanted, [("this run", report) for report in reports])})
+    return {"scenario": "all", "reports": reports}
+
+
+def _led(before: str, progress: Progress) -> Progress:
+    """Return a progress that says before each line which scenario it is about."""
+    return lambda line: progress(f"{before}: {line}")
+
+
+def usual_peers() -> tuple[str, ...]:
+    """Return the peers that are installed here."""
+    return ("janus",) if shutil.which("janus") else ()
+
+
+def read(paths: Sequence[Path]) -> list[Report]:
+    """Read saved reports; one of several scenarios counts as those. Raises ValueError naming the file."""
+    found: list[Report] = []
+    for path in paths:
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        if not isinstance(report, dict) or not ({"scenario", "reports"} & report.keys()):
+            raise ValueError(f"{path} is no report of this benchmark: it names no scenario")
+        found += report.get("reports", [report])
+    return found
