@@ -23,6 +23,8 @@ WIRE_BYTES: Final = 8 + 20 + 18
 """UDP, IPv4, Ethernet with its checksum, around a packet."""
 TAG_BYTES: Final = 16
 """SRTP's, in what the generator counts, not in the journal."""
+RTP_BYTES: Final = 28
+"""An RTP header with its extensions: a file has none."""
 ENTRY_BYTES: Final = 8
 """What a packet's place in a journal chunk takes (recorder/journal/encoding.py)."""
 CONTAINER: Final = 1.01
@@ -123,34 +125,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Policy:
-    """A way of composing: which figures say what it costs, and when it is done."""
+    """A way of composing, when it is done, and the figures whose product is its cost and its size."""
 
     title: str
-    cost: str | None = None
-    bytes: str | None = None
+    cost: tuple[str, ...] = ()
+    bytes: tuple[str, ...] = ()
     at_night: bool = False
+    singles: bool = False
+    """Files of what was sent, without encoding again: their size is that of the media."""
 
 
+COST: Final = "composite_standard_cpu_s_per_min"
+BYTES: Final = "composite_standard_bytes_per_min"
+_EVIDENCE: Final = (COST, "evidence_cpu_share"), (BYTES, "evidence_bytes_share")
 POLICIES: Final = {
-    "live_standard": Policy(
-        "composed live, standard", "composite_standard_cpu_s_per_min", "composite_standard_bytes_per_min"
-    ),
-    "live_evidence": Policy(
-        "composed live, evidence", "composite_evidence_cpu_s_per_min", "composite_evidence_bytes_per_min"
-    ),
-    "night_standard": Policy(
-        "composed at night, standard",
-        "composite_standard_cpu_s_per_min",
-        "composite_standard_bytes_per_min",
-        at_night=True,
-    ),
-    "night_evidence": Policy(
-        "composed at night, evidence",
-        "composite_evidence_cpu_s_per_min",
-        "composite_evidence_bytes_per_min",
-        at_night=True,
-    ),
-    "singles": Policy("single pictures only", "singles_cpu_s_per_min", "singles_bytes_per_min"),
+    "live_standard": Policy("composed live, standard", (COST,), (BYTES,)),
+    "live_evidence": Policy("composed live, evidence", *_EVIDENCE),
+    "night_standard": Policy("composed at night, standard", (COST,), (BYTES,), at_night=True),
+    "night_evidence": Policy("composed at night, evidence", *_EVIDENCE, at_night=True),
+    "singles": Policy("single pictures only", (COST, "singles_cpu_share"), singles=True),
     "none": Policy("nothing composed"),
 }
 
@@ -206,12 +199,11 @@ NEEDED: Final = (
     "idle_mib_per_machine",
     "idle_mib_per_worker",
     "composer_mib",
-    "composite_standard_cpu_s_per_min",
-    "composite_standard_bytes_per_min",
-    "composite_evidence_cpu_s_per_min",
-    "composite_evidence_bytes_per_min",
-    "singles_cpu_s_per_min",
-    "singles_bytes_per_min",
+    COST,
+    BYTES,
+    "evidence_cpu_share",
+    "evidence_bytes_share",
+    "singles_cpu_share",
     "seal_mb_per_cpu_s",
 )
 
@@ -284,14 +276,16 @@ def _capacity(source: str, report: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _composed(source: str, report: Mapping[str, Any]) -> dict[str, Figure]:
-    found: dict[str, Figure] = {}
-    for case, profile in (("call", "standard"), ("call_evidence", "evidence")):
-        if case in report:
-            where = _where(source, report, case)
-            cost, octets = report[case]["ours_cpu_s_per_min"], report[case]["ours_bytes"]
-            found[f"composite_{profile}_cpu_s_per_min"] = Figure(cost, "CPU-s", where)
-            per_minute = octets * 60 / report["seconds"]
-            found[f"composite_{profile}_bytes_per_min"] = Figure(round(per_minute), "bytes", where)
+    call, where = report["call"], _where(source, report)
+    octets = round(call["ours_bytes"] * 60 / report["seconds"])
+    found = {
+        COST: Figure(call["ours_cpu_s_per_min"], "CPU-s", where),
+        BYTES: Figure(octets, "bytes", where),
+    }
+    if evidence := report.get("call_evidence"):
+        for name, key in (("cpu", "ours_cpu_s_per_min"), ("bytes", "ours_bytes")):
+            share = Figure(round(evidence[key] / call[key], 3), "of a standard minute", where)
+            found[f"evidence_{name}_share"] = share
     return found
 
 
@@ -371,7 +365,7 @@ def _cores(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> Ite
     joining = joins * figures["join_ms_per_participant"].value / 1000
     composing = night = 0.0
     if policy.cost:
-        a_minute = figures[policy.cost].value
+        a_minute = _product(policy.cost, figures)
         if policy.at_night:
             night = wanted.per_day * wanted.minutes * a_minute / (wanted.night_hours * 3600)
         else:
@@ -379,7 +373,7 @@ def _cores(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> Ite
     by_rooms = wanted.calls / figures["recorded_rooms_per_core"].value
     most = max(forwarding + recording + joining + composing, night)
     used = ("packets_per_s_per_call", "forward_us_per_packet")
-    cost = (policy.cost,) if policy.cost else ()
+    cost = policy.cost
     yield Row("forwarding", forwarding, "cores", None, used)
     yield Row("recording", recording, "cores", None, (used[0], "record_us_per_packet"))
     yield Row("joining", joining, "cores", None, ("join_ms_per_participant",))
@@ -405,12 +399,12 @@ def _memory(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> It
     parties = 2 * wanted.calls * figures["kib_per_participant"].value * 1024
     composers = 0.0
     if policy.cost and policy.at_night:
-        seconds = wanted.per_day * wanted.minutes * figures[policy.cost].value
+        seconds = wanted.per_day * wanted.minutes * _product(policy.cost, figures)
         composers = seconds / (wanted.night_hours * 3600)
-    elif policy.cost and policy.bytes != "singles_bytes_per_min":
-        composers = wanted.calls  # one process a call, as long as the call
+    elif policy.singles:
+        composers = wanted.calls * _product(policy.cost, figures) / 60
     elif policy.cost:
-        composers = wanted.calls * figures[policy.cost].value / 60
+        composers = wanted.calls  # one process a call, as long as the call
     each = figures["composer_mib"].value / 1024
     standing = parties / GIB, math.ceil(composers) * each
     need = max(standing) if policy.at_night else sum(standing)
@@ -435,10 +429,12 @@ def _memory(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> It
 def _stored(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> Iterator[Row]:
     packets, octets = _traffic(wanted, figures)
     journal = (octets + packets * (ENTRY_BYTES - TAG_BYTES)) * CONTAINER
-    extra = figures[policy.bytes].value / 60 if policy.bytes else 0.0
+    extra = _product(policy.bytes, figures) / 60 if policy.bytes else 0.0
     a_day = wanted.per_day * wanted.minutes * 60
     used = ("bytes_per_s_per_call", "packets_per_s_per_call")
-    more = (policy.bytes,) if policy.bytes else ()
+    more = policy.bytes
+    if policy.singles:
+        extra, more = octets - packets * (TAG_BYTES + RTP_BYTES), used
     yield Row("journals a day", a_day * journal / 1e12, "TB", None, used)
     yield Row("composed files a day", a_day * extra / 1e12, "TB", None, more)
     kept = a_day * (journal + extra) * retention_days(wanted.retain)
@@ -465,6 +461,10 @@ def _stored(policy: Policy, wanted: Wanted, figures: Mapping[str, Figure]) -> It
     links = _ceil(wire, machine.network_gbit * 1000 * wanted.busy)
     yield Row("network in", wire, "Mbit/s", links, used)
     yield Row("network out", wire, "Mbit/s", links, used)
+
+
+def _product(names: Sequence[str], figures: Mapping[str, Figure]) -> float:
+    return math.prod(figures[name].value for name in names)
 
 
 def _rejoin(machines: int, wanted: Wanted, figures: Mapping[str, Figure]) -> Row:
