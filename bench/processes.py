@@ -23,6 +23,15 @@ def family(root: int) -> list[int]:
     return found
 
 
+def alive(process: int) -> bool:
+    """Tell whether a process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
 def cpu_s(processes: list[int]) -> float:
     """Sum user and system CPU seconds of the processes."""
     ticks = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from bench.load.connection import Connection, JoinError
-from bench.processes import family
+from bench.processes import alive, family
 
 START_S = 40.0
 
@@ -108,12 +109,17 @@ class Server:
         """End its processes and remove what it wrote."""
         await self.http.close()
         if self._process is not None:
+            everybody = self.processes()
             self._process.terminate()
             try:
                 await asyncio.to_thread(self._process.wait, 30)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            for process in everybody:  # a child that outlived it would disturb every later measurement
+                if alive(process):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
         await asyncio.to_thread(_remove, self.directory)
 
     async def exchange(

@@ -32,6 +32,7 @@ class Ours(Server):
             "SHUANGLU__HTTP__HOST": "127.0.0.1",
             "SHUANGLU__HTTP__PORT": str(port),
             "SHUANGLU__TLS__ENABLED": "false",
+            "SHUANGLU__DRAIN_S": "1",
             "SHUANGLU__MEDIA__PORT": "0",
             "SHUANGLU__MEDIA__WORKERS": str(workers),
             "SHUANGLU__MEDIA__FORWARDER": forwarder,

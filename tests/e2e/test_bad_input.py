@@ -433,7 +433,8 @@ async def test_rubbish_with_the_right_keys_hurts_nobody(beside: Beside) -> None:
     # Not aiortc's public interface: no honest client can send these.
     transport, ssrc = video.transport, video._ssrc
     # Well ahead of the honest packets, wherever in their circle those are.
-    ahead = max(packet.sequence_number for packet in video._RTCRtpSender__rtp_history.values()) + 1000
+    history = getattr(video, "_RTCRtpSender__rtp_history")  # noqa: B009
+    ahead = max(packet.sequence_number for packet in history.values()) + 1000
     for sequence in range(100):
         head = struct.pack(">BBHII", 0x80, 97, (ahead + sequence) % 2**16, sequence * 3000, ssrc)
         await transport._send_rtp(head)
