@@ -131,7 +131,14 @@ class Janus(Server):
             "room": self._rooms[room],
             "streams": [{"feed": self._feeds[room, target]}],
         }
-        event = await self.message(handle, body)
+        for attempt in range(20):  # a publisher is a feed only once Janus, too, has seen its DTLS through
+            try:
+                event = await self.message(handle, body)
+                break
+            except JoinError as error:
+                if "No such feed" not in str(error) or attempt == 19:
+                    raise
+                await asyncio.sleep(0.05)
         sdp = connection.answer(event["jsep"]["sdp"])
         await self.message(handle, {"request": "start"}, {"type": "answer", "sdp": sdp})
 
