@@ -19,7 +19,7 @@ from bench.report import html, tables
 from bench.report.figures import Measure, at, measured, number
 
 SAMPLE = Path(__file__).parent / "sample.json"
-"""What ``python -m bench all --quick`` wrote on a busy machine."""
+"""One report of each scenario as ``python -m bench`` wrote them, some on a busy machine."""
 REPORTS: list[dict[str, Any]] = json.loads(SAMPLE.read_text(encoding="utf-8"))["reports"]
 VOID = {"meta", "br", "link", "img", "input"}
 
