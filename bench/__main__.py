@@ -196,7 +196,9 @@ def all_command(
     directory.mkdir(parents=True, exist_ok=True)
     chosen = usual_peers() if peers is None else names(peers)
     report = finish(
-        lambda progress: everything(chosen, QUICK if quick else FULL, progress),
+        lambda progress: everything(
+            chosen, QUICK if quick else FULL, progress, lambda some: write(some, directory / "report.json")
+        ),
         directory / "report.json",
         directory / "report.html",
     )
@@ -258,17 +260,21 @@ def finish(
     except (ServerError, JoinError, ValueError) as error:
         errors.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from None
-    text = json.dumps(report, indent=2, ensure_ascii=False)
     if json_path:
-        json_path.write_text(text + "\n", encoding="utf-8")
+        write(report, json_path)
     if html_path:
         html_path.write_text(html(report), encoding="utf-8")
     if sys.stdout.isatty() or json_path or html_path:
         for one in tables(report):
             Console().print(one)
     else:
-        print(text)
+        print(json.dumps(report, indent=2, ensure_ascii=False))
     return report
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """Write a report as JSON."""
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,13 @@ QUICK = Length((5, 20, 40), 4.0, 1, 40, 160, 1.0, 0.5, 510.0)
 FULL = Length((5, 20, 40), 10.0, 3, 20, 240, 60.0, 2.0, 4 * 3600.0)
 
 
-def everything(peers: tuple[str, ...], length: Length, progress: Progress) -> Report:
-    """Run every scenario; one that fails is reported as ``{"scenario", "failed"}`` and the others go on."""
+def everything(
+    peers: tuple[str, ...], length: Length, progress: Progress, keep: Callable[[Report], None]
+) -> Report:
+    """Run every scenario; one that fails is reported as ``{"scenario", "failed"}`` and the others go on.
+
+    ``keep`` gets what there is after each, so that an ended run leaves something.
+    """
     loads = forward.Plan(seconds=length.seconds, runs=length.runs, peers=peers)
     recorded = replace(loads, record=True, peers=())
     rooms = capacity.Plan(
@@ -107,6 +112,7 @@ def everything(peers: tuple[str, ...], length: Length, progress: Progress) -> Re
                 reports.append({"machine": about, **run(_led(before, progress))})
         except (ServerError, JoinError, OSError, ValueError) as error:
             reports.append({"machine": about, "scenario": name, "failed": str(error)})
+        keep({"scenario": "all", "reports": reports})
     return {"scenario": "all", "reports": reports}
 
 

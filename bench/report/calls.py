@@ -31,11 +31,9 @@ def forward(reports: Sequence[Report]) -> Section:
         versions=[str(one["version"]) for one in servers.values()],
     )
     for report in loads:
-        made.verdicts += [
-            (mood, f"{report['rooms']} rooms: {text}")
-            for mood, text in (*checks(report, report["servers"]), *_ticks(report))
-            if (mood, f"{report['rooms']} rooms: {text}") not in made.verdicts
-        ]
+        rooms = f"{report['rooms']} rooms: " if len(loads) > 1 else ""
+        found = [*checks(report, {}), *((mood, rooms + text) for mood, text in _wrong(report))]
+        made.verdicts += [one for one in found if one not in made.verdicts]
     made.verdicts[:0] = _forward_verdicts(loads)
     made.tiles = [
         _tile(f"CPU per packet, {last['rooms']} rooms", at(servers["ours"], "cpu_us_per_packet"), "µs"),
@@ -354,8 +352,9 @@ def _series(loads: Sequence[Report], path: str) -> list[Series]:
     ]
 
 
-def _ticks(report: Report) -> Iterator[tuple[Mood, str]]:
-    """Say when the generator could not send in time."""
+def _wrong(report: Report) -> Iterator[tuple[Mood, str]]:
+    """Say when packets arrived changed, and when the generator could not send in time."""
+    yield from checks({}, report["servers"])
     for name, one in report["servers"].items():
         skipped = at(one, "skipped_ticks")
         if skipped and skipped.high > report["seconds"] * 1000 * 0.01:

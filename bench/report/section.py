@@ -79,7 +79,7 @@ def checks(report: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) 
     machine = report.get("machine") or {}
     load = machine.get("load_average")
     if load and load[0] > 0.5 * (machine.get("cores") or 1):
-        yield "fair", f"The machine was busy before this began (load {load[0]:g}): figures are too high."
+        yield "fair", f"The machine was busy before this began (load {load[0]:g}): figures may be too high."
     cores = report.get("cores") or {}
     if set(cores.get("servers", ())) & set(cores.get("generator", ())):
         yield "bad", "Server and load generator shared a core: this says little about the server."
