@@ -1,9 +1,9 @@
 """Group commit: one thread per worker process seals and writes the chunks of all its journals.
 
 Ticks: each 250 ms (or when 256 KiB have gathered) every journal's records become a chunk, one write(2) each,
-so a killed process loses at most that and the time of the write. Each second the segments are synced, by a
-thread of its own because a busy disk takes its time. Each two seconds one SM2 signature (0.8 ms) covers all
-of them.
+so a killed process loses at most that and the time of the write. Each second the segments are synced, by
+threads of their own because a busy disk takes its time. Each two seconds one SM2 signature (0.8 ms) covers
+all of them.
 
 ``step`` is the whole engine: time is its argument, the threads are a thin shell around it.
 """
@@ -26,6 +26,8 @@ from recorder.sealed import DataKey
 SYNC_NS = 1_000_000_000
 CLOCK_NS = 1_000_000_000
 CHECKPOINT_NS = 2_000_000_000
+SYNCERS = 4
+"""Files synced at once: a file system commits them together, and a start waits for few others."""
 
 
 class CheckpointSigner(Protocol):
@@ -69,8 +71,8 @@ class GroupCommit:
         self._wake = threading.Event()
         self._stopping = False
         self._next_chunk = self._next_sync = self._next_clock = self._next_checkpoint = 0
-        self._syncing: Future[None] | None = None
-        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="journal-sync") if threads else None
+        self._syncing: dict[JournalWriter, Future[None]] = {}
+        self._syncer = ThreadPoolExecutor(SYNCERS, thread_name_prefix="journal-sync") if threads else None
         self._thread: threading.Thread | None = None
         if threads:
             self._thread = threading.Thread(target=self._run, name="journal-commit", daemon=True)
@@ -175,23 +177,25 @@ class GroupCommit:
             journal.checkpoint(share.to_bytes(), now_ns)
 
     def _sync(self, now_ns: int) -> None:
-        journals = self._open_journals()
-        if now_ns < self._next_sync and not any(journal.awaited for journal in journals):
-            return
-        wanting = [journal for journal in journals if journal.wants_sync() or journal.awaited]
-        if self._syncer is None:
+        """Begin what is due: journals somebody waits for at once, the others each second."""
+        due = now_ns >= self._next_sync
+        if due:
             self._next_sync = now_ns + SYNC_NS
-            for journal in wanting:
+        self._syncing = {journal: future for journal, future in self._syncing.items() if not future.done()}
+        wanting = [journal for journal in self._open_journals() if journal not in self._syncing]
+        wanting.sort(key=lambda journal: not journal.awaited)
+        for journal in wanting:
+            if not journal.awaited and not (due and journal.wants_sync()):
+                continue
+            if self._syncer is None:
                 journal.sync(now_ns)
-        elif self._syncing is None or self._syncing.done():
-            self._next_sync = now_ns + SYNC_NS
-            if wanting:
-                self._syncing = self._syncer.submit(self._sync_all, wanting)
+            else:
+                self._syncing[journal] = self._syncer.submit(self._sync_one, journal)
 
-    def _sync_all(self, journals: list[JournalWriter]) -> None:
-        for journal in journals:
-            journal.sync(self._clock.now_ns())
-        self._wake.set()  # others may have begun to wait meanwhile
+    def _sync_one(self, journal: JournalWriter) -> None:
+        journal.sync(self._clock.now_ns())
+        if journal.awaited:  # somebody has begun to wait meanwhile
+            self._wake.set()
 
     def _report(self, trouble: JournalTrouble) -> None:
         if self._on_trouble is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from recorder.journal.encoding import JournalError, encode
 from recorder.journal.queue import Budget, RecordQueue, gaps_of
@@ -23,6 +24,8 @@ from recorder.records import (
     SessionRecord,
 )
 from recorder.sealed import DataKey
+
+T = TypeVar("T")
 
 RETRY_NS = 1_000_000_000
 CLOSE_PATIENCE_NS = 3_000_000_000
@@ -189,11 +192,11 @@ class JournalWriter:
         except OSError as error:
             self._sync_error = error
             for mark in marks:
-                mark.set_exception(error)
+                settle(mark, error)
             return
         self._synced_ns = written_ns
         for mark in marks:
-            mark.set_result(now_ns)
+            settle(mark, now_ns)
 
     def stop(self, now_ns: int) -> None:
         """Finish the open segment without ending the part; the worker goes."""
@@ -210,13 +213,12 @@ class JournalWriter:
         self._say("recording.failed", "internal", repr(error), now_ns)
         self._queue.release(self._queue.held)
         with self._mark_lock:
-            waiting: list[Future[int] | Future[PartSummary]] = [*self._marks, *self._written_marks]
+            waiting: list[Future[Any]] = [*self._marks, *self._written_marks]
             self._marks, self._written_marks = [], []
         if self._ending is None:
             self._ending = Future()
         for future in (*waiting, self._ending):
-            if not future.done():
-                future.set_exception(error)
+            settle(future, error)
 
     def append(self, record: Queued) -> None:
         """Queue a record of the commit's own (clock pairs)."""
@@ -280,7 +282,7 @@ class JournalWriter:
         first = self._retry_ns is None
         self._retry_ns = now_ns + RETRY_NS
         for mark in self._marks:
-            mark.set_exception(error)
+            settle(mark, error)
         self._marks = []
         if first:
             self._say("recording.failed", disk_code(error), str(error), now_ns)
@@ -309,7 +311,7 @@ class JournalWriter:
         with self._mark_lock:
             marks, self._written_marks = self._written_marks, []
         for mark in (*marks, *self._marks):
-            mark.set_result(now_ns)
+            settle(mark, now_ns)
         self._marks = []
         self.chain.leave()
         lost = gaps_of(self._pending, "disk")
@@ -318,7 +320,17 @@ class JournalWriter:
         summary.gaps += lost
         summary.segments, summary.damage = self.chain.summaries()
         assert self._ending is not None
-        self._ending.set_result(summary)
+        settle(self._ending, summary)
 
     def _say(self, kind: str, code: str, detail: str, now_ns: int) -> None:
         self._report(JournalTrouble(kind, self.directory, self.part, now_ns, code, detail))
+
+
+def settle(future: Future[T], outcome: T | Exception) -> None:
+    """Give a future its result or exception, unless whoever waited has given up (or has been told before)."""
+    if future.done() or not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

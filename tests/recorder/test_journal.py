@@ -388,3 +388,31 @@ def test_the_threads_write_by_themselves(tmp_path: Path) -> None:
     commit.close()
     commit.close()
     assert recover(tmp_path, KEY) == [summary]
+
+
+def test_a_wait_that_was_given_up_harms_nobody(tmp_path: Path) -> None:
+    bench = Bench()
+    given_up = bench.commit.open(tmp_path / "a", KEY, session())
+    other = bench.commit.open(tmp_path / "b", KEY, session())
+    assert given_up.flushed().cancel()
+    waited = other.flushed()
+    bench.run(SECOND)
+    assert waited.result(0) > 0
+    for journal in (given_up, other):
+        ended = journal.close(EndRecord(bench.clock.now, True, "requested"))
+        bench.run(SECOND)
+        assert ended.result(0).ended
+    assert bench.troubles == []
+
+
+def test_many_starts_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    clock = SystemClock()
+    commit = GroupCommit(DigestSigner(), clock)
+    try:
+        journals = [commit.open(tmp_path / str(number), KEY, session()) for number in range(60)]
+        for flushed in [journal.flushed() for journal in journals]:
+            assert flushed.result(20) > 0
+    finally:
+        commit.close()
+    for number in range(60):
+        assert len(read(tmp_path / str(number))) >= 2
