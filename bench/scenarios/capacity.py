@@ -46,12 +46,12 @@ async def once(name: str, plan: Plan, cores: set[int], progress: Progress) -> di
                     first = len(calls.rooms)
                     try:
                         await calls.open(rooms - first)
+                        if plan.record and isinstance(server, Ours):
+                            for room in calls.rooms[first:]:
+                                await server.start_recording(room)
                     except (JoinError, ServerError, TimeoutError) as error:
-                        reason = f"joining failed: {error}"
+                        reason = f"joining or recording failed: {error}"
                         break
-                    if plan.record and isinstance(server, Ours):
-                        for room in calls.rooms[first:]:
-                            await server.start_recording(room)
                     await asyncio.sleep(SETTLE_S)
                     figures = (await calls.measure(plan.seconds)).figures()
                     grown = (calls.resident_bytes() - empty) / 1024 / len(calls.parties)
