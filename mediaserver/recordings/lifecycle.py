@@ -178,7 +178,8 @@ class Recordings:
         except (*WORKER_FAULTS, OSError) as error:
             await self._give_up(entry, error)
             code = error.code if isinstance(error, IpcError) else "recording_failed"
-            raise Refused(code, f"the recording could not be started: {error}", recording=entry.id) from error
+            why = str(error) or "its media worker did not answer in time"
+            raise Refused(code, f"the recording could not be started: {why}", recording=entry.id) from error
         details = {**active.entry.details, "armed_mono_ns": armed_ns}
         armed_utc = time.time_ns() - (time.monotonic_ns() - armed_ns)
         active.entry = changed(active.entry, "recording", armed_ns=armed_utc, details=details)
