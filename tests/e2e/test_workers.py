@@ -25,7 +25,7 @@ from tests.e2e.test_crash import REJOIN_S, calling
 from tests.media.pictures import AGENT, CUSTOMER
 from tests.media.tracks import MicrophoneTrack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
 
 HOLE_S = 0.5
 BEFORE_S, AFTER_S = (10.0, 10.0) if LONG else (2.0, 3.0)
