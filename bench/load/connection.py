@@ -18,7 +18,7 @@ from aioice import stun
 from OpenSSL import SSL
 
 from bench.load.engine import Engine, Sent
-from mediaserver.media.dtls import PROFILES, DtlsIdentity, SrtpKeys, SrtpProfile, split_datagrams
+from mediaserver.media.dtls import PROFILES, DtlsIdentity, SrtpKeys, export_keys, split_datagrams
 
 RETRY_S = 0.05
 """As Chromium does; OpenSSL alone would wait a second for a server not ready for the first flight."""
@@ -321,7 +321,7 @@ class Connection:
         profile = next((one for one in PROFILES if one.name == self.profile), None)
         if profile is None:
             raise JoinError("DTLS: the server chose no SRTP profile")
-        return client_keys(dtls, profile)
+        return export_keys(dtls, profile, client=True)
 
     def close(self) -> None:
         """Let go of the socket; the server learns it by its API or by silence."""
@@ -329,19 +329,6 @@ class Connection:
             self.engine.remove(self.number)
             self.number = None
         self.socket.close()
-
-
-def client_keys(dtls: SSL.Connection, profile: SrtpProfile) -> SrtpKeys:
-    """Return the keys as the DTLS client sees them (RFC 5764 section 4.2)."""
-    key, salt = profile.key, profile.salt
-    block = dtls.export_keying_material(b"EXTRACTOR-dtls_srtp", 2 * (key + salt))
-    return SrtpKeys(
-        profile,
-        tx_key=block[:key],
-        rx_key=block[key : 2 * key],
-        tx_salt=block[2 * key : 2 * key + salt],
-        rx_salt=block[2 * key + salt :],
-    )
 
 
 class Keeper:

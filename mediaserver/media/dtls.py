@@ -150,6 +150,19 @@ def split_datagrams(stream: bytes) -> list[bytes]:
     return datagrams
 
 
+def export_keys(connection: SSL.Connection, profile: SrtpProfile, *, client: bool) -> SrtpKeys:
+    """Take the SRTP keys out of a finished handshake, as its client or its server sees them.
+
+    RFC 5764 section 4.2: client key, server key, client salt, server salt.
+    """
+    key, salt = profile.key, profile.salt
+    block = connection.export_keying_material(_LABEL, 2 * (key + salt))
+    keys, salts = block[: 2 * key], block[2 * key :]
+    of_client, of_server = (keys[:key], salts[:salt]), (keys[key:], salts[salt:])
+    (tx_key, tx_salt), (rx_key, rx_salt) = (of_client, of_server) if client else (of_server, of_client)
+    return SrtpKeys(profile, rx_key=rx_key, rx_salt=rx_salt, tx_key=tx_key, tx_salt=tx_salt)
+
+
 class DtlsEndpoint:
     """Our end of one session's DTLS association; answers only, the client begins."""
 
@@ -247,7 +260,7 @@ class DtlsEndpoint:
         if profile is None:
             self._fail("dtls_failed")
             return
-        self.keys = self._export(profile)
+        self.keys = export_keys(self._connection, profile, client=False)
         self.state = DtlsState.CONNECTED
 
     def _peer_matches(self) -> bool:
@@ -258,18 +271,6 @@ class DtlsEndpoint:
         return all(
             secrets.compare_digest(certificate.digest(name.replace("-", "")).decode(), value)
             for name, value in known
-        )
-
-    def _export(self, profile: SrtpProfile) -> SrtpKeys:
-        block = self._connection.export_keying_material(_LABEL, 2 * (profile.key + profile.salt))
-        key, salt = profile.key, profile.salt
-        client_salt = 2 * key
-        return SrtpKeys(  # RFC 5764 section 4.2: client key, server key, client salt, server salt
-            profile,
-            rx_key=block[:key],
-            tx_key=block[key : 2 * key],
-            rx_salt=block[client_salt : client_salt + salt],
-            tx_salt=block[client_salt + salt :],
         )
 
     def _drain(self) -> None:

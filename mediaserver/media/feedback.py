@@ -15,6 +15,8 @@ SERVER_SSRC = 1
 
 MS = 1_000_000
 SECOND_NS = 1_000 * MS
+EARLY_REPORTS = 3
+"""The first reports of a session or route are not held back: the other side knows nothing yet."""
 
 REORDER_NS = 10 * MS
 """A missing packet is given so long to arrive by itself: most reordering is shorter (RFC 4653 speaks of a

@@ -10,7 +10,7 @@ from mediaserver.forwarder.interface import NewSsrc, Rtcp
 from mediaserver.ipc import IpcError
 from mediaserver.media import answer
 from mediaserver.media.answer import MediaAnswer
-from mediaserver.media.feedback import SECOND_NS, SERVER_SSRC, RateByLoss, heeded
+from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, SERVER_SSRC, RateByLoss, heeded
 from mediaserver.media.link import Link, LinkState
 from mediaserver.media.publication import Publication, Sender
 from mediaserver.media.sdp import Codec, IceFragment, MediaOffer, Offer
@@ -24,7 +24,6 @@ SOURCES = ("camera", "screen", "document")
 REPORT_NS = 2 * SECOND_NS
 """Between receiver reports after the first ``EARLY_REPORTS``, which come every second: what they say of loss
 and round-trip time changes slowly, and transport-cc has told the sender long before."""
-EARLY_REPORTS = 3
 QUIET_NS = 3 * SECOND_NS
 """A publisher that sends nothing is looked at again after this."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mediaserver.forwarder.interface import ForwarderError, RouteParameters, Switched
 from mediaserver.media import answer
-from mediaserver.media.feedback import SECOND_NS, forwarded_report
+from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, forwarded_report
 from mediaserver.media.publication import Publication
 from mediaserver.media.sdp import Codec, MediaOffer
 from mediaserver.media.transport import Transport
@@ -19,7 +19,6 @@ REPORT_NS = 5 * SECOND_NS
 """As often as libwebrtc reports on sound (RFC 3550 section 6.2): one that was lost is made good."""
 REST_NS = 2 * SECOND_NS + SECOND_NS // 4
 """News of the publisher waits so long after the last report, but for the first ``EARLY_REPORTS``."""
-EARLY_REPORTS = 3
 STREAM_NAMES = ("main", "screen", "document")
 
 

@@ -5,7 +5,6 @@
 #define _GNU_SOURCE
 #endif
 #include <netinet/in.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
