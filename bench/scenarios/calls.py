@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bench.load.connection import Connection, Keeper
 from bench.load.engine import Engine, percentiles_ms
 from bench.processes import cpu_s, resident_bytes
-from bench.servers import Server
+from bench.servers import Server, ServerError
 
 Progress = Callable[[str], None]
 """Takes one line that says what goes on."""
@@ -217,3 +217,34 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         else:
             folded[name] = first
     return folded
+
+
+async def in_turn(
+    peers: Sequence[str],
+    runs: int,
+    what: str,
+    progress: Progress,
+    once: Callable[[str], Awaitable[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Measure ours and every peer ``runs`` times, one after the other; returns each server's summary."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *peers)}
+    for number in range(runs):
+        for name, results in found.items():
+            progress(f"{name}: {what}, run {number + 1} of {runs}")
+            results.append(await once(name))
+    return {name: summary(results) for name, results in found.items()}
+
+
+def ratios(servers: Mapping[str, Any], figure: str, peers: Sequence[str]) -> dict[str, float]:
+    """Return our figure over each peer's; none for a server whose processes cannot be seen.
+
+    Raises ``ServerError`` for one that was sent to and from which nothing came.
+    """
+    ratio = {}
+    for name in peers:
+        theirs = servers[name][figure]
+        if theirs is None:
+            raise ServerError(f"{name}: no packet arrived: no ratio")
+        if theirs["median"] > 0:
+            ratio[name] = round(servers["ours"][figure]["median"] / theirs["median"], 4)
+    return ratio

@@ -12,8 +12,8 @@ from typing import Any
 
 from bench.load import clip
 from bench.load.engine import Engine
-from bench.scenarios.calls import SETTLE_S, Calls, Progress, pin_generator, spread, summary
-from bench.servers import Ours, Server, ServerError, named
+from bench.scenarios.calls import SETTLE_S, Calls, Progress, in_turn, pin_generator, ratios, spread
+from bench.servers import Ours, Server, named
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,9 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
     cannot be measured.
     """
     cores, ours = pin_generator(plan.workers)
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *plan.peers)}
-    for number in range(plan.runs):
-        for name, found in results.items():
-            progress(f"{name}: {plan.rooms} rooms, run {number + 1} of {plan.runs}")
-            found.append(await once(name, plan, cores))
-    servers = {name: summary(found) for name, found in results.items()}
-    mine = servers["ours"]["cpu_us_per_packet"]["median"]
-    ratio = {}
-    for name in plan.peers:
-        theirs = servers[name]["cpu_us_per_packet"]
-        if theirs is None:
-            raise ServerError(f"{name}: no packet arrived, or its processes cannot be seen: no ratio")
-        ratio[name] = round(mine / theirs["median"], 4)
+    servers = await in_turn(
+        plan.peers, plan.runs, f"{plan.rooms} rooms", progress, lambda name: once(name, plan, cores)
+    )
     return {
         "scenario": "forward",
         "rooms": plan.rooms,
@@ -89,5 +79,5 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "record": plan.record,
         "cores": {"servers": sorted(cores), "generator": sorted(ours)},
         "servers": servers,
-        "ratio": ratio,
+        "ratio": ratios(servers, "cpu_us_per_packet", plan.peers),
     }

@@ -13,7 +13,7 @@ import numpy as np
 from bench.load import clip
 from bench.load.engine import Engine
 from bench.processes import cpu_s
-from bench.scenarios.calls import SETTLE_S, Calls, Party, Progress, pin_generator, summary
+from bench.scenarios.calls import SETTLE_S, Calls, Party, Progress, in_turn, pin_generator, ratios
 from bench.servers import named
 
 
@@ -80,13 +80,9 @@ async def _join(calls: Calls, number: int, plan: Plan) -> None:
 async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Measure ours and every peer; ``ratio.<peer>`` is CPU per participant. Raises ``ServerError``."""
     cores, ours = pin_generator()
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *plan.peers)}
-    for number in range(plan.runs):
-        for name, results in found.items():
-            progress(f"{name}: {plan.rooms} rooms join, run {number + 1} of {plan.runs}")
-            results.append(await once(name, plan, cores))
-    servers = {name: summary(results) for name, results in found.items()}
-    mine = servers["ours"]["cpu_ms_per_participant"]["median"]
+    servers = await in_turn(
+        plan.peers, plan.runs, f"{plan.rooms} rooms join", progress, lambda name: once(name, plan, cores)
+    )
     return {
         "scenario": "join",
         "rooms": plan.rooms,
@@ -94,7 +90,5 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "codec": plan.codec,
         "cores": {"servers": sorted(cores), "generator": sorted(ours)},
         "servers": servers,
-        "ratio": {
-            name: round(mine / servers[name]["cpu_ms_per_participant"]["median"], 4) for name in plan.peers
-        },
+        "ratio": ratios(servers, "cpu_ms_per_participant", plan.peers),
     }

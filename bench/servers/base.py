@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class ServerError(RuntimeError):
     """A server did not start or refused; the text has its last words."""
 
 
-class Server:
+class Server(ABC):
     """One server in processes of its own. ``async with`` starts and ends it."""
 
     name = "server"
@@ -53,27 +54,27 @@ class Server:
     async def __aexit__(self, *error: object) -> None:
         await self.end()
 
+    @abstractmethod
     async def start(self) -> None:
         """Start and wait until it serves. Raises ``ServerError``."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def version(self) -> str:
         """Say which version this is."""
-        raise NotImplementedError
 
-    async def open_room(self, room: str) -> None:
+    async def open_room(self, room: str) -> None:  # noqa: B027 - not every server has rooms to open
         """Make a room, and whatever its parties need to join."""
 
-    async def admit(self, room: str, identity: str) -> None:
+    async def admit(self, room: str, identity: str) -> None:  # noqa: B027 - nor tokens to give out
         """Make what a participant needs to join, as the call platform does before."""
 
+    @abstractmethod
     async def publish(self, room: str, identity: str, connection: Connection) -> None:
         """Exchange SDP for a publisher. Raises ``JoinError``."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def subscribe(self, room: str, identity: str, target: str, connection: Connection) -> None:
         """Exchange SDP for a subscriber to ``target``. Raises ``JoinError``."""
-        raise NotImplementedError
 
     async def leave(self, connection: Connection) -> None:
         """Tell the server that a connection ends: DELETE of its WHIP or WHEP resource, where it has one."""

@@ -6,6 +6,8 @@ import pytest
 
 from bench.load import clip
 from bench.load.connection import JoinError, parse
+from bench.scenarios.calls import ratios
+from bench.servers import ServerError
 
 SDP = """v=0
 o=- 1 1 IN IP4 127.0.0.1
@@ -92,3 +94,14 @@ def test_opus_clip_is_20_ms_packets() -> None:
 def test_codecs_the_generator_lacks_are_refused() -> None:
     with pytest.raises(ValueError, match="video/AV1"):
         clip.video("video/AV1")
+
+
+def test_a_server_that_cannot_be_seen_has_no_ratio() -> None:
+    servers = {
+        "ours": {"cpu": {"median": 2.0}},
+        "janus": {"cpu": {"median": 8.0}},
+        "far": {"cpu": {"median": 0.0}},
+    }
+    assert ratios(servers, "cpu", ("janus", "far")) == {"janus": 0.25}
+    with pytest.raises(ServerError, match="silent: no packet"):
+        ratios({**servers, "silent": {"cpu": None}}, "cpu", ("silent",))
