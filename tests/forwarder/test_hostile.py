@@ -242,11 +242,14 @@ def hostile_call(kind: str, name: str, seed: int) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("name", CAPTURED)
 def test_both_forwarders_take_flipped_bits_alike(name: str) -> None:
-    seed = random.randrange(1 << 32)
-    ours, theirs = hostile_call("python", name, seed), hostile_call("native", name, seed)
-    assert len(ours[0]) > 20  # type: ignore[arg-type]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine == other, f"seed {seed}"
+    forwarded = 0
+    for seed in random.sample(range(1 << 32), 8):
+        ours, theirs = hostile_call("python", name, seed), hostile_call("native", name, seed)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine == other, f"seed {seed}"
+        forwarded += len(ours[0])  # type: ignore[arg-type]
+    # A call whose only keyframe was hit forwards next to nothing; eight such in a row would be a fault.
+    assert forwarded > 100
 
 
 def test_authenticated_rubbish_is_dropped(world: World) -> None:
