@@ -30,11 +30,8 @@ def recover(directory: Path, data_key: DataKey | None = None) -> list[PartSummar
                 _count_records(path, data_key, tally)
         except (SealedError, JournalError) as error:
             summary.damage.append(f"{path.name}: {error}")
-            data_key_here = None
-        else:
-            data_key_here = data_key
         try:
-            summary.segments.append(summarise(path, data_key_here))
+            summary.segments.append(summarise(path))
         except SealedError as error:
             if error.code != "incomplete":
                 summary.damage.append(f"{path.name}: {error}")

@@ -47,6 +47,7 @@ class SegmentChain:
         self._closing = threading.Lock()  # held while a descriptor is closed or synced
         self._wait_for_room = False
         self._folder_synced = False
+        self._name_synced: SealedWriter | None = None  # whose file's name is on disk
         segments_directory(directory).mkdir(parents=True, exist_ok=True)
 
     @property
@@ -88,7 +89,9 @@ class SegmentChain:
             if self._writer is None:
                 return
             self._writer.sync()
-            sync_directory(segments_directory(self.directory))
+            if self._name_synced is not self._writer:
+                sync_directory(segments_directory(self.directory))
+                self._name_synced = self._writer
             if not self._folder_synced:
                 sync_directory(self.directory)
                 self._folder_synced = True
@@ -138,7 +141,7 @@ class SegmentChain:
                 found.append(item)
                 continue
             try:
-                found.append(summarise(item, self._data_key))
+                found.append(summarise(item))
             except (SealedError, OSError) as error:
                 damage.append(f"{item.name}: {error}")
         return found, damage

@@ -39,6 +39,10 @@ MAX_HEADER_BYTES = 64 * 1024
 FILE_ID_BYTES = 16
 KDF_LABEL = b"shuanglu sealed file v1 suite 1"
 
+NOT_TAKEN = bytes(DIGEST_BYTES)
+"""In place of the plain text's SM3 in journals: nobody exports one, and a second pass over every packet of a
+call costs as much as the chain."""
+
 INDEX_HEAD = struct.Struct(">QI32s")
 INDEX_ENTRY = struct.Struct(">QI")
 END = struct.Struct(">QQI32s")
@@ -215,6 +219,11 @@ class Index:
         if len(entries) != count or sum(size for _, size in entries) != plain_bytes:
             raise SealedError("index_mismatch", offset, "index does not add up")
         return cls(plain_bytes, plain_sm3, entries)
+
+
+def plain_named(digest: bytes) -> str:
+    """Write the plain text's SM3 as signed pages do; empty where it was not taken."""
+    return "" if digest == NOT_TAKEN else named(digest)
 
 
 def sealed_record_bytes(plain_bytes: int) -> int:

@@ -9,8 +9,7 @@ from pathlib import Path
 from recorder.gm.sm3 import DIGEST_BYTES, Sm3, named
 from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
-from recorder.sealed.format import DataKey, Flag, Header, RecordType, SealedError
-from recorder.sealed.reader import SealedReader
+from recorder.sealed.format import Flag, Header, RecordType, SealedError
 from recorder.sealed.source import RawRecord, RecordSource
 from recorder.sealed.summary import FileSummary
 
@@ -51,7 +50,7 @@ class FileScan:
     """SM3 of all bytes of the file."""
     chunks: int = 0
     plain_bytes: int = 0
-    plain_sm3: bytes = b""
+    plain_sm3: bytes = fmt.NOT_TAKEN
     """As END says; empty while unfinished."""
     problem: SealedError | None = None
     torn_bytes: int = 0
@@ -216,22 +215,14 @@ def _count(record: RawRecord, result: FileScan) -> None:
         )
 
 
-def summarise(path: Path, data_key: DataKey | None = None) -> FileSummary:
+def summarise(path: Path) -> FileSummary:
     """Describe a file from its bytes alone, finished or left by a dead writer.
 
-    With the key the SM3 of the plain text of an unfinished file is told too. Raise SealedError if it has no
-    valid header or, with the key, a chunk that does not open.
+    Raise SealedError if it has no valid header.
     """
     found = scan(path)
     if found.header is None:
         raise found.problem or SealedError("bad_header", 0, "no header")
-    plain_sm3 = found.plain_sm3
-    if not plain_sm3 and data_key is not None:
-        running = Sm3()
-        with SealedReader(path, data_key) as reader:
-            for chunk in reader.chunks():
-                running.update(chunk)
-        plain_sm3 = running.digest()
     return FileSummary(
         name=path.name,
         file_id=found.header.file_id,
@@ -241,7 +232,7 @@ def summarise(path: Path, data_key: DataKey | None = None) -> FileSummary:
         plain_bytes=found.plain_bytes,
         chunks=found.chunks,
         sm3=named(found.digest),
-        plain_sm3=named(plain_sm3) if plain_sm3 else "",
+        plain_sm3=fmt.plain_named(found.plain_sm3),
         head=named(found.head) if found.head else "",
         finished=found.finished,
     )

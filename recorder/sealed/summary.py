@@ -25,7 +25,7 @@ class FileSummary:
     sm3: str
     """``sm3:…`` of all bytes of the file; ``openssl dgst -sm3`` prints the same."""
     plain_sm3: str
-    """``sm3:…`` of all plain text; empty if the file is unfinished and no key was there to tell."""
+    """``sm3:…`` of all plain text of finished media; empty for journals and unfinished files."""
     head: str
     """Chain head: of a finished file the same as ``sm3``, of others that after the last whole record."""
     finished: bool = True

@@ -23,7 +23,8 @@ class SealedWriter:
     """Seal one new file. Not for two threads at once.
 
     Two ways of use, never mixed: ``append`` seals each call as one chunk at once (journals: a reader may
-    follow), ``write`` gathers chunks of 256 KiB (finished media: byte ranges are cheap to open). Each record
+    follow), ``write`` gathers chunks of 256 KiB (finished media: byte ranges are cheap to open) and takes the
+    digest of the plain text too, by which an exported file is known. Each record
     is one write(2), nothing is left in a buffer. When a write fails half-way the file is left as it is and
     every later call raises: the record's number, and with it its nonce, has been used.
     """
@@ -143,7 +144,7 @@ class SealedWriter:
         if self._buffer:
             rest, self._buffer = self._buffer, bytearray()
             self._chunk(rest)
-        plain_digest = self._plain_hash.digest()
+        plain_digest = fmt.NOT_TAKEN if self._mode == "append" else self._plain_hash.digest()
         index = Index(self.plain_bytes, plain_digest, tuple(self._entries))
         index_offset = self.bytes
         self._put(self._seal(RecordType.INDEX, Flag.CRITICAL | Flag.LAST, index.to_bytes()))
@@ -161,7 +162,7 @@ class SealedWriter:
             plain_bytes=self.plain_bytes,
             chunks=len(self._entries),
             sm3=digest,
-            plain_sm3=named(plain_digest),
+            plain_sm3=fmt.plain_named(plain_digest),
             head=digest,
         )
 
@@ -186,7 +187,8 @@ class SealedWriter:
             raise ValueError("a chunk is limited to 16 MiB")
         entry = (self.bytes, len(plaintext))
         record = self._seal(RecordType.CHUNK, Flag.CRITICAL | flags, plaintext)
-        self._plain_hash.update(plaintext)
+        if self._mode != "append":
+            self._plain_hash.update(plaintext)
         self._put(record)
         self._entries.append(entry)
 

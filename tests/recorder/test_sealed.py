@@ -53,7 +53,7 @@ def test_a_journal_round_trips_and_its_head_is_the_files_sm3(tmp_path: Path) -> 
     assert summary is not None
     data = path.read_bytes()
     assert summary.sm3 == summary.head == f"sm3:{sm3(data).hex()}"
-    assert summary.plain_sm3 == f"sm3:{sm3(b'one' + b'two' * 1000 + b'three').hex()}"
+    assert summary.plain_sm3 == "", "journals are hashed once, as they lie on disk"
     assert (summary.bytes, summary.plain_bytes, summary.chunks) == (len(data), 3008, 3)
     assert path.stat().st_mode & 0o777 == 0o600
     with SealedReader(path, KEY) as reader:
