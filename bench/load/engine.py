@@ -165,6 +165,10 @@ class Engine:
         self._checked(self._lib.load_remove(self._handle, number))
         self._sessions.pop(number, None)
 
+    def pause(self, paused: bool = True) -> None:
+        """Stop sending media, or go on; reports are sent all the time."""
+        self._lib.load_pause(self._handle, paused)
+
     def totals(self) -> Totals:
         """Return the counters so far."""
         made = ffi.new("load_totals_t *")

@@ -31,6 +31,10 @@ class Plan:
     workers: int = 1
 
 
+QUIET_S = 6.0
+"""For what a participant costs who neither sends nor is sent media: consent checks and reports go on."""
+
+
 async def once(name: str, plan: Plan, cores: set[int]) -> dict[str, Any]:
     """Measure one server once, from its start to its end."""
     server: Server = named(name, cores, record=plan.record, workers=plan.workers)
@@ -48,10 +52,15 @@ async def once(name: str, plan: Plan, cores: set[int]) -> dict[str, Any]:
                 await asyncio.sleep(SETTLE_S)
                 window = await calls.measure(plan.seconds)
                 grown = calls.resident_bytes() - before
+                engine.pause()
+                await asyncio.sleep(SETTLE_S)
+                quiet = await calls.measure(QUIET_S)
+                silent_s = quiet.cpu_s / quiet.seconds - idle.cpu_s / idle.seconds
                 firsts = [ms for party in calls.parties for ms in party.first_frame_ms if not math.isnan(ms)]
                 return {
                     **window.figures(),
                     "idle_cpu_ms_per_s": round(idle.cpu_s / idle.seconds * 1000, 1),
+                    "idle_cpu_ms_per_s_per_participant": round(silent_s * 1000 / len(calls.parties), 3),
                     "kib_per_participant": round(grown / 1024 / len(calls.parties), 1),
                     "first_frame_ms": spread([round(ms, 1) for ms in firsts])["median"] if firsts else None,
                     "srtp": calls.profiles(),

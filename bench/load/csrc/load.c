@@ -54,7 +54,7 @@ struct raw { int64_t connection; int32_t size; uint8_t data[RAW_BYTES]; };
 struct load {
   pthread_mutex_t lock;
   pthread_t thread;
-  atomic_bool closing;
+  atomic_bool closing, paused;
   fwd_crypto_t crypto;
   int epoll;
   struct clip clips[MAX_CLIPS];
@@ -225,7 +225,7 @@ static void send_due(struct load *l, uint32_t now_ms) {
   for (int64_t at = 0; at < l->count; at++) {
     struct connection *c = l->connections[at];
     if (!c) continue;
-    for (int i = 0; c->publishes && i < STREAMS; i++) {
+    for (int i = 0; c->publishes && !l->paused && i < STREAMS; i++) {
       struct sending *s = &c->sending[i];
       if (s->clip && now_ms % s->clip->is.period_ms == s->phase_ms) send_frame(l, c, s);
     }
@@ -528,6 +528,8 @@ int load_remove(load_t *l, int64_t number) {
   pthread_mutex_unlock(&l->lock);
   return c ? FWD_OK : FWD_NO_PEER;
 }
+
+void load_pause(load_t *l, int paused) { atomic_store(&l->paused, paused != 0); }
 
 int load_totals(load_t *l, load_totals_t *totals) {
   pthread_mutex_lock(&l->lock);

@@ -47,6 +47,8 @@ int load_add_clip(load_t *load, const load_clip_t *clip);
 int64_t load_add_publisher(load_t *load, const load_connection_t *connection);
 int64_t load_add_subscriber(load_t *load, const load_connection_t *connection);
 int load_remove(load_t *load, int64_t connection);
+/* While paused nothing is sent but reports and feedback: everybody is muted. */
+void load_pause(load_t *load, int paused);
 int load_totals(load_t *load, load_totals_t *totals);
 int load_connection_stats(load_t *load, int64_t connection, load_connection_stats_t *stats);
 /* Copy the histogram of one-way delays (LOAD_BUCKET_NS each, the last one is "or more") and begin a new one. */
