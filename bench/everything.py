@@ -36,15 +36,17 @@ def own_cores() -> Iterator[None]:
 def forward_loads(plan: forward.Plan, rooms: Sequence[int], progress: Progress) -> Report:
     """Measure one load, or several: then ``loads`` has a report each and ``ratio`` the worst of them.
 
-    Raises ``ServerError`` when a server cannot be measured.
+    A peer that cannot be measured under one load is spared the greater ones. Raises ``ServerError`` when ours
+    cannot be measured.
     """
-    reports = []
+    reports: list[Report] = []
     for count in rooms:
+        able = tuple(name for name in plan.peers if not any(name in report["left_out"] for report in reports))
         with own_cores():
-            reports.append(asyncio.run(forward.run(replace(plan, rooms=count), progress)))
+            reports.append(asyncio.run(forward.run(replace(plan, rooms=count, peers=able), progress)))
     if len(reports) == 1:
         return reports[0]
-    ratio = {name: max(report["ratio"][name] for report in reports) for name in plan.peers}
+    ratio = {name: max(report["ratio"][name] for report in reports) for name in reports[-1]["ratio"]}
     return {"scenario": "forward", "loads": reports, "ratio": ratio}
 
 

@@ -83,6 +83,9 @@ def checks(report: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) 
     cores = report.get("cores") or {}
     if set(cores.get("servers", ())) & set(cores.get("generator", ())):
         yield "bad", "Server and load generator shared a core: this says little about the server."
+    for peer, why in (report.get("left_out") or {}).items():
+        rooms = f" at {report['rooms']} rooms" if "rooms" in report else ""
+        yield "fair", f"{label(peer)} could not be measured{rooms}: {why}."
     for server, one in figures.items():
         wrong = one.get("bad", 0)
         count = wrong["max"] if isinstance(wrong, Mapping) else wrong

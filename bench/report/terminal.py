@@ -51,6 +51,8 @@ def table(report: Mapping[str, Any]) -> Table:
         made.add_section()
         for peer, value in ratio.items():
             made.add_row(f"ratio.{peer}", f"{value:g}")
+    for peer, why in (report.get("left_out") or {}).items():
+        made.add_row(f"{peer} left out", why)
     return made
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.load.connection import Connection, Keeper
+from bench.load.connection import Connection, JoinError, Keeper
 from bench.load.engine import Engine, percentiles_ms
 from bench.processes import cpu_s, resident_bytes
 from bench.servers import Server, ServerError
@@ -225,23 +225,34 @@ async def in_turn(
     what: str,
     progress: Progress,
     once: Callable[[str], Awaitable[dict[str, Any]]],
-) -> dict[str, Any]:
-    """Measure ours and every peer ``runs`` times, one after the other; returns each server's summary."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Measure ours and every peer ``runs`` times, one after the other.
+
+    Returns each server's summary, and why peers were left out: one that cannot carry the load, or is not
+    there, costs the others nothing. What ours raises is raised.
+    """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *peers)}
+    left_out: dict[str, str] = {}
     for number in range(runs):
-        for name, results in found.items():
+        for name in list(found):
             progress(f"{name}: {what}, run {number + 1} of {runs}")
-            results.append(await once(name))
-    return {name: summary(results) for name, results in found.items()}
+            try:
+                found[name].append(await once(name))
+            except (ServerError, JoinError, OSError) as error:
+                if name == "ours":
+                    raise
+                left_out[name] = str(error) or type(error).__name__
+                del found[name]
+    return {name: summary(results) for name, results in found.items()}, left_out
 
 
-def ratios(servers: Mapping[str, Any], figure: str, peers: Sequence[str]) -> dict[str, float]:
+def ratios(servers: Mapping[str, Any], figure: str) -> dict[str, float]:
     """Return our figure over each peer's; none for a server whose processes cannot be seen.
 
     Raises ``ServerError`` for one that was sent to and from which nothing came.
     """
     ratio = {}
-    for name in peers:
+    for name in servers.keys() - {"ours"}:
         theirs = servers[name][figure]
         if theirs is None:
             raise ServerError(f"{name}: no packet arrived: no ratio")

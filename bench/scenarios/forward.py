@@ -71,11 +71,11 @@ async def once(name: str, plan: Plan, cores: set[int]) -> dict[str, Any]:
 
 
 async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Measure ours and every peer; returns the report with ``ratio.<peer>``. Raises ``ServerError`` when one
-    cannot be measured.
+    """Measure ours and every peer; returns the report with ``ratio.<peer>``. Raises ``ServerError`` when ours
+    cannot be measured; a peer that cannot is in ``left_out``.
     """
     cores, ours = pin_generator(plan.workers)
-    servers = await in_turn(
+    servers, left_out = await in_turn(
         plan.peers, plan.runs, f"{plan.rooms} rooms", progress, lambda name: once(name, plan, cores)
     )
     return {
@@ -88,5 +88,6 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "record": plan.record,
         "cores": {"servers": sorted(cores), "generator": sorted(ours)},
         "servers": servers,
-        "ratio": ratios(servers, "cpu_us_per_packet", plan.peers),
+        "left_out": left_out,
+        "ratio": ratios(servers, "cpu_us_per_packet"),
     }

@@ -80,7 +80,7 @@ async def _join(calls: Calls, number: int, plan: Plan) -> None:
 async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Measure ours and every peer; ``ratio.<peer>`` is CPU per participant. Raises ``ServerError``."""
     cores, ours = pin_generator()
-    servers = await in_turn(
+    servers, left_out = await in_turn(
         plan.peers, plan.runs, f"{plan.rooms} rooms join", progress, lambda name: once(name, plan, cores)
     )
     return {
@@ -90,5 +90,6 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "codec": plan.codec,
         "cores": {"servers": sorted(cores), "generator": sorted(ours)},
         "servers": servers,
-        "ratio": ratios(servers, "cpu_ms_per_participant", plan.peers),
+        "left_out": left_out,
+        "ratio": ratios(servers, "cpu_ms_per_participant"),
     }

@@ -6,7 +6,7 @@ import pytest
 
 from bench.load import clip
 from bench.load.connection import JoinError, parse
-from bench.scenarios.calls import ratios
+from bench.scenarios.calls import in_turn, ratios
 from bench.servers import ServerError
 
 SDP = """v=0
@@ -96,12 +96,33 @@ def test_codecs_the_generator_lacks_are_refused() -> None:
         clip.video("video/AV1")
 
 
+async def test_a_peer_that_cannot_carry_the_load_costs_the_others_nothing() -> None:
+    turns: list[str] = []
+
+    async def once(name: str) -> dict[str, int]:
+        turns.append(name)
+        if name == "slow":
+            raise JoinError("DTLS: the handshake did not end")
+        return {"cpu": len(turns)}
+
+    servers, left_out = await in_turn(("slow", "janus"), 2, "a test", lambda text: None, once)
+    assert turns == ["ours", "slow", "janus", "ours", "janus"]
+    assert left_out == {"slow": "DTLS: the handshake did not end"}
+    assert {name: one["cpu"]["runs"] for name, one in servers.items()} == {"ours": [1, 4], "janus": [3, 5]}
+
+    async def broken(name: str) -> dict[str, int]:
+        raise ServerError(f"{name} did not start")
+
+    with pytest.raises(ServerError, match="ours"):
+        await in_turn((), 1, "a test", lambda text: None, broken)
+
+
 def test_a_server_that_cannot_be_seen_has_no_ratio() -> None:
     servers = {
         "ours": {"cpu": {"median": 2.0}},
         "janus": {"cpu": {"median": 8.0}},
         "far": {"cpu": {"median": 0.0}},
     }
-    assert ratios(servers, "cpu", ("janus", "far")) == {"janus": 0.25}
+    assert ratios(servers, "cpu") == {"janus": 0.25}
     with pytest.raises(ServerError, match="silent: no packet"):
-        ratios({**servers, "silent": {"cpu": None}}, "cpu", ("silent",))
+        ratios({**servers, "silent": {"cpu": None}}, "cpu")
