@@ -65,7 +65,7 @@ class Length:
     """No scenario begins later than this."""
 
 
-QUICK = Length((5, 20, 40), 3.0, 1, 50, 150, 1.0, 0.5, 450.0)
+QUICK = Length((5, 20, 40), 3.0, 1, 50, 150, 0.5, 0.5, 500.0)
 FULL = Length((5, 20, 40), 10.0, 3, 20, 240, 60.0, 2.0, 4 * 3600.0)
 
 

@@ -31,7 +31,7 @@ class Plan:
     workers: int = 1
 
 
-QUIET_S = 6.0
+QUIET_S = 4.0
 """For what a participant costs who neither sends nor is sent media: consent checks and reports go on."""
 
 
