@@ -19,7 +19,7 @@ from bench.everything import FULL, QUICK, everything, forward_loads, own_cores, 
 from bench.load.connection import JoinError
 from bench.machine import machine
 from bench.report import html, tables
-from bench.scenarios import capacity, compose, floor, forward, join, seal, soak
+from bench.scenarios import capacity, compose, floor, forward, join, live, seal, soak
 from bench.servers import ServerError
 from bench.size import Machine, Wanted, load, size
 
@@ -136,9 +136,42 @@ def floor_command(
 
 
 @app.command("compose")
-def compose_command(json_path: JsonOption = None, html_path: HtmlOption = None) -> None:
+def compose_command(
+    cases: Annotated[
+        str, typer.Option(help=f"Which, with commas: {', '.join(compose.CASES)}. Default: all.")
+    ] = "",
+    runs: RunsOption = compose.REPETITIONS,
+    seconds: Annotated[int, typer.Option(min=10, max=600, help="Length of the call, in tens.")] = 60,
+    json_path: JsonOption = None,
+    html_path: HtmlOption = None,
+) -> None:
     """CPU of composing a recorded minute beside the ffmpeg command that draws the same."""
-    finish(lambda _: {"scenario": "compose", **compose.run()}, json_path, html_path)
+    chosen = names(cases) or tuple(compose.CASES)
+    if unknown := set(chosen) - set(compose.CASES):
+        raise typer.BadParameter(f"no case {sorted(unknown)[0]}", param_hint="--cases")
+    finish(
+        lambda progress: {
+            "scenario": "compose",
+            **compose.run(runs, seconds=seconds // 10 * 10, cases=chosen, progress=progress),
+        },
+        json_path,
+        html_path,
+    )
+
+
+@app.command("live")
+def live_command(
+    rooms: Annotated[int, typer.Option(min=1, max=64, help="Two-party calls at once, on one core.")] = 4,
+    seconds: Annotated[float, typer.Option(min=5, max=3600, help="Length of the measured window.")] = 60.0,
+    profile: Annotated[str, typer.Option(help="evidence, standard or hd.")] = "evidence",
+    muted: Annotated[bool, typer.Option("--muted", help="One camera of each call is off.")] = False,
+    when: Annotated[str, typer.Option(help="live, or on_demand: nothing is composed.")] = "live",
+    json_path: JsonOption = None,
+    html_path: HtmlOption = None,
+) -> None:
+    """Everything at once: CPU for a minute of a call that is forwarded, recorded and composed live."""
+    plan = live.Plan(rooms, seconds, profile, muted, when)
+    finish(lambda progress: asyncio.run(live.run(plan, progress)), json_path, html_path)
 
 
 @app.command("seal")

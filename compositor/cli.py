@@ -6,9 +6,10 @@ import getpass
 import json
 import os
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import av
 import typer
@@ -23,8 +24,10 @@ from compositor.fonts import FONT_PATH, FontError, coverage, missing_glyphs
 from compositor.mp4 import write_mp4
 from compositor.overlays import ImageError
 from compositor.spool import SpoolError
+from recorder.canonical import CanonicalError, as_int
 from recorder.journal import JournalError, JournalReader
 from recorder.keys import FileProvider, KeyProblem, read_sidecar
+from recorder.manifest import ManifestError, read_manifest
 from recorder.records import EventRecord, SessionRecord, TrackInfo, TrackRecord
 from recorder.sealed import DataKey, SealedError, SealedWriter
 from recorder.template import LayoutName, Template, parse_template
@@ -40,15 +43,7 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-LAYOUTS: tuple[LayoutName, ...] = (
-    "side_by_side",
-    "pip",
-    "grid",
-    "screen_main",
-    "single",
-    "top_bottom",
-    "custom",
-)
+LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
 _FAILURES = (
     NothingRecorded,
     EncodeError,
@@ -97,12 +92,15 @@ def _data_key(directory: Path, keys: Path, passphrase_file: Path | None, purpose
 
 
 @app.command()
-def compose(
+def render(
     recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="Directory of one recording.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; it must not exist.")],
     keys: Annotated[
         Path, typer.Option("--keys", help="Directory with encryption.key.pem and the signing key.")
     ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; it must not exist. Default: a sealed file here."),
+    ] = None,
     passphrase_file: Annotated[
         Path | None,
         typer.Option("--passphrase-file", help="The keys' passphrase, or set SHUANGLU_CRYPTO_PASSPHRASE."),
@@ -120,8 +118,9 @@ def compose(
 
     The result is sealed with the recording's data key and of kind derived: it never replaces the archive.
     """
-    if plain and not purpose:
-        _fail("--plain writes a recording in the clear: say why with --purpose")
+    if plain and (not purpose or output is None):
+        _fail("--plain writes a recording in the clear: say why with --purpose and where with --output")
+    output = output or Path(f"{recording.resolve().name}.mp4.sealed")
     if plain and recording.resolve() in output.resolve().parents:
         _fail("a plain file does not go into the recording's directory")
     if output.exists():
@@ -132,19 +131,23 @@ def compose(
         template = _recorded_template(recording, key) or template
     composition, encoder = _composed(recording, key, template, output.parent)
     try:
-        spool = encoder.finish()
+        spool = encoder.finish(composition.frames)
         content = (spool.tables, spool.runs, spool.read())
-        created = composition.armed_utc_ns or 0
+        facts: dict[str, Any] = {
+            "duration_s": composition.duration_s,
+            "created_utc_ns": composition.armed_utc_ns or 0,
+            "chapters": composition.chapters,
+        }
         if plain:
             with open(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                write_mp4(file.write, *content, duration_s=composition.duration_s, created_utc_ns=created)
+                write_mp4(file.write, *content, **facts)
             err.print(f"compositor: {getpass.getuser()} wrote {output} in the clear: {purpose}", markup=False)
         else:
-            with SealedWriter(output, key, kind="derived", media_type="video/mp4") as writer:
-                write_mp4(writer.write, *content, duration_s=composition.duration_s, created_utc_ns=created)
+            with SealedWriter(output, key, kind="derived", media_type=template.media_type) as writer:
+                write_mp4(writer.write, *content, **facts)
     finally:
         encoder.spool.remove()
-    out.print(f"{output}: {float(composition.duration_s):.3f} s, {composition.frames} frames", markup=False)
+    out.print(f"{output}: {float(composition.duration_s):.3f} s, {composition.pictures} frames", markup=False)
 
 
 def _recorded_template(recording: Path, key: DataKey) -> Template | None:
@@ -176,7 +179,7 @@ def _composed(
     reader = JournalReader(recording, key)
     try:
         with Progress(console=err, transient=True) as progress:
-            task = progress.add_task("composing", total=None)
+            task = progress.add_task("composing", total=_length_s(recording))
             for record in reader.records():
                 composition.feed(record)
                 if composition.advance():
@@ -189,6 +192,15 @@ def _composed(
     finally:
         reader.close()
     return composition, made[0]
+
+
+def _length_s(recording: Path) -> float | None:
+    """Return a recording's length by its manifest; None while it has none."""
+    try:
+        parts = read_manifest(recording).parts
+        return (as_int(parts[-1]["ended_ns"]) - as_int(parts[0]["began_ns"])) / 1e9
+    except (FileNotFoundError, ManifestError, CanonicalError, LookupError):
+        return None
 
 
 @app.command()
@@ -233,7 +245,7 @@ class _LastFrame:
     def __init__(self) -> None:
         self.canvas: Canvas | None = None
 
-    def picture(self, canvas: Canvas) -> None:
+    def picture(self, canvas: Canvas, number: int) -> None:
         self.canvas = canvas
 
     def sound(self, samples: Any) -> None:
@@ -266,6 +278,8 @@ def preview_canvas(template: Template, parties: int) -> Canvas:
     )
     if template.layout.name == "screen_main":
         composition.feed(TrackRecord(0, screen))
+    if template.layout.name == "document":
+        composition.feed(TrackRecord(0, replace(screen, source="document")))
     composition.finish(1)
     assert output.canvas is not None
     return output.canvas

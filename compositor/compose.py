@@ -15,8 +15,10 @@ from typing import Any, Protocol
 from compositor.canvas import Canvas, Floats
 from compositor.decode import AudioDecoder, Damage, UnknownCodec, VideoDecoder
 from compositor.mixer import JUMP_SAMPLES, Mixer
+from compositor.mp4 import Chapter
 from compositor.painter import Painter
 from compositor.scene import Scene
+from compositor.sheet import Sheet
 from compositor.timeline import HORIZON_NS, VERSION, Frame, Timeline
 from compositor.wallclock import WallClock
 from recorder.clock import rfc3339
@@ -35,13 +37,21 @@ SAMPLE_RATE = 48_000
 REPORT_VERSION = 1
 CANVASES = 3
 """Canvases painted in turn, so that the output may hold frames while the next are painted."""
+BEFORE = "开始 start"
+"""Chapter of what lies before the first step."""
+STILL_NS = 500_000_000
+"""Nothing has changed for so long: nothing moves. A camera of 3 fps moves."""
 
 
 class Output(Protocol):
     """Where frames and sound go, in order."""
 
-    def picture(self, canvas: Canvas) -> None:
-        """Take the next frame; ``CANVASES`` frames later the canvas is painted over."""
+    def picture(self, canvas: Canvas, number: int) -> None:
+        """Take the next frame, of this number on the grid of frame times, to be shown until the one after
+        it.
+
+        ``CANVASES`` frames later the canvas is painted over.
+        """
 
     def sound(self, samples: Floats) -> None:
         """Take the next samples, (channels, n) float32 at 48 kHz."""
@@ -66,13 +76,22 @@ class Composition:
         self.final_ns: int | None = None
         """Time of the final end record, once it was fed."""
         self.frames = 0
+        """Places on the grid of frame times decided so far."""
+        self.pictures = 0
+        """Frames made: fewer than ``frames`` if there were stretches in which only the clock moved."""
+        self._stride = max(1, template.frame_rate // (template.static_fps or template.frame_rate))
+        self._last_frame = -self._stride
+        self._changed_ns = 0
+        self._sound_every = max(1, template.frame_rate * 2 // 5)
         self.missing: dict[str, None] = {}
         self._tell_missing = missing_glyph
         self._timeline = Timeline()
         self._clock = WallClock()
         self._scene = Scene(template)
         self._painter = Painter(self._scene, self._clock, self._missing_glyph)
-        self._canvases = [Canvas(template.width, template.height) for _ in range(CANVASES)]
+        canvases = CANVASES if template.video else 0
+        self._canvases = [Canvas(template.width, template.height) for _ in range(canvases)]
+        self.sheet = Sheet(template.width, template.height, template.frame_rate)
         self._video: dict[int, VideoDecoder | None] = {}
         self._audio: dict[int, AudioDecoder | None] = {}
         self._refused: dict[int, str] = {}
@@ -128,6 +147,13 @@ class Composition:
         """UTC of the session's start; None while no clock pair is known."""
         return None if self.start_ns is None else self._clock.utc_ns(self.start_ns)
 
+    @property
+    def chapters(self) -> list[Chapter]:
+        """The steps of the call as chapters; what lies before the first has one of its own."""
+        steps = sorted(self._scene.steps, key=lambda step: step.began_ns)
+        found = [Chapter(max(0, self._ms(step.began_ns)), step.name or step.code) for step in steps]
+        return [Chapter(0, BEFORE), *found] if found and found[0].at_ms > 0 else found
+
     def frame_ns(self, number: int) -> int:
         """Return the time of a frame of the output grid."""
         return (self.start_ns or 0) + number * 1_000_000_000 // self._fps
@@ -167,23 +193,39 @@ class Composition:
         self._scene.advance(now_ns)
         for frame in self._timeline.ready(now_ns + 1):
             self._decode(frame)
-        canvas = self._canvases[self.frames % CANVASES]
-        self._painter.paint(canvas, now_ns)
-        self._output.picture(canvas)
+        if self._canvases:
+            self._picture(self._output, now_ns)
         self.frames += 1
-        if self._mixer is not None:
+        if self._mixer is not None and self.frames % self._sound_every == 0:
             self._sound(self._mixer.sample_at(now_ns) - JUMP_SAMPLES)
+
+    def _picture(self, output: Output, now_ns: int) -> None:
+        """Make the frame of this time, unless nothing moves and the one before may stand longer."""
+        if self._painter.arrange(now_ns):
+            self._changed_ns = now_ns
+        moves = now_ns - self._changed_ns < STILL_NS
+        if not moves and self.frames - self._last_frame < self._stride:
+            return
+        canvas = self._canvases[self.pictures % CANVASES]
+        self._painter.paint(canvas, now_ns)
+        output.picture(canvas, self.frames)
+        self.sheet.offer(canvas.planes, self.frames)
+        self._last_frame = self.frames
+        self.pictures += 1
 
     def _decode(self, frame: Frame) -> None:
         info = self._timeline.tracks.get(frame.track)
-        if info is None or self._mixer is None:
+        if info is None or self._mixer is None or (info.kind == "video" and not self._canvases):
             return
         if info.kind == "video":
             if frame.track not in self._video:
                 self._video[frame.track] = self._opened(frame.track, VideoDecoder)
             decoder = self._video[frame.track]
             picture = decoder.push(frame) if decoder is not None else None
-            if picture is not None:
+            shown = self._painter.pictures.get(frame.track)
+            if picture is not None and shown is not None and picture.planes.same_as(shown.planes):
+                shown.at_ns = picture.at_ns
+            elif picture is not None:
                 self._painter.pictures[frame.track] = picture
             return
         if frame.track not in self._audio:
@@ -229,7 +271,7 @@ class Composition:
             "armed_at": rfc3339(armed) if armed is not None else None,
             "duration_ms": self._ms(end_ns),
             "fps": self._fps,
-            "frames": self.frames,
+            "frames": self.pictures,
             "shown": [
                 {**asdict(change), "at_ms": self._ms(change.at_ns)} | {"box": list(change.box)}
                 for change in self._painter.changes

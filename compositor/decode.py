@@ -36,6 +36,7 @@ class Picture:
     """A decoded picture; ``planes`` keep its memory alive."""
 
     at_ns: int
+    """Of the newest frame that shows just these pixels."""
     planes: Planes
 
 
@@ -176,8 +177,12 @@ class AudioDecoder:
 
 def _floats(frame: Any) -> Floats:
     """Return an AudioFrame's samples as (channels, n) float32."""
-    data: Any = frame.to_ndarray()
     channels = len(frame.layout.channels)
+    if frame.format.name == "fltp":  # Opus: 50 packets a second and party
+        return np.array(
+            [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes[:channels]]
+        )
+    data: Any = frame.to_ndarray()
     if data.dtype == np.int16:
         data = data.astype(np.float32) / np.float32(32768.0)
     if not frame.format.is_planar:

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 from av.codec.context import Flags
+from av.video.frame import PictureType
 
 from compositor.boxes import avc_config, length_prefixed
 from compositor.canvas import Canvas, Floats
@@ -20,9 +21,12 @@ from recorder.template import Template
 
 SAMPLE_RATE = 48_000
 AAC_FRAME = 1024
-VIDEO, AUDIO = 0, 1
-_FLUSH_BYTES = 128 * 1024
+VIDEO = 0
 _FLUSH_SECONDS = 1
+PRESET = "veryfast"
+LOW_EFFORT = "me=dia:subme=1:rc-lookahead=5"
+"""Half the CPU of the preset alone on pictures of calls: faces before a room that stands still gain little
+from finer motion search. docs/composing.md has the measured curve."""
 BEHIND = 2
 """Frames that may wait for libx264; their canvases stay untouched so long."""
 
@@ -40,73 +44,57 @@ class Encoder:
     """
 
     def __init__(self, template: Template, channels: int, spool_path: Path, data_key: DataKey) -> None:
-        fps = template.frame_rate
-        self._video: Any = av.CodecContext.create("libx264", "w")
-        video = self._video
-        video.width, video.height, video.pix_fmt = template.width, template.height, "yuv420p"
-        video.time_base, video.framerate = Fraction(1, fps), Fraction(fps)
-        video.thread_type, video.thread_count = "FRAME", 1
-        video.gop_size = max(1, round(template.gop_s * fps))
-        video.flags |= Flags.global_header
-        video.color_primaries, video.color_trc, video.colorspace, video.color_range = 1, 1, 6, 1
-        video.options = {"preset": "veryfast"}
-        if template.bitrate_bps is None:
-            video.options = {"preset": "veryfast", "crf": str(template.crf)}
-        else:
-            video.bit_rate = template.bitrate_bps
-        video.open()
-        self._audio: Any = av.CodecContext.create("aac", "w")
-        audio = self._audio
-        audio.sample_rate, audio.format = SAMPLE_RATE, "fltp"
-        audio.layout = "stereo" if channels == 2 else "mono"
-        audio.bit_rate = template.audio.bitrate_bps
-        audio.time_base = Fraction(1, SAMPLE_RATE)
-        audio.flags |= Flags.global_header
-        audio.thread_count = 1
-        audio.open()
-        config = avc_config(bytes(video.extradata or b""))
-        if config is None:
-            raise EncodeError("libx264 gave no parameter sets")
-        tables = [
-            SampleTable("video", "h264", Fraction(1, fps * 1000), config, template.width, template.height),
+        self._video = _open_video(template) if template.video else None
+        self._audio = _open_audio(template, channels)
+        tables = [] if self._video is None else [_video_table(self._video, template)]
+        tables.append(
             SampleTable(
                 "audio",
                 "aac",
                 Fraction(1, SAMPLE_RATE),
-                bytes(audio.extradata or b""),
+                bytes(self._audio.extradata or b""),
                 sample_rate=SAMPLE_RATE,
                 channels=channels,
                 skip=AAC_FRAME,
                 bitrate_bps=template.audio.bitrate_bps,
-            ),
-        ]
+            )
+        )
         self.spool = Spool(spool_path, data_key, tables)
-        self._fps = fps
+        self._audio_track = len(tables) - 1
+        self._fps = template.frame_rate
         self._channels = channels
         self._frames = 0
+        self._gop = _gop(template)
+        self._key_number = -self._gop
         self._samples = 0
-        self._flushed_frame = 0
+        self._flushed_samples = 0
         self._rest: Floats = np.zeros((channels, 0), np.float32)
         self._thread = ThreadPoolExecutor(1, "x264")
         self._encoding: deque[Future[Any]] = deque()
 
     @property
     def frames(self) -> int:
-        """Pictures taken so far."""
+        """Frames taken so far."""
         return self._frames
 
-    def picture(self, canvas: Canvas) -> None:
-        """Encode the canvas as the next frame; it must not change until ``BEHIND`` more were given."""
+    def picture(self, canvas: Canvas, number: int) -> None:
+        """Encode the canvas as the frame of this number; it must not change until ``BEHIND`` more were
+        given.
+
+        Key frames lie at the template's distance in time, however few frames there are.
+        """
+        assert self._video is not None, "the template has no picture"
         frame = canvas.frame
-        frame.pts = self._frames
+        frame.pts = number
         frame.time_base = Fraction(1, self._fps)
+        frame.pict_type = PictureType.NONE
+        if number - self._key_number >= self._gop:
+            self._key_number = number
+            frame.pict_type = PictureType.I
         self._frames += 1
         self._encoding.append(self._thread.submit(self._video.encode, frame))
         if len(self._encoding) > BEHIND:
             self._put_video(self._encoding.popleft().result())
-        if self._frames - self._flushed_frame >= self._fps * _FLUSH_SECONDS:
-            self._flushed_frame = self._frames
-            self.spool.flush()
 
     def sound(self, samples: Floats) -> None:
         """Encode the next samples, (channels, n) float32."""
@@ -116,6 +104,9 @@ class Encoder:
             self._put_audio(self._audio.encode(self._audio_frame(self._rest[:, start : start + AAC_FRAME])))
         if whole:
             self._rest = self._rest[:, whole:].copy()
+        if self._samples - self._flushed_samples >= SAMPLE_RATE * _FLUSH_SECONDS:
+            self._flushed_samples = self._samples
+            self.spool.flush()
 
     def _audio_frame(self, samples: Floats) -> Any:
         layout = "stereo" if self._channels == 2 else "mono"
@@ -126,18 +117,24 @@ class Encoder:
         self._samples += samples.shape[1]
         return frame
 
-    def finish(self) -> Spool:
-        """Encode what is left, drain both encoders, close the spool for writing."""
+    def finish(self, frames: int) -> Spool:
+        """Encode what is left, drain both encoders, close the spool for writing.
+
+        ``frames``: the number at which the last frame's time ends.
+        """
         if self._rest.shape[1]:
             short = AAC_FRAME - self._rest.shape[1]
             self._put_audio(self._audio.encode(self._audio_frame(np.pad(self._rest, ((0, 0), (0, short))))))
         while self._encoding:
             self._put_video(self._encoding.popleft().result())
         self._thread.shutdown()
-        self._put_video(self._video.encode(None))
         self._put_audio(self._audio.encode(None))
-        if len(self.spool.tables[VIDEO]) != self._frames:
-            raise EncodeError(f"{len(self.spool.tables[VIDEO])} of {self._frames} frames were encoded")
+        if self._video is not None:
+            self._put_video(self._video.encode(None))
+            table = self.spool.tables[VIDEO]
+            if len(table) != self._frames:
+                raise EncodeError(f"{len(table)} of {self._frames} frames were encoded")
+            table.end = frames * 1000
         self.spool.finish()
         return self.spool
 
@@ -155,4 +152,50 @@ class Encoder:
 
     def _put_audio(self, packets: Any) -> None:
         for packet in packets:
-            self.spool.add(AUDIO, bytes(packet), pts=packet.pts, dts=packet.pts, duration=AAC_FRAME, key=True)
+            self.spool.add(
+                self._audio_track, bytes(packet), pts=packet.pts, dts=packet.pts, duration=AAC_FRAME, key=True
+            )
+
+
+def _gop(template: Template) -> int:
+    return max(1, round(template.gop_s * template.frame_rate))
+
+
+def _open_video(template: Template) -> Any:
+    fps = template.frame_rate
+    video: Any = av.CodecContext.create("libx264", "w")
+    video.width, video.height, video.pix_fmt = template.width, template.height, "yuv420p"
+    video.time_base, video.framerate = Fraction(1, fps), Fraction(fps)
+    video.thread_type, video.thread_count = "FRAME", 1
+    video.gop_size = _gop(template)
+    video.flags |= Flags.global_header
+    video.color_primaries, video.color_trc, video.colorspace, video.color_range = 1, 1, 6, 1
+    video.options = {"preset": PRESET, "forced-idr": "1"}
+    if template.effort == "low":
+        video.options |= {"x264-params": LOW_EFFORT}
+    if template.bitrate_bps is None:
+        video.options |= {"crf": str(template.crf)}
+    else:
+        video.bit_rate = template.bitrate_bps
+    video.open()
+    return video
+
+
+def _video_table(video: Any, template: Template) -> SampleTable:
+    config = avc_config(bytes(video.extradata or b""))
+    if config is None:
+        raise EncodeError("libx264 gave no parameter sets")
+    time_base = Fraction(1, template.frame_rate * 1000)
+    return SampleTable("video", "h264", time_base, config, template.width, template.height)
+
+
+def _open_audio(template: Template, channels: int) -> Any:
+    audio: Any = av.CodecContext.create("aac", "w")
+    audio.sample_rate, audio.format = SAMPLE_RATE, "fltp"
+    audio.layout = "stereo" if channels == 2 else "mono"
+    audio.bit_rate = template.audio.bitrate_bps
+    audio.time_base = Fraction(1, SAMPLE_RATE)
+    audio.flags |= Flags.global_header
+    audio.thread_count = 1
+    audio.open()
+    return audio

@@ -10,6 +10,7 @@ Written files are sealed; nothing here ever writes plain media. The data key com
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import queue
@@ -31,6 +32,7 @@ from recorder.journal import JournalError, JournalReader
 from recorder.sealed import DataKey, FileSummary, SealedError, SealedWriter
 from recorder.template import Template
 
+CONTACT_SHEET, THUMBNAIL = "contact-sheet.jpg", "thumbnail.jpg"
 POLL_S = 0.2
 PROGRESS_S = 1.0
 NICE = 10
@@ -131,16 +133,17 @@ def compose_recording(job: Job, control: Control, voice: Voice) -> dict[str, Any
     try:
         _follow(job, key, composition, control, voice)
         report = composition.finish(control.end_ns)
-        spool = encoders[0].finish()
+        spool = encoders[0].finish(composition.frames)
         summary = _write(job, key, files, spool, composition, report)
     finally:
         for encoder in encoders:
             encoder.spool.remove()
     return {
         "file": summary.to_json(),
+        "images": [image.to_json() for image in write_images(job, composition)],
         "duration_ms": report["duration_ms"],
         "timeline": report,
-        "frames": composition.frames,
+        "frames": composition.pictures,
         "cpu_s": round(time.process_time(), 3),
     }
 
@@ -157,7 +160,7 @@ def _follow(job: Job, key: DataKey, composition: Composition, control: Control, 
             composition.feed(record)
             if composition.advance() and time.monotonic() - told >= PROGRESS_S:
                 told = time.monotonic()
-                voice.say({"progress": _progress(composition)})
+                voice.say({"progress": _progress(composition, live=not control.ended)})
                 control.check()
         if reader.ended or (complete and not read):
             return
@@ -165,11 +168,13 @@ def _follow(job: Job, key: DataKey, composition: Composition, control: Control, 
             time.sleep(POLL_S)
 
 
-def _progress(composition: Composition) -> dict[str, int]:
+def _progress(composition: Composition, *, live: bool) -> dict[str, int]:
+    """Say how much is composed and of what: of a call that goes on, of the time that has passed."""
     start = composition.start_ns or 0
+    until = max(composition.known_ns, time.monotonic_ns()) if live else composition.known_ns
     return {
         "composed_ms": (composition.frame_ns(composition.frames) - start) // 1_000_000,
-        "of_ms": max(0, composition.known_ns - start) // 1_000_000,
+        "of_ms": max(0, until - start) // 1_000_000,
     }
 
 
@@ -181,13 +186,26 @@ def write_timeline(job: Job, report: dict[str, Any]) -> FileSummary:
         return writer.close()
 
 
+def write_images(job: Job, composition: Composition) -> list[FileSummary]:
+    """Write the contact sheet and the thumbnail of the composite of record; nothing without pictures."""
+    made = []
+    sheet = composition.sheet
+    for name, image in ((CONTACT_SHEET, sheet.render()), (THUMBNAIL, sheet.thumbnail())):
+        if image is not None and job.kind == "archive":
+            path = job.recording_dir / "files" / f"{name}.{{file_id}}.sealed"
+            with SealedWriter(path, job.key(), kind="derived", media_type="image/jpeg") as writer:
+                writer.write(image)
+                made.append(writer.close())
+    return made
+
+
 def _write(
     job: Job, key: DataKey, files: Path, spool: Spool, composition: Composition, report: dict[str, Any]
 ) -> FileSummary:
     """Write the regular MP4 from the spool: index first, then the packets as they lie there."""
-    public = {"duration_ms": report["duration_ms"], "frames": composition.frames}
+    public = {"duration_ms": report["duration_ms"], "frames": composition.pictures}
     path = files / f"{job.name}.{{file_id}}.sealed"
-    writer = SealedWriter(path, key, kind=job.kind, media_type="video/mp4", public=public)
+    writer = SealedWriter(path, key, kind=job.kind, media_type=composition.template.media_type, public=public)
     try:
         write_mp4(
             writer.write,
@@ -196,6 +214,7 @@ def _write(
             spool.read(),
             duration_s=composition.duration_s,
             created_utc_ns=composition.armed_utc_ns or 0,
+            chapters=composition.chapters,
         )
         return writer.close()
     except BaseException:
@@ -240,18 +259,22 @@ def run(lines: TextIO, out: TextIO) -> int:
     except (ValueError, ValidationError) as error:
         voice.say({"failed": {"code": "job_invalid", "detail": _without_key(error)}})
         return EXIT_FAILED
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(50_000, 20, 50)  # packets and frames come and go by counting references
     os.setpriority(os.PRIO_PROCESS, 0, max(job.nice, os.getpriority(os.PRIO_PROCESS, 0)))
     control = Control(lines, live=job.live)
     try:
         done: dict[str, Any] = {}
         if job.template is not None:
             done = compose_recording(job, control, voice)
-            done["timeline_file"] = write_timeline(job, done["timeline"]).to_json()
+            if job.kind == "archive":
+                done["timeline_file"] = write_timeline(job, done["timeline"]).to_json()
         if job.singles is not None:
             if job.template is None:
                 _wait_for_end(control, job)
             done["singles"] = write_singles(job, control, voice)
             done["cpu_s"] = round(time.process_time(), 3)
+        done["peak_mib"] = _peak_mib()
         voice.say({"done": done})
     except ParentDied:
         return EXIT_PARENT_DIED
@@ -266,6 +289,12 @@ def run(lines: TextIO, out: TextIO) -> int:
     except OSError as error:
         return _failed(voice, "disk_full" if error.errno == 28 else "storage_failed", error)
     return EXIT_DONE
+
+
+def _peak_mib() -> int:
+    """Return the most memory this process had resident; getrusage would count its parent's as well."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
 def _failed(voice: Voice, code: str, error: Exception) -> int:

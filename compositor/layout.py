@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from recorder.template import Fit, Layout, Slot, Source
 
 GRID_LIMIT = 16
+COLUMN = {"1+2": 2, "1+3": 3}
+"""Layouts of one large picture at the left and so many at its right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,17 @@ def _by_role(layout: Layout, ordered: Sequence[Party]) -> list[_Subject]:
         # the customer is what the record is about: large; whatever is shared is larger still
         cameras = [*[c for c in cameras if c.role != "agent"], *[c for c in cameras if c.role == "agent"]]
         return [*shared, *cameras][:9]
+    if layout.name == "document":
+        documents = sorted(shared, key=lambda subject: subject.source != "document")
+        documents = documents or [_Subject(None, "", "document")]
+        return [documents[0], *_two_at_least(cameras)[:2]]
+    if layout.name in COLUMN:
+        cameras = _two_at_least(cameras)
+        main = next((c for c in cameras if c.role != "agent"), cameras[0])
+        others = [c for c in cameras if c is not main]
+        wanted = [*shared[:1], main, *others] if shared else [main, *others]
+        wanted += [_Subject(None, "", "camera")] * (1 + COLUMN[layout.name] - len(wanted))
+        return wanted[: 1 + COLUMN[layout.name]]
     if layout.name == "screen_main":
         if shared:
             return [shared[0], *cameras, *shared[1:]][:9]
@@ -141,8 +154,10 @@ def _geometry(layout: Layout, subjects: Sequence[_Subject]) -> tuple[list[_Box],
         return [(0.0, index / count, 1.0, 1.0 / count) for index in range(count)], contain
     if layout.name == "pip":
         return _pip(layout, count), small
+    if layout.name in ("document", *COLUMN):
+        return _beside(count, 1.0 / max(1, count - 1)), small
     if layout.name == "screen_main":
-        return _screen_main(count), small
+        return _beside(count, min(0.25, 1.0 / max(1, count - 1))), small
     return _grid(count), contain
 
 
@@ -175,12 +190,11 @@ def _pip(layout: Layout, count: int) -> list[_Box]:
     return boxes
 
 
-def _screen_main(count: int) -> list[_Box]:
-    """One large at the left, the faces in a column at the right."""
+def _beside(count: int, small: float) -> list[_Box]:
+    """One large at the left, the others, ``small`` high, in a column at the right."""
     faces = count - 1
     if faces == 0:
         return [(0.0, 0.0, 1.0, 1.0)]
-    small = min(0.25, 1.0 / faces)
     top = (1.0 - small * faces) / 2
     return [(0.0, 0.0, 0.75, 1.0), *((0.75, top + index * small, 0.25, small) for index in range(faces))]
 

@@ -83,7 +83,9 @@ class Mixer:
 
     def _route(self, info: TrackInfo, samples: Floats) -> Floats:
         """Bring a party's sound to the output's channels."""
-        mono: Floats = samples.mean(axis=0, keepdims=True) if samples.shape[0] > 1 else samples
+        mono: Floats = samples
+        if samples.shape[0] == 2:
+            mono = ((samples[0] + samples[1]) * np.float32(0.5))[None, :]
         if not self._by_role:
             return mono
         left, right = {"agent": (1.0, 0.0), "customer": (0.0, 1.0)}.get(info.role, (0.7071, 0.7071))

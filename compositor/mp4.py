@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
 
@@ -19,6 +20,7 @@ from compositor.boxes import box, dops, esds, full_box
 from compositor.spool import Run, SampleTable
 
 MOVIE_TIMESCALE = 48_000
+MAX_CHAPTERS = 255
 _EPOCH = 2_082_844_800  # seconds from 1904 to 1970
 _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 _TURNED = {
@@ -29,6 +31,14 @@ _TURNED = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A place players offer to jump to; it lasts until the next."""
+
+    at_ms: int
+    title: str
+
+
 def write_mp4(
     write: Callable[[bytes], object],
     tables: Sequence[SampleTable],
@@ -37,6 +47,7 @@ def write_mp4(
     *,
     duration_s: Fraction,
     created_utc_ns: int = 0,
+    chapters: Sequence[Chapter] = (),
 ) -> None:
     """Write the file by calling ``write`` front to back. ``data`` are the samples' bytes in the order of
     ``runs``.
@@ -44,14 +55,15 @@ def write_mp4(
     ``duration_s`` is the movie's length: what is longer is cut by the edit lists, tracks begin at time 0.
     """
     size = sum(run.size for run in runs)
-    moov = _moov(tables, runs, 0, duration_s, created_utc_ns)
+    names = _chapters(chapters)
+    moov = _moov(tables, runs, 0, duration_s, created_utc_ns, names)
     ftyp = box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso2avc1mp41")
     header = 16 if size + 8 > 0xFFFFFFFF else 8
     start = len(ftyp) + len(moov) + header
     if start + size > 0xFFFFFFFF:  # 64-bit offsets: four bytes more for each chunk
-        start = len(ftyp) + len(_moov(tables, runs, 1 << 33, duration_s, created_utc_ns)) + header
+        start = len(ftyp) + len(_moov(tables, runs, 1 << 33, duration_s, created_utc_ns, names)) + header
     write(ftyp)
-    write(_moov(tables, runs, start, duration_s, created_utc_ns))
+    write(_moov(tables, runs, start, duration_s, created_utc_ns, names))
     write(
         struct.pack(">I4sQ", 1, b"mdat", size + 16)
         if header == 16
@@ -62,7 +74,12 @@ def write_mp4(
 
 
 def _moov(
-    tables: Sequence[SampleTable], runs: Sequence[Run], start: int, duration_s: Fraction, utc_ns: int
+    tables: Sequence[SampleTable],
+    runs: Sequence[Run],
+    start: int,
+    duration_s: Fraction,
+    utc_ns: int,
+    chapters: bytes,
 ) -> bytes:
     duration = round(duration_s * MOVIE_TIMESCALE)
     created = utc_ns // 1_000_000_000 + _EPOCH if utc_ns else 0
@@ -89,7 +106,27 @@ def _moov(
         bytes(24),
         struct.pack(">I", len(tables) + 1),
     )
-    return box(b"moov", mvhd, *tracks)
+    return box(b"moov", mvhd, *tracks, chapters)
+
+
+def _chapters(chapters: Sequence[Chapter]) -> bytes:
+    """Return chapters as players read them: Nero's ``chpl`` in ``udta``; nothing without chapters.
+
+    At most 255, titles of at most 255 bytes, times in 100 ns: the form has no room for more.
+    """
+    if not chapters:
+        return b""
+    entries = b"".join(
+        struct.pack(">QB", at_ms * 10_000, len(name)) + name
+        for at_ms, name in ((chapter.at_ms, _short(chapter.title)) for chapter in chapters[:MAX_CHAPTERS])
+    )
+    head = struct.pack(">IB", 0, min(len(chapters), MAX_CHAPTERS))
+    return box(b"udta", full_box(b"chpl", 1, 0, head, entries))
+
+
+def _short(title: str) -> bytes:
+    """Cut a title to 255 bytes of UTF-8, between characters."""
+    return title.encode()[:255].decode(errors="ignore").encode()
 
 
 def _trak(
@@ -113,7 +150,7 @@ def _trak(
         _TURNED[table.rotation],
         struct.pack(">II", table.width << 16, table.height << 16),
     )
-    media = table.end - table.dts[0]
+    media = int(_durations(table).sum())
     mdhd = full_box(
         b"mdhd", 1, 0, struct.pack(">QQIQHH", created, created, timescale.numerator, media, 0x55C4, 0)
     )
@@ -168,10 +205,8 @@ def _stsd(table: SampleTable) -> bytes:
 
 
 def _tables(table: SampleTable, offsets: list[int], counts: list[int], wide: bool) -> list[bytes]:
-    dts = np.array(table.dts, np.int64)
-    durations = np.diff(dts, append=max(table.end - _last_offset(table), int(dts[-1]) + 1))
-    boxes = [full_box(b"stts", 0, 0, *_run_lengths(durations))]
-    shifts = np.array(table.pts, np.int64) - dts
+    boxes = [full_box(b"stts", 0, 0, *_run_lengths(_durations(table)))]
+    shifts = np.array(table.pts, np.int64) - np.array(table.dts, np.int64)
     if shifts.any():
         boxes.append(full_box(b"ctts", 0, 0, *_run_lengths(shifts)))
     if table.kind == "video":
@@ -192,9 +227,11 @@ def _tables(table: SampleTable, offsets: list[int], counts: list[int], wide: boo
     return boxes
 
 
-def _last_offset(table: SampleTable) -> int:
-    """Return pts − dts of the last sample: its end in decoding time is so much earlier."""
-    return table.pts[-1] - table.dts[-1]
+def _durations(table: SampleTable) -> npt.NDArray[np.int64]:
+    """Return how long each sample lasts in decoding time; together as long as the track."""
+    dts = np.array(table.dts, np.int64)
+    last = max(table.end - table.dts[-1] + min(table.dts[0], 0), table.end - table.pts[-1], 1)
+    return np.append(np.diff(dts), last)
 
 
 def _run_lengths(values: npt.NDArray[np.int64]) -> list[bytes]:

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from compositor.canvas import Floats, Planes, SparseStamp, Stamp, blend, make_stamp, rgb_to_yuv, yuv
+from compositor.canvas import Floats, Planes, SparseStamp, Stamp, blend, make_stamp, over, rgb_to_yuv, yuv
 from compositor.layout import Place
-from compositor.text import GlyphRow, Style, masks, text_stamp, text_width
-from compositor.wallclock import clock_text
+from compositor.text import GlyphRow, Style, masks, text_layers, text_stamp, text_width
+from compositor.wallclock import ClockText
 from recorder.template import (
     Anchor,
     CaptionOverlay,
     ClockOverlay,
     ImageOverlay,
     LabelOverlay,
+    SignOverlay,
     TextOverlay,
     TileOverlay,
     fill_text,
@@ -29,6 +30,8 @@ from recorder.template import (
 )
 
 Values = Mapping[str, str]
+Written = TextOverlay | CaptionOverlay | LabelOverlay | ClockOverlay | SignOverlay
+RED = "#e53935"
 SOURCE_NAMES = {"screen": " · 屏幕 screen", "document": " · 文档 document"}
 """What a label adds for a picture that is not the seat's face."""
 
@@ -58,12 +61,12 @@ class _Tiled:
 class _Clock:
     def __init__(self, overlay: ClockOverlay, width: int, height: int, row: GlyphRow) -> None:
         self._overlay = overlay
-        self._zone = time_zone(overlay.zone)
+        self._text = ClockText(overlay.format, time_zone(overlay.zone))
         self._row = row
         self._size = (width, height)
 
     def draw(self, canvas: Planes, utc_ns: int | None) -> None:
-        stamp = self._row.stamp(clock_text(utc_ns, self._overlay.format, self._zone))
+        stamp = self._row.stamp(self._text.at(utc_ns))
         overlay = self._overlay
         x, y = _corner(overlay.anchor, overlay.x, overlay.y, *self._size, stamp.width, stamp.height)
         blend(canvas, stamp, x, y)
@@ -133,7 +136,7 @@ class OverlaySet:
                     self._items.append(once(key, partial(self._tile, overlay, text)))
             elif isinstance(overlay, LabelOverlay):
                 self._labels(overlay, named, once)
-            elif isinstance(overlay, TextOverlay | CaptionOverlay):
+            elif isinstance(overlay, TextOverlay | CaptionOverlay | SignOverlay):
                 if isinstance(overlay, CaptionOverlay) and not values.get("step"):
                     continue
                 text = fill_text(overlay.text, values).strip()
@@ -141,16 +144,17 @@ class OverlaySet:
                     key = (overlay.model_dump_json(), text)
                     self._items.append(once(key, partial(self._line, overlay, text)))
 
-    def _style(self, overlay: TextOverlay | CaptionOverlay | LabelOverlay | ClockOverlay) -> Style:
+    def _style(self, overlay: Written) -> Style:
         size_px = max(8, round(overlay.size * self._height))
         return Style(size_px, overlay.colour, overlay.alpha, overlay.shade)
 
     def _clock(self, overlay: ClockOverlay) -> _Clock:
         return _Clock(overlay, self._width, self._height, GlyphRow(self._style(overlay)))
 
-    def _line(self, overlay: TextOverlay | CaptionOverlay, text: str) -> _Still:
+    def _line(self, overlay: TextOverlay | CaptionOverlay | SignOverlay, text: str) -> _Still:
         text, style = _fitted(text, self._style(overlay), self._width)
-        stamp = text_stamp(text, style, self._missing)
+        make = sign_stamp if isinstance(overlay, SignOverlay) else text_stamp
+        stamp = make(text, style, self._missing)
         at = _corner(
             overlay.anchor, overlay.x, overlay.y, self._width, self._height, stamp.width, stamp.height
         )
@@ -197,6 +201,16 @@ def _fitted(text: str, style: Style, width: int) -> tuple[str, Style]:
     while len(text) > 1 and text_width(text, size_px) > room:
         text = text[: -max(2, len(text) // 16)].rstrip("…") + "…"
     return text, smaller
+
+
+def sign_stamp(text: str, style: Style, missing: Callable[[str], None]) -> Stamp:
+    """Return one line of text with a red dot before it."""
+    letters, outlined = masks("\u3000" + text, style, missing)
+    middle, radius = style.padding_px + style.size_px / 2, style.size_px * 0.3
+    rows, columns = np.mgrid[0 : letters.shape[0], 0 : letters.shape[1]].astype(np.float32)
+    away = np.hypot(columns + 0.5 - middle, rows + 0.5 - middle - style.size_px * 0.06)
+    dot = np.clip(radius + 0.5 - away, 0.0, 1.0) * np.float32(style.alpha)
+    return make_stamp(*over(text_layers(letters, outlined, style), dot, yuv(RED)))
 
 
 def image_stamp(png: bytes, width: int, alpha: float) -> Stamp:

@@ -1,23 +1,26 @@
 """Paint one frame: places with pictures or cards, then the overlays. Only what changed is scaled again.
 
 The base holds background and places; a frame is a copy of it (a memory copy of 1.4 MB) with overlays blended
-over.
+over. Whoever asks can tell from ``arrange`` whether anything but the clock would differ.
 """
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
-from compositor.canvas import Canvas, new_planes, scale_into, yuv
+from compositor.canvas import Canvas, Planes, blend, new_planes, scale_into, yuv
 from compositor.cards import Card, Shown, draw_card
 from compositor.decode import Picture
 from compositor.layout import Fitted, Place, arrange, fit_picture
-from compositor.overlays import Named, OverlaySet
+from compositor.overlays import Named, OverlaySet, image_stamp
 from compositor.scene import Scene, Seat
 from compositor.wallclock import WallClock
+from recorder.template import SignOverlay, Template
 
 LAST_PICTURE_NS = 2_000_000_000
 """A last picture stands at most so long; then the card says that the signal is lost."""
@@ -62,27 +65,36 @@ class Painter:
         self._above: list[list[int]] = []
         self._noted: dict[int, tuple[Any, ...]] = {}
         template = scene.template
+        self._ground = ground(template)
         self._base = new_planes(template.width, template.height)
-        self._base.fill(yuv(template.background))
+        self._base.copy_from(self._ground)
         self._overlays = OverlaySet(template.width, template.height, missing)
 
-    def paint(self, canvas: Canvas, now_ns: int) -> None:
-        """Paint the frame of time ``now_ns``; the scene has been advanced to it."""
+    def arrange(self, now_ns: int) -> bool:
+        """Bring the base to time ``now_ns``, to which the scene was advanced; tell whether anything
+        changed."""
+        changed = self.scene.revision != self._revision
         if self.scene.revision != self._revision:
             self._revision = self.scene.revision
-            self._arrange(now_ns)
+            self._set_up(now_ns)
         redraw: set[int] = set()
         for index, place in enumerate(self._places):
             card, picture, track = self._content(place, now_ns)
             drawn = self._drawn[index]
             if index in redraw or card != drawn.content or picture is not drawn.picture:
                 self._draw(index, card, picture)
+                changed = True
                 redraw.update(self._above[index])
             self._note(index, place, card, track, now_ns)
+        return changed
+
+    def paint(self, canvas: Canvas, now_ns: int) -> None:
+        """Paint the frame of time ``now_ns``, for which ``arrange`` was called."""
         canvas.planes.copy_from(self._base)
         self._overlays.draw(canvas.planes, self.clock.utc_ns(now_ns))
 
-    def _arrange(self, now_ns: int) -> None:
+    def _set_up(self, now_ns: int) -> None:
+        """Lay out places and overlays anew."""
         scene, template = self.scene, self.scene.template
         if scene.paused:
             places = [Place(0, 0, template.width, template.height, 0, "contain", None, "", "camera")]
@@ -95,7 +107,7 @@ class Painter:
                 [j for j in range(i + 1, len(places)) if _overlap(places[i], places[j])]
                 for i in range(len(places))
             ]
-            self._base.fill(yuv(template.background))
+            self._base.copy_from(self._ground)
         named = []
         for place in [] if scene.paused else places:
             seat = scene.seats.get(place.seat) if place.seat is not None else None
@@ -104,7 +116,8 @@ class Painter:
                 named.append(Named(place, _seat_values(self._values(now_ns), [seat]), muted))
         for index in [index for index in self._noted if index >= len(places)]:
             del self._noted[index]
-        self._overlays.arrange(template.overlays, self._values(now_ns), named)
+        overlays = [o for o in template.overlays if not (scene.paused and isinstance(o, SignOverlay))]
+        self._overlays.arrange(overlays, self._values(now_ns), named)
 
     def _values(self, now_ns: int) -> dict[str, str]:
         info = self.scene.info
@@ -161,16 +174,15 @@ class Painter:
     def _draw(self, index: int, card: Card | None, picture: Picture | None) -> None:
         place, drawn = self._places[index], self._drawn[index]
         view = self._base.box(place.x, place.y, place.w, place.h)
-        background = self.scene.template.background
         if card is not None or picture is None:
             if card is not None:
-                draw_card(view, card, background, self.missing)
+                draw_card(view, card, self.scene.template.background, self.missing)
             drawn.content, drawn.picture, drawn.fitted = card, None, None
             return
         planes = picture.planes
         fitted = fit_picture(place.fit, planes.width, planes.height, place.w, place.h)
         if drawn.fitted is None or drawn.fitted.target != fitted.target or self._overlapped(index):
-            view.fill(yuv(background))
+            view.copy_from(self._ground.box(place.x, place.y, place.w, place.h))
         scale_into(view.box(*fitted.target), planes.box(*fitted.source))
         drawn.content, drawn.picture, drawn.fitted = None, picture, fitted
 
@@ -185,6 +197,19 @@ class Painter:
         if self._noted.get(index) != key:
             self._noted[index] = key
             self.changes.append(ShownChange(now_ns, index, *key))
+
+
+def ground(template: Template) -> Planes:
+    """Return what lies behind all places: the background's colour, its picture over it."""
+    planes = new_planes(template.width, template.height)
+    planes.fill(yuv(template.background))
+    if template.background_png is not None:
+        stamp = image_stamp(base64.b64decode(template.background_png), template.width, 1.0)
+        if stamp.height < template.height:  # a flat picture covers by its height
+            width = math.ceil(stamp.width * template.height / stamp.height)
+            stamp = image_stamp(base64.b64decode(template.background_png), width, 1.0)
+        blend(planes, stamp, (template.width - stamp.width) // 2, (template.height - stamp.height) // 2)
+    return planes
 
 
 def _overlap(one: Place, other: Place) -> bool:

@@ -46,6 +46,26 @@ class WallClock:
         return self.first.utc_ns + at_ns - self.first.at_ns
 
 
+class ClockText:
+    """A clock's text, made anew each second: between, only its milliseconds change."""
+
+    def __init__(self, pattern: str, zone: tzinfo) -> None:
+        self._pattern = re.sub("%(.)", lambda match: "\0" if match[1] == "L" else match[0], pattern)
+        self._zone = zone
+        self._second: int | None = None
+        self._parts: list[str] = []
+
+    def at(self, utc_ns: int | None) -> str:
+        """Return what ``clock_text`` does."""
+        if utc_ns is None:
+            return clock_text(None, self._pattern, self._zone)
+        second, rest = divmod(utc_ns, 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._parts = clock_text(second * 1_000_000_000, self._pattern, self._zone).split("\0")
+        return f"{rest // 1_000_000:03d}".join(self._parts)
+
+
 def clock_text(utc_ns: int | None, pattern: str, zone: tzinfo) -> str:
     """Write a UTC time by a ClockOverlay's format, milliseconds cut off, the zone's offset behind."""
     if utc_ns is None:

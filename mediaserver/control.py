@@ -321,6 +321,7 @@ class Control:
         """Give the metrics as they are now."""
         await self.workers.read_stats()
         self.metrics.workers_up.set(len(self.workers.all()))
+        self.metrics.composite_lag.set(self.finishing.lag_s)
         self.metrics.disk_free_bytes.set(shutil.disk_usage(self.settings.data_dir).free)
         for worker in self.workers.all():
             self.metrics.from_worker(worker.index, worker.pid, worker.stats)

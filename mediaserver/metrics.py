@@ -117,6 +117,11 @@ class Metrics:
             registry=self.registry,
             buckets=(1, 2, 5, 10, 30, 60, 300, 1800),
         )
+        self.composite_lag = Gauge(
+            "shuanglu_composite_lag_seconds",
+            "How far the slowest composite that follows its call is behind it",
+            registry=self.registry,
+        )
         self.webhooks = Counter(
             "shuanglu_webhook_deliveries", "Webhook tries", ["outcome"], registry=self.registry
         )

@@ -52,7 +52,18 @@ Anchor = Literal[
 ]
 Fit = Literal["crop", "contain", "stretch"]
 Source = Literal["camera", "screen", "document"]
-LayoutName = Literal["side_by_side", "pip", "grid", "screen_main", "single", "top_bottom", "custom"]
+LayoutName = Literal[
+    "side_by_side",
+    "pip",
+    "grid",
+    "screen_main",
+    "document",
+    "single",
+    "top_bottom",
+    "1+2",
+    "1+3",
+    "custom",
+]
 
 
 def text_variables(text: str) -> list[str]:
@@ -95,6 +106,21 @@ def time_zone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"no such time zone: {name!r} (give +08:00, UTC or an IANA name)") from error
+
+
+def _checked_png(value: str) -> str:
+    """Return base64 that holds a PNG within the limits. Raises ValueError saying what it is instead."""
+    try:
+        data = base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"not base64: {error}") from error
+    if len(data) > IMAGE_BYTES_LIMIT:
+        raise ValueError(f"the image has {len(data)} bytes, more than {IMAGE_BYTES_LIMIT}")
+    try:
+        check_png(data, pixels_limit=IMAGE_PIXELS_LIMIT)
+    except PngError as error:
+        raise ValueError(str(error)) from error
+    return value
 
 
 class _Strict(BaseModel):
@@ -215,17 +241,7 @@ class ImageOverlay(_Placed):
     @field_validator("png")
     @classmethod
     def _is_png(cls, value: str) -> str:
-        try:
-            data = base64.b64decode(value, validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"not base64: {error}") from error
-        if len(data) > IMAGE_BYTES_LIMIT:
-            raise ValueError(f"the image has {len(data)} bytes, more than {IMAGE_BYTES_LIMIT}")
-        try:
-            check_png(data, pixels_limit=IMAGE_PIXELS_LIMIT)
-        except PngError as error:
-            raise ValueError(str(error)) from error
-        return value
+        return _checked_png(value)
 
     def data(self) -> bytes:
         """Return the PNG file."""
@@ -275,8 +291,17 @@ class CaptionOverlay(_Worded):
     anchor: Anchor = "bottom"
 
 
+class SignOverlay(_Worded):
+    """A red dot and a word: this is being recorded. Not shown while the recording is paused."""
+
+    kind: Literal["sign"] = "sign"
+    text: str = Field(default="双录中 REC", min_length=1, max_length=256)
+    x: Unit = 0.5
+    anchor: Anchor = "top"
+
+
 Overlay = Annotated[
-    ClockOverlay | TextOverlay | ImageOverlay | TileOverlay | LabelOverlay | CaptionOverlay,
+    ClockOverlay | TextOverlay | ImageOverlay | TileOverlay | LabelOverlay | CaptionOverlay | SignOverlay,
     Field(discriminator="kind"),
 ]
 
@@ -301,7 +326,10 @@ class Audio(_Strict):
     bitrate_bps: int = Field(default=96_000, ge=32_000, le=256_000)
 
 
-PROFILE_FPS = {"standard": 25, "evidence": 15}
+Profile = Literal["standard", "evidence", "hd"]
+PROFILE_FPS = {"standard": 25, "evidence": 15, "hd": 25}
+PROFILE_SIZE = {"hd": (1920, 1080)}
+"""Of profiles that are not 1280 x 720."""
 
 
 def _named_layout(value: Any) -> Any:
@@ -316,12 +344,27 @@ OverlayList = Annotated[list[Overlay], Field(max_length=24)]
 class Template(_Strict):
     """The whole look and sound of a composite."""
 
-    profile: Literal["standard", "evidence"] = Field(
-        default="standard", description="25 or 15 pictures a second."
+    profile: Profile = Field(
+        default="standard",
+        description="standard: 1280 x 720, 25 pictures a second. evidence: 15. hd: 1920 x 1080, 25.",
     )
     width: int = Field(default=1280, ge=320, le=1920, multiple_of=2)
     height: int = Field(default=720, ge=240, le=1080, multiple_of=2)
     fps: int | None = Field(default=None, ge=1, le=30, description="Default: the profile's.")
+    video: bool = Field(
+        default=True, description="false: sound only, in composite.m4a; no picture is decoded or encoded."
+    )
+    static_fps: int | None = Field(
+        default=5,
+        ge=1,
+        le=30,
+        description="Pictures a second while nothing but the clock moves. null: always the full rate, "
+        "where a rule asks for it.",
+    )
+    effort: Literal["low", "normal"] = Field(
+        default="low",
+        description="low: half the encoder's CPU, a twentieth more bits. normal: x264's veryfast as it is.",
+    )
     crf: int = Field(default=26, ge=16, le=40, description="x264 quality; smaller is better and larger.")
     bitrate_bps: int | None = Field(
         default=None, ge=64_000, le=8_000_000, description="Average rate instead of constant quality."
@@ -329,10 +372,39 @@ class Template(_Strict):
     gop_s: float = Field(
         default=4.0, ge=0.5, le=10.0, description="Longest distance of key frames: how fine one seeks."
     )
+    compose: Literal["live", "after_stop", "off_peak", "on_demand"] | None = Field(
+        default=None, description="When the recording's files are made; null: as the server's settings say."
+    )
     layout: LayoutField = Field(default_factory=lambda: Layout())
     background: Colour = "#101820"
+    background_png: str | None = Field(
+        default=None,
+        max_length=IMAGE_BYTES_LIMIT * 4 // 3 + 4,
+        description="base64 of a PNG behind the places, ≤ 512 KiB; it covers the canvas, its middle shows.",
+    )
     overlays: OverlayList = Field(default_factory=default_overlays)
     audio: Audio = Field(default_factory=lambda: Audio())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_the_profile(cls, value: Any) -> Any:
+        size = PROFILE_SIZE.get(str(value.get("profile"))) if isinstance(value, Mapping) else None
+        return value if size is None else {"width": size[0], "height": size[1], **value}
+
+    @field_validator("background_png")
+    @classmethod
+    def _is_png(cls, value: str | None) -> str | None:
+        return None if value is None else _checked_png(value)
+
+    @property
+    def file_name(self) -> str:
+        """Name of the composite of record."""
+        return "composite.mp4" if self.video else "composite.m4a"
+
+    @property
+    def media_type(self) -> str:
+        """Media type of the composite."""
+        return "video/mp4" if self.video else "audio/mp4"
 
     @property
     def frame_rate(self) -> int:

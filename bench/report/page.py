@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bench.report.section import Section
 
 Report = Mapping[str, Any]
-ORDER = ("forward", "join", "capacity", "soak", "floor", "compose", "seal", "size")
+ORDER = ("forward", "join", "capacity", "soak", "live", "floor", "compose", "seal", "size")
 
 
 def html(report: Report) -> str:
@@ -67,6 +67,7 @@ def _sections(reports: Sequence[Report]) -> Iterator[Section]:
         "soak": calls.soak,
         "floor": parts.floor,
         "compose": parts.compose,
+        "live": parts.live,
         "seal": parts.seal,
         "size": parts.size,
     }

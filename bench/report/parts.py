@@ -8,7 +8,8 @@ from typing import Any
 
 from bench.report.charts import Bar, bars, grouped, stacked
 from bench.report.figures import Measure, label, measured, number
-from bench.report.section import Chart, Mood, Section, Tile, table
+from bench.report.section import Chart, Mood, Section, Tile, checks, table
+from bench.scenarios.compose import CASES
 
 Report = Mapping[str, Any]
 BUSY_SHARE = 0.1
@@ -98,14 +99,15 @@ def floor(report: Report) -> Section:
 
 def compose(report: Report) -> Section:
     """Show what a composed minute costs beside ffmpeg."""
-    cases = {"call": "call", "call_tiled": "with tiled watermark", "call_evidence": "evidence profile"}
+    cases = {name: case.title for name, case in CASES.items()}
     found = {name: report[name] for name in cases if name in report}
     call = report["call"]
     made = Section(
         "Composing a recorded minute",
         "Two parties become one 1280 × 720 picture with a clock and a line of text. Ours is the whole job:"
         " start, unsealing, decoding, drawing, encoding, sealing; ffmpeg reads the same packets from plain"
-        f" files and draws the same. {_medians(report['repetitions'])}, over {report['seconds']} s of call.",
+        f" files and draws the same (x264 veryfast). {_medians(report['repetitions'])}, over"
+        f" {report['seconds']} s of call.",
         report.get("machine") or {},
     )
     if ratio := report.get("ratio", {}).get("ffmpeg"):
@@ -133,6 +135,31 @@ def compose(report: Report) -> Section:
     made.tables = [
         table(["figure", *(cases[name] for name in found)], body, title="All figures", folded=True)
     ]
+    return made
+
+
+def live(report: Report) -> Section:
+    """Show what a minute of a call costs with everything that is done for it."""
+    figures = report["servers"]["ours"]
+    cost = figures["cpu_s_per_call_minute"]
+    off = ", one camera off" if report["one_camera_off"] else ""
+    made = Section(
+        f"A call with everything: {report['rooms']} rooms, {report['profile']}{off}, {report['when']}",
+        "Two-party calls on one core are forwarded, recorded, sealed and composed while they go on. CPU of"
+        " all the server's processes for a minute of one call.",
+        report.get("machine") or {},
+        versions=[str(figures["version"])],
+    )
+    made.verdicts += checks(report, {})
+    lag = figures["lag_s"]["most"]
+    if lag is not None:
+        mood: Mood = "good" if lag <= 3 else "bad"
+        made.verdicts.append((mood, f"No composite was ever more than {number(lag)} s behind its call."))
+    made.tiles = [Tile("CPU of a call minute", f"{number(cost['all'])} s", "forward, record, seal, compose")]
+    if "ready_s" in figures:
+        made.tiles.append(Tile("ready after the stop", f"{number(figures['ready_s']['last'])} s", "the last"))
+    parts = [Bar(kind, kind, _exact(value)) for kind, value in cost.items() if kind != "all"]
+    made.charts = [Chart("Where it goes", bars("CPU of a call minute", "CPU-seconds", parts))]
     return made
 
 

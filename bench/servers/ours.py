@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,15 @@ class Ours(Server):
     rest_s = 14.0  # the job runner looks for work that was left, for ten seconds
 
     def __init__(
-        self, cores: set[int], *, forwarder: str = "native", record: bool = False, workers: int = 1
+        self,
+        cores: set[int],
+        *,
+        forwarder: str = "native",
+        record: bool = False,
+        workers: int = 1,
+        composing: Mapping[str, str] | None = None,
     ) -> None:
+        """``composing``: settings of that section; without them nothing is composed."""
         self.name = "ours" if forwarder == "native" else f"ours-{forwarder}"
         super().__init__(cores)
         self.forwarder, self.record, self.workers = forwarder, record, workers
@@ -38,8 +46,9 @@ class Ours(Server):
             "SHUANGLU__MEDIA__FORWARDER": forwarder,
             "SHUANGLU__MEDIA__ADVERTISED": '["127.0.0.1"]',
         }
-        if record:  # journals; composing has a benchmark of its own
-            self._settings["SHUANGLU__COMPOSING__WHEN"] = "on_demand"
+        if record:
+            for key, value in (composing or {"WHEN": "on_demand"}).items():
+                self._settings[f"SHUANGLU__COMPOSING__{key}"] = value
         self._tokens: dict[tuple[str, str], str] = {}
         self._key: ApiKey | None = None
 
@@ -73,16 +82,36 @@ class Ours(Server):
         headers = {"Authorization": f"Bearer {await self.token(room, identity)}"}
         await self.exchange(f"{self._base}/v1/whep/{room}/{target}", connection, headers)
 
-    async def start_recording(self, room: str) -> str:
-        """Record every track of a room; returns the recording's id."""
-        body = {"business_no": f"BENCH-{room}", "mode": "single"}
+    async def start_recording(self, room: str, template: dict[str, Any] | None = None) -> str:
+        """Record every track of a room; returns the recording's id. ``template``: of a composite to make."""
+        body: dict[str, Any] = {"business_no": f"BENCH-{room}", "mode": "single"}
+        if template is not None:
+            body |= {"mode": "composite", "template": template}
         return str((await self.post(f"/rooms/{room}/recordings", body))["id"])
+
+    async def stop_recording(self, recording: str) -> None:
+        """End a recording."""
+        await self.post(f"/recordings/{recording}/stop", {})
+
+    async def mute_video(self, room: str, identity: str) -> None:
+        """Take a party's camera out of the call."""
+        body = {"muted": True, "kind": "video"}
+        await self.ask("PATCH", f"/rooms/{room}/participants/{identity}", body)
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Call the API as the call platform does. Raises ``ServerError``."""
+        return await self.ask("POST", path, body)
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Ask the API. Raises ``ServerError``."""
+        return await self.ask("GET", path)
+
+    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call the API. Raises ``ServerError``."""
         assert self._key is not None
         headers = {"Authorization": f"Bearer {server_token(self._key)}"}
-        async with self.http.post(f"{self._base}/v1{path}", json=body, headers=headers) as answer:
+        url = f"{self._base}/v1{path}"
+        async with self.http.request(method, url, json=body, headers=headers) as answer:
             if answer.status >= 300:
                 raise ServerError(f"{path}: {answer.status} {(await answer.text())[:300]}")
             result: dict[str, Any] = await answer.json()

@@ -64,17 +64,46 @@ class Grants(Request):
     admin: bool | None = None
 
 
+class CompositeWanted(Request):
+    """One more composite of a recording, of kind derived."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,59}\.(mp4|m4a)$")] = Field(
+        description="Its file; composite.* and single-* are taken."
+    )
+    template: Template = Field(default_factory=Template)
+
+    @model_validator(mode="after")
+    def _named_as_it_is(self) -> CompositeWanted:
+        if self.name.startswith(("composite.", "single-")):
+            raise ValueError("composite.* and single-* are the recording's own")
+        if self.name.endswith(".mp4") != self.template.video:
+            raise ValueError("a composite with pictures is named .mp4, one without .m4a")
+        return self
+
+
 class RecordingStart(Request):
     """Starts a recording."""
 
     business_no: BusinessNo = Field(description="The transaction it proves; unique in the tenant.")
     mode: Mode = "composite"
     template: Template = Field(default_factory=Template)
+    composites: list[CompositeWanted] = Field(
+        default_factory=list,
+        max_length=4,
+        description="Further composites beside the one of record, such as the customer alone.",
+    )
     metadata: FreeObject = Field(default_factory=dict, description="Free; sealed with the recording.")
     attempt: int | None = Field(
         default=None, ge=1, le=1000, description="Needed for a further recording after the first has ended."
     )
     supersedes: Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}$")] | None = None
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> RecordingStart:
+        names = [one.name for one in self.composites]
+        if len(set(names)) < len(names):
+            raise ValueError("two composites have the same name")
+        return self
 
 
 class AutoRecording(RecordingStart):
@@ -229,6 +258,9 @@ class Gap(Answer):
 class Composing(Answer):
     state: Literal["waiting", "running", "done", "failed", "none"]
     progress: float | None = Field(description="0–1")
+    lag_s: float | None = Field(
+        default=None, description="How far a composite that follows its call is behind it."
+    )
     detail: str | None = None
 
 

@@ -32,6 +32,7 @@ CODES: dict[str, tuple[int, str]] = {
     "not_acceptable": (406, "None of the accepted media types can be served"),
     "room_exists": (409, "The room exists with other settings"),
     "recording_active": (409, "This business number is being recorded"),
+    "composite_exists": (409, "The recording has a file of this name"),
     "attempt_required": (409, "This business number was recorded before"),
     "recording_state": (409, "The recording's state does not allow this"),
     "room_closed": (410, "The room is closing"),

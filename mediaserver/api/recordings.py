@@ -13,7 +13,7 @@ from mediaserver.api.auth import may_see, recording_of, require, room_of
 from mediaserver.api.files import require_signed
 from mediaserver.api.problems import Problem
 from mediaserver.api.routing import Access, Call, Query, Route, answer
-from mediaserver.recordings.finishing import TIMELINE
+from mediaserver.recordings.pieces import TIMELINE
 from recorder.catalog import ACTIVE_STATES, Entry, cursor_of, parse_cursor
 from recorder.sealed import SealedError, SealedReader
 
@@ -68,6 +68,23 @@ async def mark(call: Call) -> web.Response:
     body: models.Marker = call.body
     event = await call.control.recordings.mark(entry, body.model_dump(mode="json"), call.actor)
     return answer(models.Event.model_validate(event), status=201)
+
+
+async def compose(call: Call) -> web.Response:
+    """Make one more composite of an ended recording."""
+    entry = await recording_of(call)
+    require(call, "record")
+    body: models.CompositeWanted = call.body
+    entry = await call.control.finishing.add(entry, body.name, body.template)
+    await call.control.events.append(
+        "audit.compose_asked",
+        tenant=entry.tenant,
+        room=entry.room,
+        recording=entry.id,
+        actor=call.actor,
+        data={"name": body.name},
+    )
+    return answer(shown(call, entry), status=202)
 
 
 async def search(call: Call) -> web.Response:
@@ -291,6 +308,17 @@ ROUTES = (
         answer=models.Event,
         status=201,
         codes=_STATE,
+    ),
+    Route(
+        "POST",
+        "/v1/recordings/{recording}/composites",
+        compose,
+        Access.CLIENT,
+        "Make one more composite, of kind derived, with another template",
+        body=models.CompositeWanted,
+        answer=models.Recording,
+        status=202,
+        codes=(*_STATE, "composite_exists"),
     ),
     Route(
         "GET",

@@ -45,7 +45,7 @@ def recording(entry: Entry, composition: Composition | None = None) -> models.Re
     details: dict[str, Any] = entry.details
     composing = dict(entry.composing)
     if composition is not None and composing["state"] in ("waiting", "running"):
-        composing = {"state": "running", "progress": composition.progress}
+        composing = {"state": "running", "progress": composition.progress, "lag_s": composition.lag_s}
     losses = [
         {
             "from_ms": _media_ms(details, loss["from_ns"]),
@@ -75,7 +75,10 @@ def recording(entry: Entry, composition: Composition | None = None) -> models.Re
         ],
         files=[models.File.model_validate(file.to_json()) for file in entry.files],
         composing=models.Composing(
-            state=composing["state"], progress=composing.get("progress"), detail=composing.get("detail")
+            state=composing["state"],
+            progress=composing.get("progress"),
+            lag_s=composing.get("lag_s"),
+            detail=composing.get("detail"),
         ),
         assurance=entry.assurance,
         template=details.get("template", {}),

@@ -5,7 +5,8 @@ import { locale, problemText, roleName, t, words } from "./i18n.js";
 
 const REFRESH_MS = 150;
 const POLL_MS = 700; // while something is being composed
-const COMPOSITE = "composite.mp4";
+const COMPOSITES = ["composite.mp4", "composite.m4a"];
+const SHEET = "contact-sheet.jpg";
 const ACTIVE = new Set(["arming", "recording", "paused", "stopping"]);
 
 const byId = (id) => document.getElementById(id);
@@ -221,7 +222,7 @@ export class Recordings extends EventTarget {
   #showOpen() {
     const one = this.#open;
     byId("player-title").textContent = one.business_no;
-    const file = one.files.find((each) => each.name === COMPOSITE) ?? one.files.find((each) => each.media_type === "video/mp4");
+    const file = one.files.find((each) => COMPOSITES.includes(each.name)) ?? one.files.find((each) => each.media_type === "video/mp4");
     const address = file ? `/v1/recordings/${one.id}/files/${encodeURIComponent(file.name)}` : "";
     const video = byId("video");
     if (file && video.getAttribute("src") !== address) video.src = address; // the session's cookie goes with it
@@ -232,9 +233,20 @@ export class Recordings extends EventTarget {
     byId("composing-progress").hidden = ACTIVE.has(one.state) || !["waiting", "running"].includes(one.composing.state);
     if (one.composing.progress !== null && one.composing.state === "running") byId("composing-progress").value = one.composing.progress;
     else byId("composing-progress").removeAttribute("value");
+    this.#showSheet(one);
     this.#showFacts(one, file);
     byId("verify").disabled = ACTIVE.has(one.state);
     this.#showVerdict();
+  }
+
+  #showSheet(one) {
+    const has = one.files.some((each) => each.name === SHEET);
+    const address = has ? `/v1/recordings/${one.id}/files/${SHEET}` : "";
+    byId("sheet").hidden = !has;
+    if (has && byId("sheet").getAttribute("href") !== address) {
+      byId("sheet").href = address;
+      byId("sheet-image").src = address;
+    }
   }
 
   #showFacts(one, file) {

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ _log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "compositor.job")
 LINE_LIMIT = 16 << 20
 KILL_AFTER_S = 5.0
+SAYS_EVERY_S = 2.0
+"""A child that keeps up says how far it is at least this often."""
+HORIZON_MS = 2000.0
+"""A composite is made so long after the call: until then what arrives may still change it."""
 SILENT_S = 60.0
 """A child that says nothing and uses no CPU for this long hangs."""
 _SETTINGS = ("SHUANGLU__", "SHUANGLU_CRYPTO_PASSPHRASE")
@@ -52,6 +57,10 @@ class Composition:
         self.recording = recording
         self.progress: float | None = None
         """0–1 of what there is to compose; None until the child says something."""
+        self._lag_s: float | None = None
+        self._told_s = 0.0
+        self.live: bool = request["live"]
+        """It follows a call that goes on."""
         self.attempt = 0
         self.pid: int | None = None
         self._request = request
@@ -69,8 +78,21 @@ class Composition:
     def finished(self) -> bool:
         return self._task.done()
 
+    @property
+    def lag_s(self) -> float | None:
+        """How far it is behind the call; None until the child says something. Silence adds to it."""
+        if self._lag_s is None:
+            return None
+        silent_s = time.monotonic() - self._told_s - SAYS_EVERY_S if self.live else 0.0
+        return round(self._lag_s + max(0.0, silent_s), 2)
+
+    def at_end(self, function: Callable[[], None]) -> None:
+        """Have a function called when it has ended, however."""
+        self._task.add_done_callback(lambda _: function())
+
     def journal_ended(self) -> None:
         """Tell that nothing more will come into the journal."""
+        self.live = False
         if not self._ended:
             self._ended = True
             self._tell({"ended": True})
@@ -158,6 +180,8 @@ class Composition:
                 of = float(message["progress"].get("of_ms") or 0)
                 composed = float(message["progress"].get("composed_ms") or 0)
                 self.progress = min(1.0, composed / of) if of > 0 else 0.0
+                self._lag_s = max(0.0, of - composed - HORIZON_MS) / 1000
+                self._told_s = time.monotonic()
             elif "event" in message:
                 await self._on_event(str(message["event"]["type"]), dict(message["event"].get("data", {})))
             elif "done" in message or "failed" in message:

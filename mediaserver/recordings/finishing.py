@@ -1,8 +1,8 @@
 """From a signed manifest to fetchable files: composing, statements, index.
 
-A composition that follows the call is started with it and has only its last seconds to do after the stop;
-others are started by their job. The job (``jobs``) runs ``compose`` and ``conclude`` here, each of which
-looks first whether its work is done, because either may run twice.
+Compositions that follow the call are started with it, if the cores bear it (``admission``), and have only
+their last seconds to do after the stop; others are started by their job. The job (``jobs``) runs ``compose``
+and ``conclude`` here, each of which looks first whether its work is done, because either may run twice.
 """
 
 from __future__ import annotations
@@ -11,28 +11,36 @@ import asyncio
 import base64
 import datetime
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mediaserver.errors import Refused
 from mediaserver.recordings import evidence
+from mediaserver.recordings.admission import Admission
 from mediaserver.recordings.composing import COMMAND, ComposingFailed, Composition
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Active, Recordings
+from mediaserver.recordings.pieces import Piece, file_names, pieces
+from recorder.canonical import canonical
 from recorder.catalog import Entry
+from recorder.gm.sm3 import named, sm3
 from recorder.keys import CryptoProvider
-from recorder.reindex import files_of
-from recorder.sealed import FileSummary
+from recorder.reindex import files_of, template_text
+from recorder.sealed import DataKey, FileSummary
+from recorder.signed import signable
 from recorder.storage import files_directory
+from recorder.template import Template, parse_template
 from recorder.verify import verify
 
 _log = logging.getLogger(__name__)
 NICE = 10
-COMPOSITE = "composite.mp4"
-TIMELINE = "timeline.json"
-SOURCES = ("camera", "screen", "document")
+CORES_FOR_LIVE = 0.9
+"""Of the machine, where the settings say nothing: media workers go before, composers run at low priority."""
 
 
 class Finishing:
@@ -41,70 +49,117 @@ class Finishing:
     def __init__(self, recordings: Recordings) -> None:
         self._recordings = recordings
         self._settings = recordings.settings
-        self._compositions: dict[str, Composition] = {}
+        self._compositions: dict[str, dict[str, Composition]] = {}
         self._starting: dict[str, asyncio.Lock] = {}
+        cores = self._settings.composing.live_cores or CORES_FOR_LIVE * len(os.sched_getaffinity(0))
+        self.admission = Admission(cores)
         self.command: Sequence[str] = COMMAND
         """What is started to compose."""
         self.jobs: Jobs | None = None
         """Given once launched; until then nothing is finished in the background."""
 
     def composition(self, recording: str) -> Composition | None:
-        """Give what composes a recording just now."""
-        return self._compositions.get(recording)
+        """Give what composes a recording just now, its composite of record before others."""
+        return next(iter(self._compositions.get(recording, {}).values()), None)
+
+    @property
+    def lag_s(self) -> float:
+        """How far the slowest composite that follows its call is behind it."""
+        running = [one for some in self._compositions.values() for one in some.values()]
+        return max((one.lag_s or 0.0 for one in running if one.live), default=0.0)
 
     def will_make(self, entry: Entry, name: str) -> bool:
         """Say whether a recording's composing makes a file of this name."""
-        if entry.composing["state"] == "none":
-            return False
-        if name in (COMPOSITE, TIMELINE):
-            return entry.mode in ("composite", "both")
-        return entry.mode in ("single", "both") and name in single_names(entry)
+        return entry.composing["state"] != "none" and name in file_names(entry)
 
     async def started(self, active: Active) -> None:
-        """Follow a recording that began (or was taken over), if its composite is to be made live."""
+        """Follow a recording that began (or was taken over), if its composites are to be made live."""
         entry = active.entry
-        if self._settings.composing.when == "live" and entry.id not in self._compositions:
-            active.entry = replace(entry, composing={"state": "running", "progress": None})
-            await self._recordings.save(active)
-            self._compose(active.entry, active.data_key.key_id, active.data_key.secret, live=True)
+        if self._when(entry) != "live" or entry.id in self._compositions:
+            return
+        running = False
+        for piece in pieces(entry):
+            share = self._admitted(entry, piece)
+            if share is not None:
+                composition = self._compose(entry, piece, active.data_key, live=True)
+                composition.at_end(partial(self.admission.release, share))
+                running = True
+        composing = {"state": "running" if running else "waiting", "progress": None}
+        active.entry = replace(active.entry, composing=composing)
+        await self._recordings.save(active)
+
+    def _admitted(self, entry: Entry, piece: Piece) -> float | None:
+        """Take the cores a live piece needs; None if it has to wait for the end of the call."""
+        if piece.template is None:
+            return 0.0
+        share = self.admission.admit(parse_template(piece.template))
+        if share is None:
+            _log.warning(
+                "%s of recording %s is composed after its end: %.1f of %.1f cores are taken",
+                piece.name,
+                entry.id,
+                self.admission.taken,
+                self.admission.cores,
+            )
+            self._recordings.metrics.jobs.labels("compose", "not_admitted").inc()
+        return share
 
     async def stopped(self, active: Active) -> None:
         """Finish a recording that has ended, now or when its time comes."""
         entry = active.entry
-        composition = self._compositions.get(entry.id)
+        running = self._compositions.get(entry.id, {})
         if entry.state == "failed":
-            if composition is not None:
-                self._compositions.pop(entry.id)
-                await composition.close()
+            self._compositions.pop(entry.id, None)
+            await asyncio.gather(*(one.close() for one in running.values()))
             return
-        if composition is not None:
+        for composition in running.values():
             composition.journal_ended()
-        if composition is not None or self._settings.composing.when in ("live", "after_stop"):
-            await self._enqueue(entry, at_once=composition is not None)
+        if running or self._when(entry) in ("live", "after_stop"):
+            await self._enqueue(entry, at_once=len(running) == len(pieces(entry)))
 
     async def want(self, entry: Entry) -> None:
         """Make a recording's files now, because somebody asks for them."""
         if entry.composing["state"] == "waiting" and "run" not in entry.composing:
             await self._enqueue(entry, at_once=False)
 
+    async def add(self, entry: Entry, name: str, template: Template) -> Entry:
+        """Make one more composite of an ended recording. Raises Refused."""
+        if entry.active or entry.state == "failed":
+            raise Refused("recording_state", f"the recording is {entry.state}; ask after its end")
+        if entry.composing["state"] in ("waiting", "running") and "run" in entry.composing:
+            raise Refused("recording_state", "the recording is being composed; ask again when that is done")
+        if name in file_names(entry) or name in {file.name for file in entry.files}:
+            raise Refused("composite_exists", f"the recording has a file {name}")
+        more = [*entry.details.get("composites", []), {"name": name, "template": dumped(template)}]
+        entry = replace(entry, details={**entry.details, "composites": more})
+        await self._enqueue(entry, at_once=False)
+        return await self._recordings.find(entry.id) or entry
+
     async def take_over(self) -> None:
         """At the start of this process: finish what the last one did not."""
         waiting = await self._recordings.database.run(self._recordings.catalog.uncomposed)
         for entry in waiting:
-            if entry.composing["state"] == "running" or "run" in entry.composing or self._due():
+            if entry.composing["state"] == "running" or "run" in entry.composing or self._due(entry):
                 await self._enqueue(entry, at_once=False)
 
     async def off_peak(self) -> None:
         """Start what waits for the quiet hours, if these are they."""
-        if self._settings.composing.when == "off_peak" and self._due():
+        if self._quiet():
             for entry in await self._recordings.database.run(self._recordings.catalog.uncomposed):
-                await self.want(entry)
+                if self._when(entry) == "off_peak":
+                    await self.want(entry)
 
-    def _due(self) -> bool:
-        composing = self._settings.composing
-        if composing.when == "off_peak":
-            return within(composing.off_peak, datetime.datetime.now().astimezone().time())
-        return composing.when in ("live", "after_stop")
+    def _when(self, entry: Entry) -> str:
+        """Say when a recording's files are made: as its template says, else as the settings do."""
+        template = entry.details.get("template") or {}
+        return str(template.get("compose") or self._settings.composing.when)
+
+    def _quiet(self) -> bool:
+        return within(self._settings.composing.off_peak, datetime.datetime.now().astimezone().time())
+
+    def _due(self, entry: Entry) -> bool:
+        when = self._when(entry)
+        return self._quiet() if when == "off_peak" else when in ("live", "after_stop")
 
     async def _enqueue(self, entry: Entry, *, at_once: bool) -> None:
         """Start the job. Each run has its number, so that a run recorded as failed can be followed by
@@ -115,6 +170,8 @@ class Finishing:
         run = int(entry.composing.get("run", 0)) + 1
         state = "running" if at_once else "waiting"
         current = await self._recordings.find(entry.id) or entry
+        if "composites" in entry.details:  # what was just asked for is known here alone
+            current = replace(current, details=entry.details)
         await self._put(replace(current, composing={"state": state, "progress": None, "run": run}))
         # Nobody waits for the job runner to wake; should this process die first, ``take_over`` finds it.
         self._recordings.later(self.jobs.finish(entry.id, run, at_once=at_once))
@@ -122,19 +179,19 @@ class Finishing:
     async def _put(self, entry: Entry) -> None:
         await self._recordings.database.run(self._recordings.catalog.put, entry)
 
-    def _compose(self, entry: Entry, key_id: str, secret: bytes, *, live: bool) -> Composition:
-        directory = self._recordings.directory(entry)
+    def _compose(self, entry: Entry, piece: Piece, key: DataKey, *, live: bool) -> Composition:
         request: dict[str, Any] = {
-            "recording_dir": str(directory),
-            "data_key_id": key_id,
-            "data_key": base64.b64encode(secret).decode(),
-            "template": entry.details["template"] if entry.mode in ("composite", "both") else None,
-            "kind": "archive",
-            "name": COMPOSITE,
+            "recording_dir": str(self._recordings.directory(entry)),
+            "data_key_id": key.key_id,
+            "data_key": base64.b64encode(key.secret).decode(),
+            "template": piece.template,
+            "kind": piece.kind,
             "live": live,
-            "singles": [] if entry.mode in ("single", "both") else None,
+            "singles": [] if piece.singles else None,
             "nice": NICE,
         }
+        if piece.name:
+            request["name"] = piece.name
 
         async def on_event(kind: str, data: dict[str, Any]) -> None:
             active = self._recordings.active.get(entry.id)
@@ -157,7 +214,7 @@ class Finishing:
             on_event=on_event,
             command=self.command,
         )
-        self._compositions[entry.id] = composition
+        self._compositions.setdefault(entry.id, {})[piece.name] = composition
         return composition
 
     async def compose(self, recording: str) -> dict[str, Any]:
@@ -170,27 +227,37 @@ class Finishing:
         lock = self._starting.setdefault(recording, asyncio.Lock())
         async with lock:
             try:
-                if await asyncio.to_thread(evidence.stated_files, recordings.provider, directory):
-                    return {"ok": True}
-                composition = self._compositions.get(recording)
-                if composition is None:
-                    key = await recordings.data_key(entry, purpose="compose", actor="server")
-                    composition = self._compose(entry, key.key_id, key.secret, live=False)
-                done = await composition.result()
-                facts = {"attempt": composition.attempt, "frames": int(done.get("frames") or 0)}
-                await asyncio.to_thread(
-                    evidence.state_files, recordings.provider, directory, made(done), facts
-                )
+                stated = await asyncio.to_thread(evidence.stated_files, recordings.provider, directory)
+                missing = [piece for piece in pieces(entry) if not piece.is_among(stated)]
+                for piece in missing:
+                    await self._make(entry, piece, directory)
             except (ComposingFailed, evidence.EvidenceProblem, OSError) as error:
                 return await self._failed(entry, error)
             finally:
                 self._starting.pop(recording, None)
         return {"ok": True}
 
+    async def _make(self, entry: Entry, piece: Piece, directory: Path) -> None:
+        """Wait for a piece, starting it if nothing does yet, and sign statements for it."""
+        recordings = self._recordings
+        composition = self._compositions.get(entry.id, {}).get(piece.name)
+        if composition is None:
+            key = await recordings.data_key(entry, purpose="compose", actor="server")
+            composition = self._compose(entry, piece, key, live=False)
+        done = await composition.result()
+        if piece.template is not None:
+            cpu_s, length_s = float(done.get("cpu_s") or 0), float(done.get("duration_ms") or 0) / 1000
+            self.admission.learn(parse_template(piece.template), cpu_s, length_s)
+        facts: dict[str, Any] = {"attempt": composition.attempt, "frames": int(done.get("frames") or 0)}
+        if piece.kind == "derived" and piece.template is not None:
+            facts["template_sm3"] = named(sm3(canonical(signable(template_text(piece.template)))))
+        await asyncio.to_thread(evidence.state_files, recordings.provider, directory, made(done), facts)
+
     async def _failed(self, entry: Entry, error: Exception) -> dict[str, Any]:
         code = getattr(error, "code", "compose_failed")
         _log.error("recording %s has no composite: %s", entry.id, error)
-        self._compositions.pop(entry.id, None)
+        running = self._compositions.pop(entry.id, {})
+        await asyncio.gather(*(one.close() for one in running.values()))
         detail = f"{code}: {error}"
         await self._put(
             replace(
@@ -216,16 +283,17 @@ class Finishing:
         directory = recordings.directory(entry)
         files = await asyncio.to_thread(files_of, directory)
         again = entry.composing["state"] == "done"
+        archived = bool(entry.files)
         composing = {**entry.composing, "state": "done", "progress": 1.0}
         await self._put(replace(entry, files=files, composing=composing))
         self._compositions.pop(recording, None)
         await asyncio.to_thread(_remove_abandoned, recordings.provider, directory)
         if not again:
-            if entry.stopped_ns is not None:
+            if entry.stopped_ns is not None and not archived:
                 recordings.metrics.compose_seconds.observe((time.time_ns() - entry.stopped_ns) / 1e9)
             recordings.metrics.jobs.labels("compose", "done").inc()
             await recordings.events.append(
-                "recording.archived",
+                "recording.composed" if archived else "recording.archived",
                 tenant=entry.tenant,
                 room=entry.room,
                 recording=entry.id,
@@ -247,28 +315,25 @@ class Finishing:
 
     async def close(self) -> None:
         """End the compositors without their work; the next process starts them again."""
-        await asyncio.gather(*(one.close() for one in self._compositions.values()))
+        running = [one for some in self._compositions.values() for one in some.values()]
+        await asyncio.gather(*(one.close() for one in running))
         self._compositions.clear()
-
-
-def single_names(entry: Entry) -> list[str]:
-    """List the names that single-picture files of a recording can have (VP8 goes into WebM)."""
-    return [
-        f"single-{who['seat'].replace('#', '-')}-{source}.{ending}"
-        for who in entry.details.get("participants", [])
-        for source in SOURCES
-        for ending in ("mp4", "webm")
-    ]
 
 
 def made(done: dict[str, Any]) -> list[evidence.Made]:
     """Read from the compositor's last word what it made."""
     files = [{"file": done["file"], "duration_ms": done.get("duration_ms")}] if done.get("file") else []
+    files += [{"file": image} for image in done.get("images") or []]
     files += done.get("singles") or []
     files += [{"file": done["timeline_file"]}] if done.get("timeline_file") else []
     return [
         evidence.Made(FileSummary.from_json(one["file"]), int(one.get("duration_ms") or 0)) for one in files
     ]
+
+
+def dumped(template: Template) -> dict[str, Any]:
+    """Return a template as JSON, as it is frozen in a recording."""
+    return template.model_dump(mode="json")
 
 
 def within(hours: str, now: datetime.time) -> bool:

@@ -31,6 +31,7 @@ from recorder.ids import uuid7
 from recorder.journal import PartSummary
 from recorder.sealed import DataKey
 from recorder.storage import recording_directory
+from recorder.template import Template
 
 if TYPE_CHECKING:
     from mediaserver.api.models import RecordingStart
@@ -138,9 +139,10 @@ class Recordings:
         attempt = next_attempt(earlier, request.attempt, request.supersedes)
         identifier = str(uuid7())
         directory = recording_directory(self._data, room.tenant, identifier)
-        template = request.template.model_dump(mode="json")
-        if "profile" not in request.template.model_fields_set:
-            template["profile"] = self.settings.composing.profile
+        template = request.template
+        if "profile" not in template.model_fields_set:
+            given = template.model_dump(exclude_unset=True)
+            template = Template.model_validate({"profile": self.settings.composing.profile, **given})
         entry = Entry(
             id=identifier,
             tenant=room.tenant,
@@ -154,7 +156,8 @@ class Recordings:
             assurance=self.provider.info().assurance,
             worker=room.worker,
             details={
-                "template": template,
+                "template": template.model_dump(mode="json"),
+                "composites": [one.model_dump(mode="json") for one in request.composites],
                 "metadata": request.metadata,
                 "actor": actor,
                 "boot_id": boot_id(),

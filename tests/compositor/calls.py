@@ -212,6 +212,7 @@ class Watch:
     def __init__(self, keep: Callable[[Planes], Any]) -> None:
         self._keep = keep
         self.frames: list[Any] = []
+        self.numbers: list[int] = []
         self.channels = 0
         self._sound: list[Floats] = []
 
@@ -220,8 +221,9 @@ class Watch:
         self.channels = channels
         return self
 
-    def picture(self, canvas: Canvas) -> None:
+    def picture(self, canvas: Canvas, number: int) -> None:
         """Keep a frame."""
+        self.numbers.append(number)
         self.frames.append(self._keep(canvas.planes))
 
     def sound(self, samples: Floats) -> None:

@@ -29,7 +29,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Dat
     call = Call(1000, info={"template": TEMPLATE})
     info = track(1, "agent#1", "video/VP8")
     call.join(info)
-    call.video(info, lambda n: 120)
+    call.video(info, lambda n: 60 + 4 * n)
     key, wrap = asyncio.run(provider.new_data_key("rec-1"))
     directory = base / "recording"
     directory.mkdir()
@@ -40,7 +40,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Dat
 
 def test_compose_sealed_and_plain(recording: tuple[Path, Path, DataKey], tmp_path: Path) -> None:
     directory, keys, key = recording
-    common = ["compose", str(directory), "--keys", str(keys)]
+    common = ["render", str(directory), "--keys", str(keys)]
     sealed = tmp_path / "again.sealed"
     result = RUNNER.invoke(app, [*common, "-o", str(sealed)])
     assert result.exit_code == 0, result.output
@@ -66,7 +66,7 @@ def test_bad_template_is_named(recording: tuple[Path, Path, DataKey], tmp_path: 
     path = tmp_path / "template.json"
     path.write_text(json.dumps({"width": 3}))
     arguments = [
-        "compose",
+        "render",
         str(directory),
         "--keys",
         str(keys),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from compositor.canvas import Planes, new_planes, yuv
 from compositor.compose import Composition, NothingRecorded
+from compositor.mp4 import Chapter
 from compositor.overlays import OverlaySet
 from recorder.records import EndRecord, TrackInfo
 from recorder.template import parse_template
 from tests.compositor.calls import START_NS, UTC_NS, Call, Watch, compose, track
 
-SMALL: dict[str, Any] = {"width": 640, "height": 360, "overlays": []}
+SMALL: dict[str, Any] = {"width": 640, "height": 360, "overlays": [], "static_fps": None}
 CODECS = ["video/VP8", "video/H264", "video/VP9", "video/AV1"]
 AGENT = track(1, "agent#1", "video/VP8")
 AGENT_SOUND = track(2, "agent#1", "audio/opus")
@@ -156,7 +160,7 @@ def test_clock_of_every_frame_is_its_time_even_when_the_system_clock_steps() -> 
     watch, report = compose(call, template, lambda planes: planes.y[0:48, 0:640].copy())
     alone = OverlaySet(640, 360, lambda character: None)
     alone.arrange(parse_template(template).overlays, {}, [])
-    for number, got in enumerate(watch.frames):
+    for number, got in zip(watch.numbers, watch.frames, strict=True):
         planes = new_planes(640, 360)
         planes.fill(yuv("#101820"))
         alone.draw(planes, UTC_NS + number * 40_000_000)
@@ -243,3 +247,87 @@ def test_end_without_a_final_record() -> None:
             composition.feed(record)
     assert composition.finish(START_NS + 1_800_000_000)["duration_ms"] == 1800
     assert len(watch.frames) == 45
+
+
+def test_while_only_the_clock_moves_few_frames_are_made() -> None:
+    """A second of moving, three of cameras off, then moving again: on the grid, none late."""
+    call = Call(6000)
+    call.join(AGENT)
+    call.video(AGENT, lambda n: 40 + 3 * n, to_ms=1000)
+    call.event(1000, "track.muted", track=1)
+    call.event(4600, "track.unmuted", track=1)
+    call.video(AGENT, lambda n: 100 + 3 * n, from_ms=4600)
+    template = {"width": 640, "height": 360, "layout": "single", "static_fps": 5}
+    watch, report = compose(call, template, lambda planes: int(planes.y[180, 320]))
+    gaps = np.diff(watch.numbers)
+    assert report["frames"] == len(watch.numbers) < 125
+    assert gaps.max() == 5, "one fifth of a second"
+    by_number = dict(zip(watch.numbers, watch.frames, strict=True))
+    moving = [n for n in range(3, 24)] + [n for n in range(118, 149)]
+    assert set(moving) <= set(by_number), "every frame while something moves"
+    still = [number for number in watch.numbers if 40 <= number < 115]
+    assert len(still) == 15
+    full, _ = compose(call, {**template, "static_fps": None}, lambda planes: int(planes.y[180, 320]))
+    assert full.numbers == list(range(150))
+    assert all(full.frames[number] == shown for number, shown in by_number.items())
+
+
+def test_a_picture_that_does_not_change_is_no_movement_but_no_lost_signal() -> None:
+    call = Call(5000)
+    call.join(AGENT)
+    call.video(AGENT, lambda n: 90)
+    template = {"width": 640, "height": 360, "layout": "single", "overlays": [{"kind": "clock"}]}
+    watch, report = compose(call, template, lambda planes: int(planes.y[180, 320]))
+    assert report["frames"] < 60
+    assert [what for _, _, what in shown(report, 0)][-1] == "picture"
+    assert all(abs(luma - 90) <= 3 for luma in watch.frames[15:])
+
+
+def test_a_picture_behind_the_places() -> None:
+    image = Image.new("RGB", (64, 36), (255, 0, 0))
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    png = base64.b64encode(held.getvalue()).decode()
+    call = Call(400)
+    call.join(AGENT)
+    call.video(AGENT, lambda n: 90)
+    slot = {"role": "agent", "x": 0.25, "y": 0.25, "w": 0.5, "h": 0.5}
+    layout = {"name": "custom", "slots": [slot]}
+    watch, _ = compose(call, {**SMALL, "layout": layout, "background_png": png}, middles_and_corner)
+    assert watch.frames[-1] == (yuv("#ff0000"), pytest.approx((90, 128, 128), abs=4))
+
+
+def middles_and_corner(planes: Planes) -> tuple[Any, Any]:
+    return tuple(int(p[2, 2]) for p in (planes.y, planes.u, planes.v)), tuple(
+        int(p[p.shape[0] // 2, p.shape[1] // 2]) for p in (planes.y, planes.u, planes.v)
+    )
+
+
+def test_steps_are_chapters() -> None:
+    call = Call(3000)
+    call.join(AGENT)
+    call.event(500, "step.started", code="identity", name="身份核验")
+    call.event(1500, "step.ended", code="identity", result="ok")
+    call.event(1600, "step.started", code="risk", name="风险揭示")
+    watch = Watch(lambda planes: None)
+    composition = Composition(parse_template(SMALL), watch.open)
+    for record in call.records():
+        composition.feed(record)
+    composition.finish()
+    assert composition.chapters == [
+        Chapter(0, "开始 start"),
+        Chapter(500, "身份核验"),
+        Chapter(1600, "风险揭示"),
+    ]
+
+
+def test_sound_alone_starts_no_picture() -> None:
+    call = Call(2000)
+    for info in (CUSTOMER, CUSTOMER_SOUND):
+        call.join(info)
+    call.video(CUSTOMER, lambda n: 90)
+    call.audio(CUSTOMER_SOUND, 440)
+    watch, report = compose(call, {**SMALL, "video": False}, lambda planes: None)
+    assert (watch.frames, report["frames"], report["duration_ms"]) == ([], 0, 2000)
+    assert watch.samples.shape == (1, 96_000)
+    assert np.abs(watch.samples).max() > 0.1

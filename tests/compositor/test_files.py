@@ -18,7 +18,7 @@ import pytest
 from compositor.boxes import avc_config, length_prefixed, nal_units
 from compositor.canvas import Canvas
 from compositor.encode import Encoder
-from compositor.mp4 import write_mp4
+from compositor.mp4 import Chapter, write_mp4
 from compositor.spool import Run, SampleTable, Spool, SpoolError
 from recorder.sealed import DataKey
 from recorder.template import parse_template
@@ -33,13 +33,13 @@ def composed(tmp_path: Path, frames: int, template: dict[str, Any] | None = None
     for number in range(frames):
         canvas = Canvas(made.width, made.height)
         canvas.planes.fill((30 + 2 * number % 200, 128, 128))
-        encoder.picture(canvas)
+        encoder.picture(canvas, number)
         at = np.arange(number * per_frame, (number + 1) * per_frame, dtype=np.float32)
         tone = np.sin(2 * np.pi * 1000 * at / 48_000).astype(np.float32) * np.float32(0.5)
         if number < 20:
             tone[:] = 0
         encoder.sound(np.repeat(tone[None, :], channels, axis=0))
-    spool = encoder.finish()
+    spool = encoder.finish(frames)
     out = io.BytesIO()
     write_mp4(out.write, spool.tables, spool.runs, spool.read(), duration_s=Fraction(frames, made.frame_rate))
     spool.remove()
@@ -156,3 +156,54 @@ def test_annex_b() -> None:
     assert length_prefixed(b"\0\0\1\x65abc\0\0\1\x61") == b"\0\0\0\4\x65abc\0\0\0\1\x61"
     assert avc_config(stream) == b"\x01\x42\xc0\x1f\xff\xe1\0\5\x67\x42\xc0\x1f\x01\x01\0\2\x68\xce"
     assert avc_config(b"\0\0\1\x65abc") is None
+
+
+def test_frames_that_last_longer_keep_their_times_and_key_frames_their_distance(tmp_path: Path) -> None:
+    """Frames 0–24, then one in five: times on the grid, a key frame each second, the last one to the end."""
+    made = parse_template({"width": 320, "height": 240, "gop_s": 1.0, "fps": 25})
+    encoder = Encoder(made, 1, tmp_path / "{file_id}.spool", KEY)
+    numbers = [*range(25), *range(25, 98, 5)]
+    for number in numbers:
+        canvas = Canvas(made.width, made.height)
+        canvas.planes.fill((30 + number, 128, 128))
+        encoder.picture(canvas, number)
+    encoder.sound(np.zeros((1, 192_000), np.float32))
+    spool = encoder.finish(100)
+    out = io.BytesIO()
+    write_mp4(out.write, spool.tables, spool.runs, spool.read(), duration_s=Fraction(4))
+    spool.remove()
+    with opened(out.getvalue()) as container:
+        frames = list(container.decode(video=0))
+        assert [round(float(frame.time) * 25) for frame in frames] == numbers
+        assert [round(float(frame.time)) for frame in frames if frame.key_frame] == [0, 1, 2, 3]
+        stream = container.streams.video[0]
+        assert float(stream.duration * stream.time_base) == pytest.approx(4.0, abs=0.041)
+        luma = [int(frame.to_ndarray()[120, 160]) for frame in frames]
+    assert luma == pytest.approx([30 + number for number in numbers], abs=3)
+
+
+def test_chapters_are_read_by_ffmpeg(tmp_path: Path) -> None:
+    made = parse_template({"width": 320, "height": 240, "fps": 10})
+    encoder = Encoder(made, 1, tmp_path / "{file_id}.spool", KEY)
+    for number in range(30):
+        encoder.picture(Canvas(320, 240), number)
+    spool = encoder.finish(30)
+    long = "风" * 100
+    chapters = [Chapter(0, "开始 start"), Chapter(1200, "身份核验"), Chapter(2400, long)]
+    target = tmp_path / "steps.mp4"
+    with target.open("wb") as file:
+        write_mp4(
+            file.write, spool.tables, spool.runs, spool.read(), duration_s=Fraction(3), chapters=chapters
+        )
+    spool.remove()
+    told = subprocess.run(
+        ["ffprobe", "-v", "error", "-show_chapters", "-of", "json", str(target)],
+        capture_output=True,
+        check=True,
+    )
+    found = json.loads(told.stdout)["chapters"]
+    assert [(float(one["start_time"]), one["tags"]["title"]) for one in found] == [
+        (0.0, "开始 start"),
+        (1.2, "身份核验"),
+        (2.4, long[:85]),
+    ]

@@ -98,8 +98,11 @@ def test_live_killed_and_afterwards_are_byte_for_byte_the_same(tmp_path: Path, r
 
     assert first["file"]["plain_sm3"] == second["file"]["plain_sm3"]
     assert first["timeline"] == second["timeline"]
+    assert [one["plain_sm3"] for one in first["images"]] == [one["plain_sm3"] for one in second["images"]]
     for directory, done in ((afterwards, first), (live, second)):
-        names = {done["file"]["name"], done["timeline_file"]["name"]}
+        made = [done["file"], done["timeline_file"], *done["images"]]
+        names = {one["name"] for one in made}
+        assert len(names) == 4
         assert {p.name for p in (directory / "files").iterdir()} == names
         assert json.loads(plain(directory, "timeline.json")) == done["timeline"]
         assert done["duration_ms"] == 4000

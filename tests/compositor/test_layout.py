@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,7 +87,7 @@ def test_slots_bind_by_seat_then_role_then_order() -> None:
     ]
 
 
-NAMES: list[LayoutName] = ["side_by_side", "pip", "grid", "screen_main", "single", "top_bottom"]
+NAMES: list[LayoutName] = [name for name in get_args(LayoutName) if name != "custom"]
 
 
 @given(
@@ -143,3 +145,28 @@ def test_fit_never_reaches_over(fit: Fit, width: int, height: int, w: int, h: in
         assert x + wide <= limit_w
         assert y + high <= limit_h
         assert (x | y | wide | high) % 2 == 0
+
+
+def test_one_large_beside_two_or_three_keeps_all_places() -> None:
+    two = arrange(Layout(name="1+2"), [AGENT, CUSTOMER], 1280, 720)
+    assert boxes(two) == [
+        ("customer#1", 0, 0, 960, 720),
+        ("agent#1", 960, 0, 320, 360),
+        (None, 960, 360, 320, 360),
+    ]
+    three = arrange(Layout(name="1+3"), [AGENT, EXPERT, CUSTOMER], 1280, 720)
+    assert [place.seat for place in three] == ["expert#1", "agent#1", "customer#1", None]
+    assert [(place.y, place.h) for place in three[1:]] == [(0, 240), (240, 240), (480, 240)]
+    assert [place.fit for place in three] == ["contain", "crop", "crop", "crop"]
+
+
+def test_a_document_lies_beside_two_faces_and_waits_for_its_page() -> None:
+    sharing = Party("agent#1", "agent", ("screen", "document"))
+    places = arrange(Layout(name="document"), [sharing, CUSTOMER], 1280, 720)
+    assert [(place.seat, place.source) for place in places] == [
+        ("agent#1", "document"),
+        ("agent#1", "camera"),
+        ("customer#1", "camera"),
+    ]
+    waiting = arrange(Layout(name="document"), [AGENT, CUSTOMER], 1280, 720)
+    assert [(place.seat, place.source, place.w) for place in waiting[:1]] == [(None, "document", 960)]

@@ -14,7 +14,7 @@ from PIL import Image
 from compositor.canvas import Planes, new_planes
 from compositor.layout import Place
 from compositor.overlays import ImageError, Named, OverlaySet, image_stamp
-from compositor.wallclock import WallClock, clock_text
+from compositor.wallclock import ClockText, WallClock, clock_text
 from recorder.records import ClockRecord
 from recorder.template import parse_template
 from tests.compositor.calls import START_NS, UTC_NS
@@ -38,6 +38,11 @@ def test_clock_text() -> None:
     assert clock_text(UTC_NS + 123_999_999, "%Y-%m-%d %H:%M:%S.%L", east) == "2026-11-26 03:54:07.123 +08:00"
     assert clock_text(UTC_NS, "%H%%%M %z|%S", timezone(-timedelta(hours=3, minutes=30))) == "16%24 -03:30|07"
     assert clock_text(None, "%H", east) == "----"
+    for pattern in ("%Y-%m-%d %H:%M:%S.%L", "%L%%L %S", "%H", "%z %L"):
+        quick = ClockText(pattern, east)
+        for at in (None, 0, 999_999, 1_000_000, 59_999_999_999, 60_000_000_000, UTC_NS, UTC_NS + 123_999_999):
+            expected = clock_text(None if at is None else UTC_NS + at, pattern, east)
+            assert quick.at(None if at is None else UTC_NS + at) == expected
 
 
 def test_clock_pixels_depend_on_the_frame_only() -> None:
@@ -124,3 +129,12 @@ def test_label_lies_in_its_place_however_long() -> None:
     assert changed.min(axis=0)[1] >= 640
     assert changed.max(axis=0)[0] < 540
     assert changed.max(axis=0)[1] < 960
+
+
+def test_the_sign_has_a_red_dot() -> None:
+    shown = drawn([{"kind": "sign", "alpha": 1.0}])
+    red = (shown.v > 200) & (shown.u < 120)
+    rows, columns = np.nonzero(red)
+    assert len(rows) > 20
+    assert columns.max() - columns.min() <= rows.max() - rows.min() + 2, "round"
+    assert columns.max() < np.argwhere(shown.y > 200)[:, 1].max() // 2, "before its words"

@@ -41,6 +41,10 @@ GRID = {"left": Box(0, 0, 640, 360), "right": Box(640, 0, 640, 360), "below": Bo
 PIP = {"whole": Box(0, 0, 1280, 720), "first": Box(934, 14, 320, 180), "second": Box(934, 208, 320, 180)}
 
 
+STRICT = {"audio": {"layout": "stereo_by_role"}, "static_fps": None}
+"""Every frame is looked at, those in which nothing moves included."""
+
+
 @dataclass
 class Call:
     """A recorded call: its file, what was done when, and what was sent."""
@@ -93,7 +97,7 @@ async def call(
         await peers.connected(customer)
         while await agent.count("publish camera", "video", "framesSent") < FPS:
             await asyncio.sleep(0.1)
-        recording = await api.record(room, "CONTENT-1", template={"audio": {"layout": "stereo_by_role"}})
+        recording = await api.record(room, "CONTENT-1", template=STRICT)
         armed_ms = when(recording["armed_at"]).timestamp() * 1000
 
         def mark(name: str) -> None:

@@ -2,7 +2,7 @@
 
 Its first argument says what it does: ``done``, ``dies`` (always), ``dies_once`` and ``hangs_once`` (then
 is done; the second argument is a file that remembers), ``fails``, ``follows`` (is done when told that the
-journal has ended), ``chatters``, ``composes`` (seals PLAIN as the composite).
+journal has ended), ``chatters``, ``composes`` (seals PLAIN as the composite it is asked for).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def compose(job: dict[str, Any]) -> dict[str, Any]:
     folder = Path(job["recording_dir"]) / "files"
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / "composite.mp4.00000000000000000000000000000000.sealed").write_bytes(b"left by a dead one")
-    path = folder / "composite.mp4.{file_id}.sealed"
-    writer = SealedWriter(path, key, kind="archive", media_type="video/mp4")
+    path = folder / f"{job['name']}.{{file_id}}.sealed"
+    writer = SealedWriter(path, key, kind=job["kind"], media_type="video/mp4")
     writer.write(PLAIN)
     return {"file": writer.close().to_json(), "duration_ms": 1234, "frames": 30}
 
@@ -52,7 +52,7 @@ def main() -> None:
         say({"failed": {"code": "disk_full", "detail": "no space"}})
         return
     elif what == "follows":
-        say({"progress": {"composed_ms": 250, "of_ms": 1000}})
+        say({"progress": {"composed_ms": 2500, "of_ms": 10000}})
         line = sys.stdin.readline()
         if not line:
             os._exit(3)

@@ -224,6 +224,53 @@ async def test_a_composite_is_made_when_asked_for_and_fetched(api: Client, setti
     assert sealed.name in str(report["findings"])
 
 
+async def test_further_composites_at_the_start_and_later(api: Client) -> None:
+    api.control.finishing.command = [sys.executable, "-m", stand_in_compositor.__name__, "composes"]
+    customer = {"name": "customer.mp4", "template": {"layout": "single"}}
+    one = await start(api, "several", composites=[customer], template={"compose": "after_stop"})
+    path = f"/v1/recordings/{one['id']}/composites"
+    later = {"name": "evidence.mp4", "template": {"profile": "evidence", "static_fps": None}}
+    assert (await api.problem("POST", path, later))["code"] == "recording_state"
+    await stop(api, one["id"])
+    done = await until(api, one["id"], lambda shown: shown["composing"]["state"] == "done", 30)
+    assert [(file["name"], file["kind"]) for file in done["files"]] == [
+        ("composite.mp4", "archive"),
+        ("customer.mp4", "derived"),
+    ]
+    for taken in ("customer.mp4", "composite.m4a", "single-a.mp4", "evidence.m4a", "../x.mp4"):
+        code = (await api.problem("POST", path, {**later, "name": taken}))["code"]
+        assert code == ("composite_exists" if taken == "customer.mp4" else "body_invalid"), taken
+    asked = await api.ok("POST", path, later)
+    assert asked["composing"]["state"] == "waiting"
+    assert (await api.ask("GET", f"/v1/recordings/{one['id']}/files/evidence.mp4"))[0] in (200, 202)
+    done = await until(api, one["id"], lambda shown: shown["composing"]["state"] == "done", 30)
+    assert {file["name"] for file in done["files"]} == {"composite.mp4", "customer.mp4", "evidence.mp4"}
+    statements = (await api.ok("GET", f"/v1/recordings/{one['id']}/statements"))["statements"]
+    assert [statement["kind"] for statement in statements] == ["composite", "derived", "derived"]
+    digests = [statement["body"].get("template_sm3") for statement in statements]
+    assert digests[0] is None
+    assert len(set(digests)) == 3
+    events = (await api.ok("GET", "/v1/events?limit=1000"))["events"]
+    mine = [event["type"] for event in events if event["recording"] == one["id"]]
+    assert [kind for kind in mine if kind in ("recording.archived", "recording.composed")] == [
+        "recording.archived",
+        "recording.composed",
+    ]
+    assert (await api.ok("POST", f"/v1/recordings/{one['id']}/verify"))["ok"]
+    twice = {"business_no": "twice", "composites": [customer, customer]}
+    assert (await api.problem("POST", "/v1/rooms/desk/recordings", twice))["code"] == "body_invalid"
+
+
+async def test_the_settings_profile_gives_its_size(api: Client) -> None:
+    settings = api.control.recordings.settings
+    hd = settings.composing.model_copy(update={"profile": "hd"})
+    api.control.recordings.settings = settings.model_copy(update={"composing": hd})
+    one = await start(api, "high", template={"crf": 24})
+    api.control.recordings.settings = settings
+    assert (one["template"]["width"], one["template"]["height"], one["template"]["crf"]) == (1920, 1080, 24)
+    await stop(api, one["id"])
+
+
 async def test_composing_that_fails_is_said(api: Client) -> None:
     api.control.finishing.command = [sys.executable, "-m", stand_in_compositor.__name__, "fails"]
     few = api.control.settings.composing.model_copy(update={"attempts": 1})

@@ -70,7 +70,9 @@ async def test_it_is_told_that_the_journal_ended() -> None:
     work = composition("follows", live=True)
     while work.progress is None:
         await asyncio.sleep(0.01)
-    assert work.progress == 0.25
+    assert (work.progress, work.lag_s, work.live) == (0.25, 5.5, True)
+    work._told_s -= 5.0
+    assert work.lag_s == pytest.approx(8.5, abs=0.5), "silence adds to it"
     work.journal_ended()
     work.journal_ended()
     assert (await work.result())["live"] is True
