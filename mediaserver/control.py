@@ -30,7 +30,7 @@ from mediaserver.errors import Refused
 from mediaserver.events import EventLog, Logged
 from mediaserver.invites import Brake
 from mediaserver.ipc import IpcError, JsonObject
-from mediaserver.memory import settle_memory
+from mediaserver.memory import keep_tidy, settle_memory
 from mediaserver.metrics import Metrics
 from mediaserver.recordings import continuity
 from mediaserver.recordings.finishing import Finishing
@@ -158,6 +158,7 @@ class Control:
         for room in self.rooms.orphans():
             self._spawn(self._rescue(room, time.monotonic_ns()))
         self._spawn(self._tick())
+        self._spawn(keep_tidy())
         await self._listen()
 
     async def _reindex(self) -> None:

@@ -26,7 +26,7 @@ from mediaserver.ipc import IpcServer
 from mediaserver.media.answer import Candidate
 from mediaserver.media.ice import SECOND_NS
 from mediaserver.media.service import Service
-from mediaserver.memory import settle_memory
+from mediaserver.memory import keep_tidy, settle_memory
 from mediaserver.settings import WorkerConfig
 from recorder.clock import SystemClock
 from recorder.journal import GroupCommit, JournalTrouble
@@ -106,9 +106,10 @@ async def run(config: WorkerConfig) -> None:
     )  # the terminal's Ctrl-C is for control, which then tells us
     settle_memory()
     _log.info("worker_started", port=port, pid=os.getpid(), forwarder=service.transport.forwarder.kind)
-    watch = asyncio.create_task(_watch_orphan(service))
+    watching = [asyncio.create_task(_watch_orphan(service)), asyncio.create_task(keep_tidy())]
     await service.quit.wait()
-    watch.cancel()
+    for task in watching:
+        task.cancel()
     _log.info("worker_ending", recordings=len(service.recordings), sessions=len(service.sessions))
     try:
         async with asyncio.timeout(CLOSE_S):

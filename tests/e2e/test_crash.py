@@ -142,7 +142,9 @@ async def finished(api: Api, recording: dict[str, Any]) -> tuple[dict[str, Any],
     film = read_film((await api.file(recording["id"], "composite.mp4")).body)
     wall_s = (when(stopped["stopped_at"]) - when(recording["armed_at"])).total_seconds()
     assert abs(film.duration_s - wall_s) <= 0.1
-    assert max(late - early for early, late in itertools.pairwise(film.frame_times_s)) < 0.0401
+    # While the cards say that the signal is lost nothing but the clock moves.
+    assert max(late - early for early, late in itertools.pairwise(film.frame_times_s)) < 0.2001
+    assert all(abs(at_s * 25 - round(at_s * 25)) < 0.01 for at_s in film.frame_times_s)
     return shown, film
 
 
