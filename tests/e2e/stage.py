@@ -215,8 +215,11 @@ class Stage:
 
     def restart(self) -> None:
         """Start the control process again after it was killed, with the same data and port."""
-        if self._process is not None and self._process.poll() is None:
-            raise StageError("the control process still runs")
+        if self._process is not None:
+            try:
+                self._process.wait(5.0)  # one that is just ending has no command line and no status yet
+            except subprocess.TimeoutExpired:
+                raise StageError("the control process still runs") from None
         self.start()
 
     def key(self, tenant: str | None = None) -> ApiKey:

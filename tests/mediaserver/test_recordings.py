@@ -250,12 +250,14 @@ async def test_further_composites_at_the_start_and_later(api: Client) -> None:
     digests = [statement["body"].get("template_sm3") for statement in statements]
     assert digests[0] is None
     assert len(set(digests)) == 3
-    events = (await api.ok("GET", "/v1/events?limit=1000"))["events"]
-    mine = [event["type"] for event in events if event["recording"] == one["id"]]
-    assert [kind for kind in mine if kind in ("recording.archived", "recording.composed")] == [
-        "recording.archived",
-        "recording.composed",
-    ]
+    told: list[str] = []
+    async with asyncio.timeout(10):  # the events follow the state
+        while len(told) < 2:
+            await asyncio.sleep(0.05)
+            events = (await api.ok("GET", "/v1/events?limit=1000"))["events"]
+            mine = [event["type"] for event in events if event["recording"] == one["id"]]
+            told = [kind for kind in mine if kind in ("recording.archived", "recording.composed")]
+    assert told == ["recording.archived", "recording.composed"]
     assert (await api.ok("POST", f"/v1/recordings/{one['id']}/verify"))["ok"]
     twice = {"business_no": "twice", "composites": [customer, customer]}
     assert (await api.problem("POST", "/v1/rooms/desk/recordings", twice))["code"] == "body_invalid"
