@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from compositor.canvas import Floats, Planes, SparseStamp, Stamp, blend, make_stamp, over, rgb_to_yuv, yuv
 from compositor.layout import Place
@@ -215,12 +215,27 @@ def sign_stamp(text: str, style: Style, missing: Callable[[str], None]) -> Stamp
 
 def image_stamp(png: bytes, width: int, alpha: float) -> Stamp:
     """Decode a PNG, scale it to ``width`` pixels, keep its alpha. Raises ImageError."""
+
+    def scaled(image: Image.Image) -> Image.Image:
+        height = max(2, round(image.height * width / image.width))
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+
+    return _decoded_stamp(png, scaled, alpha)
+
+
+def covering_stamp(png: bytes, width: int, height: int) -> Stamp:
+    """Decode a PNG and let its middle cover a width x height area, keep its alpha. Raises ImageError."""
+    return _decoded_stamp(
+        png, lambda image: ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS), 1.0
+    )
+
+
+def _decoded_stamp(png: bytes, scale: Callable[[Image.Image], Image.Image], alpha: float) -> Stamp:
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             image.load()
-            height = max(2, round(image.height * width / image.width))
             # premultiplied while scaling: transparent pixels must not bleed their colour over the edge
-            scaled = image.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS)
+            scaled = scale(image.convert("RGBa"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"the image of an overlay cannot be read: {error}") from error
     rgba = np.asarray(scaled, np.float32)

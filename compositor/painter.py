@@ -7,7 +7,6 @@ over. Whoever asks can tell from ``arrange`` whether anything but the clock woul
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -17,7 +16,7 @@ from compositor.canvas import Canvas, Planes, blend, new_planes, scale_into, yuv
 from compositor.cards import Card, Shown, draw_card
 from compositor.decode import Picture
 from compositor.layout import Fitted, Place, arrange, fit_picture
-from compositor.overlays import Named, OverlaySet, image_stamp
+from compositor.overlays import Named, OverlaySet, covering_stamp
 from compositor.scene import Scene, Seat
 from compositor.wallclock import WallClock
 from recorder.template import SignOverlay, Template
@@ -204,11 +203,8 @@ def ground(template: Template) -> Planes:
     planes = new_planes(template.width, template.height)
     planes.fill(yuv(template.background))
     if template.background_png is not None:
-        stamp = image_stamp(base64.b64decode(template.background_png), template.width, 1.0)
-        if stamp.height < template.height:  # a flat picture covers by its height
-            width = math.ceil(stamp.width * template.height / stamp.height)
-            stamp = image_stamp(base64.b64decode(template.background_png), width, 1.0)
-        blend(planes, stamp, (template.width - stamp.width) // 2, (template.height - stamp.height) // 2)
+        png = base64.b64decode(template.background_png)
+        blend(planes, covering_stamp(png, template.width, template.height), 0, 0)
     return planes
 
 

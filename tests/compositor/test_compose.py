@@ -14,6 +14,7 @@ from compositor.canvas import Planes, new_planes, yuv
 from compositor.compose import Composition, NothingRecorded
 from compositor.mp4 import Chapter
 from compositor.overlays import OverlaySet
+from compositor.painter import ground
 from recorder.records import EndRecord, TrackInfo
 from recorder.template import parse_template
 from tests.compositor.calls import START_NS, UTC_NS, Call, Watch, compose, track
@@ -295,6 +296,15 @@ def test_a_picture_behind_the_places() -> None:
     layout = {"name": "custom", "slots": [slot]}
     watch, _ = compose(call, {**SMALL, "layout": layout, "background_png": png}, middles_and_corner)
     assert watch.frames[-1] == (yuv("#ff0000"), pytest.approx((90, 128, 128), abs=4))
+
+
+def test_a_strip_behind_the_places_is_cut_not_blown_up() -> None:
+    held = io.BytesIO()
+    Image.new("RGB", (200_000, 1), (0, 0, 255)).save(held, "PNG")
+    template = parse_template({**SMALL, "background_png": base64.b64encode(held.getvalue()).decode()})
+    planes = ground(template)
+    assert (planes.width, planes.height) == (640, 360)
+    assert tuple(int(p[-1, -1]) for p in (planes.y, planes.u, planes.v)) == yuv("#0000ff")
 
 
 def middles_and_corner(planes: Planes) -> tuple[Any, Any]:
