@@ -21,7 +21,7 @@ from compositor.canvas import Canvas
 from compositor.compose import Composition, NothingRecorded
 from compositor.encode import EncodeError, Encoder
 from compositor.fonts import FONT_PATH, FontError, coverage, missing_glyphs
-from compositor.mp4 import write_mp4
+from compositor.job import write_composite
 from compositor.overlays import ImageError
 from compositor.spool import SpoolError
 from recorder.canonical import CanonicalError, as_int
@@ -132,19 +132,13 @@ def render(
     composition, encoder = _composed(recording, key, template, output.parent)
     try:
         spool = encoder.finish(composition.frames)
-        content = (spool.tables, spool.runs, spool.read())
-        facts: dict[str, Any] = {
-            "duration_s": composition.duration_s,
-            "created_utc_ns": composition.armed_utc_ns or 0,
-            "chapters": composition.chapters,
-        }
         if plain:
             with open(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                write_mp4(file.write, *content, **facts)
+                write_composite(file.write, spool, composition)
             err.print(f"compositor: {getpass.getuser()} wrote {output} in the clear: {purpose}", markup=False)
         else:
             with SealedWriter(output, key, kind="derived", media_type=template.media_type) as writer:
-                write_mp4(writer.write, *content, **facts)
+                write_composite(writer.write, spool, composition)
     finally:
         encoder.spool.remove()
     out.print(f"{output}: {float(composition.duration_s):.3f} s, {composition.pictures} frames", markup=False)

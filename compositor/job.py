@@ -17,6 +17,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -135,12 +136,13 @@ def compose_recording(job: Job, control: Control, voice: Voice) -> dict[str, Any
         report = composition.finish(control.end_ns)
         spool = encoders[0].finish(composition.frames)
         summary = _write(job, key, files, spool, composition, report)
+        images = write_images(job, composition) if job.kind == "archive" else []
     finally:
         for encoder in encoders:
             encoder.spool.remove()
     return {
         "file": summary.to_json(),
-        "images": [image.to_json() for image in write_images(job, composition)],
+        "images": [image.to_json() for image in images],
         "duration_ms": report["duration_ms"],
         "timeline": report,
         "frames": composition.pictures,
@@ -180,42 +182,47 @@ def _progress(composition: Composition, *, live: bool) -> dict[str, int]:
 
 def write_timeline(job: Job, report: dict[str, Any]) -> FileSummary:
     """Write what was shown when, gaps, damage, steps and pauses as the sealed file ``timeline.json``."""
-    path = job.recording_dir / "files" / "timeline.json.{file_id}.sealed"
-    with SealedWriter(path, job.key(), kind="derived", media_type="application/json") as writer:
-        writer.write(json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode())
-        return writer.close()
+    text = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
+    return _seal(job, "timeline.json", "application/json", text.encode())
 
 
 def write_images(job: Job, composition: Composition) -> list[FileSummary]:
-    """Write the contact sheet and the thumbnail of the composite of record; nothing without pictures."""
-    made = []
+    """Write the contact sheet and the thumbnail; nothing without pictures."""
     sheet = composition.sheet
-    for name, image in ((CONTACT_SHEET, sheet.render()), (THUMBNAIL, sheet.thumbnail())):
-        if image is not None and job.kind == "archive":
-            path = job.recording_dir / "files" / f"{name}.{{file_id}}.sealed"
-            with SealedWriter(path, job.key(), kind="derived", media_type="image/jpeg") as writer:
-                writer.write(image)
-                made.append(writer.close())
-    return made
+    images = ((CONTACT_SHEET, sheet.render()), (THUMBNAIL, sheet.thumbnail()))
+    return [_seal(job, name, "image/jpeg", image) for name, image in images if image is not None]
+
+
+def _seal(job: Job, name: str, media_type: str, content: bytes) -> FileSummary:
+    """Write a derived file beside the composite."""
+    path = job.recording_dir / "files" / f"{name}.{{file_id}}.sealed"
+    with SealedWriter(path, job.key(), kind="derived", media_type=media_type) as writer:
+        writer.write(content)
+        return writer.close()
+
+
+def write_composite(write: Callable[[bytes], object], spool: Spool, composition: Composition) -> None:
+    """Write a finished composition's regular MP4: index first, then the packets as they lie in the spool."""
+    write_mp4(
+        write,
+        spool.tables,
+        spool.runs,
+        spool.read(),
+        duration_s=composition.duration_s,
+        created_utc_ns=composition.armed_utc_ns or 0,
+        chapters=composition.chapters,
+    )
 
 
 def _write(
     job: Job, key: DataKey, files: Path, spool: Spool, composition: Composition, report: dict[str, Any]
 ) -> FileSummary:
-    """Write the regular MP4 from the spool: index first, then the packets as they lie there."""
+    """Seal the composite; nothing is left of one that could not be written whole."""
     public = {"duration_ms": report["duration_ms"], "frames": composition.pictures}
     path = files / f"{job.name}.{{file_id}}.sealed"
     writer = SealedWriter(path, key, kind=job.kind, media_type=composition.template.media_type, public=public)
     try:
-        write_mp4(
-            writer.write,
-            spool.tables,
-            spool.runs,
-            spool.read(),
-            duration_s=composition.duration_s,
-            created_utc_ns=composition.armed_utc_ns or 0,
-            chapters=composition.chapters,
-        )
+        write_composite(writer.write, spool, composition)
         return writer.close()
     except BaseException:
         writer.abandon()

@@ -89,18 +89,13 @@ def _by_role(layout: Layout, ordered: Sequence[Party]) -> list[_Subject]:
         documents = documents or [_Subject(None, "", "document")]
         return [documents[0], *_two_at_least(cameras)[:2]]
     if layout.name in COLUMN:
-        cameras = _two_at_least(cameras)
-        main = next((c for c in cameras if c.role != "agent"), cameras[0])
-        others = [c for c in cameras if c is not main]
-        wanted = [*shared[:1], main, *others] if shared else [main, *others]
-        wanted += [_Subject(None, "", "camera")] * (1 + COLUMN[layout.name] - len(wanted))
-        return wanted[: 1 + COLUMN[layout.name]]
+        places = 1 + COLUMN[layout.name]
+        wanted = [*shared[:1], *_customer_first(cameras)]
+        return [*wanted, *[_Subject(None, "", "camera")] * places][:places]
     if layout.name == "screen_main":
         if shared:
             return [shared[0], *cameras, *shared[1:]][:9]
-        cameras = _two_at_least(cameras)
-        main = next((c for c in cameras if c.role != "agent"), cameras[0])
-        return [main, *[c for c in cameras if c is not main]][:9]
+        return _customer_first(cameras)[:9]
     return [*cameras, *shared][:GRID_LIMIT] or [_Subject(None, "customer", "camera")]
 
 
@@ -113,6 +108,13 @@ def _two_at_least(cameras: list[_Subject]) -> list[_Subject]:
     agents = agents or [_Subject(None, "agent", "camera")]
     others = others or [_Subject(None, "customer", "camera")]
     return [*agents, *others]
+
+
+def _customer_first(cameras: list[_Subject]) -> list[_Subject]:
+    """Put who is large before the others: the first that is no agent, with places for both kept."""
+    cameras = _two_at_least(cameras)
+    main = next((c for c in cameras if c.role != "agent"), cameras[0])
+    return [main, *[c for c in cameras if c is not main]]
 
 
 def _from_slots(slots: Sequence[Slot], ordered: Sequence[Party]) -> list[_Subject]:
@@ -155,9 +157,9 @@ def _geometry(layout: Layout, subjects: Sequence[_Subject]) -> tuple[list[_Box],
     if layout.name == "pip":
         return _pip(layout, count), small
     if layout.name in ("document", *COLUMN):
-        return _beside(count, 1.0 / max(1, count - 1)), small
+        return _beside(count, 1.0), small
     if layout.name == "screen_main":
-        return _beside(count, min(0.25, 1.0 / max(1, count - 1))), small
+        return _beside(count, 0.25), small
     return _grid(count), contain
 
 
@@ -190,11 +192,12 @@ def _pip(layout: Layout, count: int) -> list[_Box]:
     return boxes
 
 
-def _beside(count: int, small: float) -> list[_Box]:
-    """One large at the left, the others, ``small`` high, in a column at the right."""
+def _beside(count: int, highest: float) -> list[_Box]:
+    """One large at the left, the others, none higher than ``highest``, in a column at the right."""
     faces = count - 1
     if faces == 0:
         return [(0.0, 0.0, 1.0, 1.0)]
+    small = min(highest, 1.0 / faces)
     top = (1.0 - small * faces) / 2
     return [(0.0, 0.0, 0.75, 1.0), *((0.75, top + index * small, 0.25, small) for index in range(faces))]
 

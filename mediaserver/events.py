@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from mediaserver.store import Database, Store
 from mediaserver.store import events as table
+from recorder.catalog import Entry
 from recorder.clock import rfc3339
 from recorder.ids import uuid7
 
@@ -82,6 +83,14 @@ class EventLog:
         future = self.put(kind, tenant=tenant, room=room, recording=recording, actor=actor, data=data)
         self._hurry.set()
         return await future
+
+    async def append_about(
+        self, entry: Entry, kind: str, data: dict[str, Any], actor: str = "server"
+    ) -> Envelope:
+        """Write an event about a recording, as ``append`` does."""
+        return await self.append(
+            kind, tenant=entry.tenant, room=entry.room, recording=entry.id, actor=actor, data=data
+        )
 
     def put(
         self,

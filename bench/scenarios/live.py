@@ -52,7 +52,7 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
                 if plan.muted:
                     for room in calls.rooms:
                         await server.mute_video(room, "party-1")
-                await asyncio.sleep(2 * SETTLE_S)
+                await asyncio.sleep(2 * SETTLE_S)  # the composers have loaded what they need by then
                 figures = await _watch(plan, server, made, progress)
                 stopped = time.monotonic()
                 await asyncio.gather(*(server.stop_recording(one) for one in made))

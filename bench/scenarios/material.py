@@ -14,7 +14,7 @@ import av
 import numpy as np
 from aiortc.codecs.h264 import H264Encoder
 
-from recorder.journal import GroupCommit
+from bench.journals import JournalInSteps
 from recorder.records import (
     ClockRecord,
     EndRecord,
@@ -153,22 +153,6 @@ def write_plain(path: Path, side: Side) -> None:
                 container.mux(sound)
 
 
-class _Clock:
-    def now_ns(self) -> int:
-        return START_NS
-
-    def utc_ns(self) -> int:
-        return UTC_NS
-
-    def pair(self) -> ClockRecord:
-        return ClockRecord(START_NS, UTC_NS, 0, "ntp", 2, "trusted")
-
-
-class _Signer:
-    def sign(self, message: bytes) -> bytes:
-        return b"bench"
-
-
 def _payloads(kind: Kind, data: bytes) -> list[bytes]:
     if kind.mime == "video/H264":
         return list(H264Encoder._packetize(H264Encoder._split_bitstream(data)))
@@ -205,18 +189,12 @@ def write_journal(
         for at in range(START_NS, START_NS + seconds * 10**9, 10**9)
     ]
     timed.sort(key=lambda entry: entry[0])
-    commit = GroupCommit(_Signer(), _Clock(), threads=False)
     session = {"recording": "bench", "armed_ns": START_NS, "business_no": "B-1", "room": "bench"}
-    journal = commit.open(directory, KEY, SessionRecord(START_NS, 1, session))
-    for at in range(0, len(timed), 100):
-        part = timed[at : at + 100]
-        journal.write([record for _, record in part])
-        commit.step(part[-1][0] + 300_000_000)
-    end_ns = START_NS + seconds * 10**9
-    ended = journal.close(EndRecord(end_ns, True, "stopped"))
-    commit.step(end_ns + 300_000_000)
-    ended.result(timeout=10)
-    commit.close()
+    end = EndRecord(START_NS + seconds * 10**9, True, "stopped")
+    records = [SessionRecord(START_NS, 1, session), *(record for _, record in timed), end]
+    journal = JournalInSteps(directory, KEY, records, UTC_NS)
+    journal.write()
+    journal.close()
 
 
 def _packets(info: TrackInfo, party: Side, off_s: int | None) -> list[tuple[int, Record]]:

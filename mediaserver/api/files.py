@@ -95,19 +95,17 @@ async def _serve(call: Call, entry: Entry, file: FileEntry, purpose: str) -> web
         reader = await asyncio.to_thread(SealedReader, path, key)
     except FileNotFoundError as error:
         raise Problem("file_not_found", "the file is gone from the disk") from error
-    await call.control.events.append(
+    await call.control.events.append_about(
+        entry,
         "audit.file_read",
-        tenant=entry.tenant,
-        room=entry.room,
-        recording=entry.id,
-        actor=call.actor,
-        data={
+        {
             "file": file.name,
             "purpose": purpose,
             "from": start,
             "to": end,
             "address": hashlib.sha256((request.remote or "").encode()).hexdigest()[:16],
         },
+        call.actor,
     )
     try:
         # The first block is opened before the answer begins: a damaged file is a clear 500, not a broken

@@ -76,14 +76,7 @@ async def compose(call: Call) -> web.Response:
     require(call, "record")
     body: models.CompositeWanted = call.body
     entry = await call.control.finishing.add(entry, body.name, body.template)
-    await call.control.events.append(
-        "audit.compose_asked",
-        tenant=entry.tenant,
-        room=entry.room,
-        recording=entry.id,
-        actor=call.actor,
-        data={"name": body.name},
-    )
+    await call.control.events.append_about(entry, "audit.compose_asked", {"name": body.name}, call.actor)
     return answer(shown(call, entry), status=202)
 
 
@@ -204,14 +197,7 @@ async def verify(call: Call) -> web.Response:
     if entry.active:
         raise Problem("recording_state", f"the recording is {entry.state}; verify it when it has ended")
     report = await call.control.finishing.verify(entry, call.actor)
-    await call.control.events.append(
-        "audit.verified",
-        tenant=entry.tenant,
-        room=entry.room,
-        recording=entry.id,
-        actor=call.actor,
-        data={"ok": report.get("ok")},
-    )
+    await call.control.events.append_about(entry, "audit.verified", {"ok": report.get("ok")}, call.actor)
     return answer(report)
 
 

@@ -59,8 +59,6 @@ class Composition:
         """0–1 of what there is to compose; None until the child says something."""
         self._lag_s: float | None = None
         self._told_s = 0.0
-        self.live: bool = request["live"]
-        """It follows a call that goes on."""
         self.attempt = 0
         self.pid: int | None = None
         self._request = request
@@ -79,6 +77,11 @@ class Composition:
         return self._task.done()
 
     @property
+    def live(self) -> bool:
+        """It follows a call that goes on."""
+        return not self._ended
+
+    @property
     def lag_s(self) -> float | None:
         """How far it is behind the call; None until the child says something. Silence adds to it."""
         if self._lag_s is None:
@@ -92,7 +95,6 @@ class Composition:
 
     def journal_ended(self) -> None:
         """Tell that nothing more will come into the journal."""
-        self.live = False
         if not self._ended:
             self._ended = True
             self._tell({"ended": True})

@@ -63,10 +63,13 @@ class Finishing:
         return next(iter(self._compositions.get(recording, {}).values()), None)
 
     @property
+    def _running(self) -> list[Composition]:
+        return [one for some in self._compositions.values() for one in some.values()]
+
+    @property
     def lag_s(self) -> float:
         """How far the slowest composite that follows its call is behind it."""
-        running = [one for some in self._compositions.values() for one in some.values()]
-        return max((one.lag_s or 0.0 for one in running if one.live), default=0.0)
+        return max((one.lag_s or 0.0 for one in self._running if one.live), default=0.0)
 
     def will_make(self, entry: Entry, name: str) -> bool:
         """Say whether a recording's composing makes a file of this name."""
@@ -130,7 +133,8 @@ class Finishing:
             raise Refused("recording_state", "the recording is being composed; ask again when that is done")
         if name in file_names(entry) or name in {file.name for file in entry.files}:
             raise Refused("composite_exists", f"the recording has a file {name}")
-        more = [*entry.details.get("composites", []), {"name": name, "template": dumped(template)}]
+        wanted = {"name": name, "template": template.model_dump(mode="json")}
+        more = [*entry.details.get("composites", []), wanted]
         entry = replace(entry, details={**entry.details, "composites": more})
         await self._enqueue(entry, at_once=False)
         return await self._recordings.find(entry.id) or entry
@@ -198,14 +202,7 @@ class Finishing:
             if active is not None and active.running:
                 await self._recordings.publish(active, kind, data, "compositor")
                 return
-            await self._recordings.events.append(
-                kind,
-                tenant=entry.tenant,
-                room=entry.room,
-                recording=entry.id,
-                actor="compositor",
-                data=data,
-            )
+            await self._recordings.events.append_about(entry, kind, data, "compositor")
 
         composition = Composition(
             entry.id,
@@ -265,13 +262,7 @@ class Finishing:
             )
         )
         self._recordings.metrics.jobs.labels("compose", "failed").inc()
-        await self._recordings.events.append(
-            "recording.compose_failed",
-            tenant=entry.tenant,
-            room=entry.room,
-            recording=entry.id,
-            data={"code": code},
-        )
+        await self._recordings.events.append_about(entry, "recording.compose_failed", {"code": code})
         return {"ok": False, "code": code}
 
     async def conclude(self, recording: str) -> dict[str, Any]:
@@ -292,13 +283,9 @@ class Finishing:
             if entry.stopped_ns is not None and not archived:
                 recordings.metrics.compose_seconds.observe((time.time_ns() - entry.stopped_ns) / 1e9)
             recordings.metrics.jobs.labels("compose", "done").inc()
-            await recordings.events.append(
-                "recording.composed" if archived else "recording.archived",
-                tenant=entry.tenant,
-                room=entry.room,
-                recording=entry.id,
-                data={"files": [file.to_json() for file in files]},
-            )
+            kind = "recording.composed" if archived else "recording.archived"
+            listed = {"files": [file.to_json() for file in files]}
+            await recordings.events.append_about(entry, kind, listed)
         return {"ok": True}
 
     async def statements(self, entry: Entry) -> list[Any]:
@@ -315,8 +302,7 @@ class Finishing:
 
     async def close(self) -> None:
         """End the compositors without their work; the next process starts them again."""
-        running = [one for some in self._compositions.values() for one in some.values()]
-        await asyncio.gather(*(one.close() for one in running))
+        await asyncio.gather(*(one.close() for one in self._running))
         self._compositions.clear()
 
 
@@ -329,11 +315,6 @@ def made(done: dict[str, Any]) -> list[evidence.Made]:
     return [
         evidence.Made(FileSummary.from_json(one["file"]), int(one.get("duration_ms") or 0)) for one in files
     ]
-
-
-def dumped(template: Template) -> dict[str, Any]:
-    """Return a template as JSON, as it is frozen in a recording."""
-    return template.model_dump(mode="json")
 
 
 def within(hours: str, now: datetime.time) -> bool:

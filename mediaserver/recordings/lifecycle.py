@@ -202,13 +202,7 @@ class Recordings:
         failed = changed(entry, "failed", failure=code, composing={"state": "none", "progress": None})
         await self.database.run(self.catalog.put, failed)
         _log.error("recording %s could not be started: %s", entry.id, error)
-        await self.events.append(
-            "recording.failed",
-            tenant=entry.tenant,
-            room=entry.room,
-            recording=entry.id,
-            data={"code": code},
-        )
+        await self.events.append_about(entry, "recording.failed", {"code": code})
 
     async def start_part(self, active: Active) -> tuple[int, int]:
         """Let the room's worker write the entry's part.
@@ -253,9 +247,7 @@ class Recordings:
     ) -> dict[str, Any]:
         """Log an event of a running recording and put it into its journal."""
         entry = active.entry
-        event = await self.events.append(
-            kind, tenant=entry.tenant, room=entry.room, recording=entry.id, actor=actor, data=data
-        )
+        event = await self.events.append_about(entry, kind, data, actor)
         if entry.worker is not None:
             params = {"recording": entry.id, "event": event}
             try:
@@ -402,13 +394,10 @@ class Recordings:
         self.active.pop(entry.id, None)
         self.metrics.recordings_ended.labels(active.entry.state).inc()
         ended = active.entry
-        await self.events.append(
+        await self.events.append_about(
+            ended,
             "recording.stopped" if ended.state != "failed" else "recording.failed",
-            tenant=ended.tenant,
-            room=ended.room,
-            recording=ended.id,
-            actor=actor,
-            data={
+            {
                 "state": ended.state,
                 "reason": ended.details.get("reason", "worker_lost"),
                 "code": ended.failure,
@@ -416,6 +405,7 @@ class Recordings:
                 "parts": ended.part,
                 "gaps": ended.details["gaps"],
             },
+            actor,
         )
         await self.finishing.stopped(active)
         return await self.find(ended.id) or ended

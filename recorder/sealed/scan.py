@@ -51,7 +51,7 @@ class FileScan:
     chunks: int = 0
     plain_bytes: int = 0
     plain_sm3: bytes = fmt.NOT_TAKEN
-    """As END says; empty while unfinished."""
+    """As END says; ``NOT_TAKEN`` while unfinished."""
     problem: SealedError | None = None
     torn_bytes: int = 0
     """Bytes of an incomplete last record (of an unfinished file whose chain holds otherwise)."""

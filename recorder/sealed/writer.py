@@ -24,9 +24,10 @@ class SealedWriter:
 
     Two ways of use, never mixed: ``append`` seals each call as one chunk at once (journals: a reader may
     follow), ``write`` gathers chunks of 256 KiB (finished media: byte ranges are cheap to open) and takes the
-    digest of the plain text too, by which an exported file is known. Each record
-    is one write(2), nothing is left in a buffer. When a write fails half-way the file is left as it is and
-    every later call raises: the record's number, and with it its nonce, has been used.
+    digest of the plain text too, by which an exported file is known.
+
+    Each record is one write(2), nothing is left in a buffer. When a write fails half-way the file is left as
+    it is and every later call raises: the record's number, and with it its nonce, has been used.
     """
 
     def __init__(

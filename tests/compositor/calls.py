@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
@@ -15,7 +14,6 @@ import numpy.typing as npt
 from compositor.canvas import Canvas, Floats, Planes
 from compositor.compose import Composition
 from compositor.timeline import Frame
-from recorder.journal import GroupCommit
 from recorder.records import (
     ClockRecord,
     EndRecord,
@@ -27,7 +25,6 @@ from recorder.records import (
     TrackRecord,
 )
 from recorder.rtp import RtpPacket
-from recorder.sealed import DataKey
 from recorder.template import parse_template
 from tests.recorder.coded_video import ENCODERS, payloads, without_root
 
@@ -246,57 +243,3 @@ def compose(
         composition.feed(record)
         composition.advance()
     return watch, composition.finish()
-
-
-class _TestClock:
-    """The clock of the tests' recordings."""
-
-    def now_ns(self) -> int:
-        return START_NS
-
-    def utc_ns(self) -> int:
-        return UTC_NS
-
-    def pair(self) -> ClockRecord:
-        return ClockRecord(START_NS, UTC_NS, 0, "ntp", 2, "trusted")
-
-
-class _NoSigner:
-    """Checkpoints are not what these tests are about."""
-
-    def sign(self, message: bytes) -> bytes:
-        return b"unsigned"
-
-
-class JournalInSteps:
-    """A journal written as far as the test says."""
-
-    def __init__(self, directory: Path, key: DataKey, records: list[Record]) -> None:
-        session = records[0]
-        assert isinstance(session, SessionRecord)
-        self._commit = GroupCommit(_NoSigner(), _TestClock(), threads=False)
-        self._journal = self._commit.open(directory, key, session)
-        self._records = records[1:]
-
-    def write(self, fraction: float = 1.0) -> None:
-        """Write up to a fraction of the records; the last one closes the part."""
-        count = round(len(self._records) * fraction)
-        now, self._records = self._records[:count], self._records[count:]
-        last = None
-        if not self._records and isinstance(now[-1], EndRecord):
-            last = now.pop()
-        for at in range(0, len(now), 50):
-            self._journal.write(now[at : at + 50])
-            self._commit.step(_time_ns(now[min(at + 49, len(now) - 1)]) + 300 * MS)
-        if isinstance(last, EndRecord):
-            ended = self._journal.close(last)
-            self._commit.step(last.at_ns + 300 * MS)
-            ended.result(timeout=5)
-
-    def close(self) -> None:
-        """Stop without an end."""
-        self._commit.close()
-
-
-def _time_ns(record: Any) -> int:
-    return int(record.arrival_ns if hasattr(record, "arrival_ns") else record.at_ns)

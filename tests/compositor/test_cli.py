@@ -12,10 +12,11 @@ import av
 import pytest
 from typer.testing import CliRunner
 
+from bench.journals import JournalInSteps
 from compositor.cli import LAYOUTS, app
 from recorder.keys import FileProvider, write_sidecar
 from recorder.sealed import DataKey, SealedReader
-from tests.compositor.calls import Call, JournalInSteps, track
+from tests.compositor.calls import UTC_NS, Call, track
 
 RUNNER = CliRunner()
 TEMPLATE = {"width": 320, "height": 240, "fps": 10}
@@ -34,7 +35,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Dat
     directory = base / "recording"
     directory.mkdir()
     write_sidecar(directory, "rec-1", key.key_id, [wrap], provider.signer())
-    JournalInSteps(directory, key, call.records()).write()
+    JournalInSteps(directory, key, call.records(), UTC_NS).write()
     return directory, base / "keys", key
 
 

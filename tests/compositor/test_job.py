@@ -14,10 +14,11 @@ from typing import Any
 import av
 import pytest
 
+from bench.journals import JournalInSteps
 from compositor.job import EXIT_FAILED, EXIT_PARENT_DIED
 from recorder.records import Record
 from recorder.sealed import DataKey, SealedReader
-from tests.compositor.calls import MS, START_NS, Call, JournalInSteps, track
+from tests.compositor.calls import MS, START_NS, UTC_NS, Call, track
 
 KEY = DataKey("job", b"fedcba9876543210")
 TEMPLATE = {"width": 320, "height": 240, "profile": "evidence"}
@@ -80,11 +81,11 @@ def plain(directory: Path, name: str) -> bytes:
 
 def test_live_killed_and_afterwards_are_byte_for_byte_the_same(tmp_path: Path, records: list[Record]) -> None:
     afterwards = tmp_path / "afterwards"
-    JournalInSteps(afterwards, KEY, records).write()
+    JournalInSteps(afterwards, KEY, records, UTC_NS).write()
     first = Child(afterwards).last()["done"]
 
     live = tmp_path / "live"
-    journal = JournalInSteps(live, KEY, records)
+    journal = JournalInSteps(live, KEY, records, UTC_NS)
     journal.write(0.8)
     killed = Child(live, live=True)
     next(killed.lines())  # it has composed something
@@ -122,7 +123,7 @@ def test_live_killed_and_afterwards_are_byte_for_byte_the_same(tmp_path: Path, r
 
 
 def test_parent_dies(tmp_path: Path, records: list[Record]) -> None:
-    journal = JournalInSteps(tmp_path, KEY, records)
+    journal = JournalInSteps(tmp_path, KEY, records, UTC_NS)
     journal.write(0.6)
     child = Child(tmp_path, live=True)
     next(child.lines())
@@ -133,7 +134,7 @@ def test_parent_dies(tmp_path: Path, records: list[Record]) -> None:
 
 
 def test_parent_stops_listening(tmp_path: Path, records: list[Record]) -> None:
-    JournalInSteps(tmp_path, KEY, records).write()
+    JournalInSteps(tmp_path, KEY, records, UTC_NS).write()
     child = Child(tmp_path)
     assert child.process.stdout is not None
     child.process.stdout.close()
@@ -141,7 +142,7 @@ def test_parent_stops_listening(tmp_path: Path, records: list[Record]) -> None:
 
 
 def test_ended_without_a_final_record_and_singles(tmp_path: Path, records: list[Record]) -> None:
-    journal = JournalInSteps(tmp_path, KEY, records[:-1])
+    journal = JournalInSteps(tmp_path, KEY, records[:-1], UTC_NS)
     journal.write()
     child = Child(tmp_path, live=True, template=None, singles=[])
     child.say({"ended": True, "end_ns": START_NS + 4000 * MS})
