@@ -179,6 +179,8 @@ def _composed(
                 if composition.advance():
                     progress.update(task, completed=composition.frames / template.frame_rate)
             composition.finish()
+        for detail in reader.damage:
+            err.print(f"left out, unreadable: {detail}", markup=False)
     except BaseException:
         for one in made:
             one.spool.remove()

@@ -7,7 +7,7 @@ or later is the same, pixel by pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from typing import Any, Protocol
@@ -168,10 +168,11 @@ class Composition:
             made += 1
         return made
 
-    def finish(self, end_ns: int | None = None) -> dict[str, Any]:
+    def finish(self, end_ns: int | None = None, unreadable: Sequence[str] = ()) -> dict[str, Any]:
         """Make the rest up to the final end record, else ``end_ns``, else the last record. Returns the
         report.
 
+        ``unreadable``: what of the journal could not be read, for the report.
         Raises NothingRecorded when no session record was fed.
         """
         if self.start_ns is None or self._mixer is None or self._output is None:
@@ -185,7 +186,7 @@ class Composition:
         self._total_samples = self._mixer.sample_at(end)
         self._sound(self._total_samples + 240)
         self.duration_s = Fraction(end - self.start_ns, 1_000_000_000)
-        return self._report(end)
+        return self._report(end) | {"unreadable": list(unreadable)}
 
     def _frame(self) -> None:
         assert self._output is not None

@@ -132,8 +132,8 @@ def compose_recording(job: Job, control: Control, voice: Voice) -> dict[str, Any
 
     composition = Composition(template, output, missing)
     try:
-        _follow(job, key, composition, control, voice)
-        report = composition.finish(control.end_ns)
+        unreadable = _follow(job, key, composition, control, voice)
+        report = composition.finish(control.end_ns, unreadable)
         spool = encoders[0].finish(composition.frames)
         summary = _write(job, key, files, spool, composition, report)
         images = write_images(job, composition) if job.kind == "archive" else []
@@ -150,9 +150,11 @@ def compose_recording(job: Job, control: Control, voice: Voice) -> dict[str, Any
     }
 
 
-def _follow(job: Job, key: DataKey, composition: Composition, control: Control, voice: Voice) -> None:
+def _follow(job: Job, key: DataKey, composition: Composition, control: Control, voice: Voice) -> list[str]:
+    """Compose what is in the journal, and what comes, until it is complete. Returns what is unreadable."""
     reader = JournalReader(job.recording_dir, key)
     told = 0.0
+    damaged = 0
     while True:
         control.check()
         complete = control.ended  # asked before polling: what was written before it was said is then read
@@ -164,8 +166,11 @@ def _follow(job: Job, key: DataKey, composition: Composition, control: Control, 
                 told = time.monotonic()
                 voice.say({"progress": _progress(composition, live=not control.ended)})
                 control.check()
+        for detail in reader.damage[damaged:]:
+            voice.say({"event": {"type": "composite.journal_damaged", "data": {"detail": detail}}})
+        damaged = len(reader.damage)
         if reader.ended or (complete and not read):
-            return
+            return reader.damage
         if not read:
             time.sleep(POLL_S)
 

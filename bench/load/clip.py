@@ -18,13 +18,18 @@ PACKET_BYTES = 1100
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of RTP payloads; ``opaque_bytes`` at a payload's begin may be rewritten by a server."""
+    """Frames of RTP payloads; ``opaque_bytes`` at a payload's begin may be rewritten by a server.
+
+    ``stamped``: each payload gets the generator's stamp at its end, which arrivals are verified by. It is no
+    part of the codec's stream: what a server is to decode goes without.
+    """
 
     mime: str
     frames: Sequence[Sequence[bytes]]
     period_ms: int
     clock_step: int
     opaque_bytes: int = 0
+    stamped: bool = True
 
     @property
     def packets_per_s(self) -> float:
@@ -63,11 +68,16 @@ def video(mime: str = "video/VP8", bitrate_bps: int = 1_000_000, width: int = 64
         encoder.options = {"preset": "veryfast", "tune": "zerolatency", "profile": "baseline", "level": "3.1"}
     encoded = [bytes(packet) for frame in pictures(width, height) for packet in encoder.encode(frame)]
     encoded += [bytes(packet) for packet in encoder.encode(None)]
+    return packetised(mime, encoded)
+
+
+def packetised(mime: str, encoded: Sequence[bytes], *, stamped: bool = True) -> Clip:
+    """Make a clip of VP8 or H.264 frames of 25 fps, the first a keyframe."""
     if mime == "video/VP8":
         frames = [_vp8(data, number) for number, data in enumerate(encoded)]
     else:
         frames = [H264Encoder._packetize(H264Encoder._split_bitstream(data)) for data in encoded]
-    return Clip(mime, frames, 1000 // FPS, 90_000 // FPS, 8 if mime == "video/VP8" else 0)
+    return Clip(mime, frames, 1000 // FPS, 90_000 // FPS, 8 if mime == "video/VP8" else 0, stamped)
 
 
 def audio(bitrate_bps: int = 32_000) -> Clip:

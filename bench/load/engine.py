@@ -113,6 +113,7 @@ class Engine:
                 "clock_step": clip.clock_step,
                 "codec": CODECS.get(clip.mime, 0),
                 "opaque_bytes": clip.opaque_bytes,
+                "stamped": clip.stamped,
             },
         )
         return self._checked(self._lib.load_add_clip(self._handle, made))

@@ -2,6 +2,8 @@
 
 ``cpu_s_per_call_minute`` is the server's whole CPU for a minute of one two-party call, by process;
 ``lag_s`` how far composites fell behind their calls; ``ready_s`` how long after the stop they were ready.
+Everybody sends a talking head of 640x360 at 25 fps and a voice, unstamped: what is composed is what a call
+looks like.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.load import clip
+from bench.load.clip import Clip, packetised
 from bench.load.engine import Engine
 from bench.processes import cpu_s
 from bench.scenarios.calls import SETTLE_S, Calls, Progress, pin_generator
+from bench.scenarios.material import VP8_360P, talking_head, voice
 from bench.servers import Ours, ServerError
 
 POLL_S = 2.0
@@ -34,14 +37,15 @@ class Plan:
     muted: bool = False
     """One camera of each room is off all the time."""
     when: str = "live"
-    bitrate_bps: int = 1_000_000
 
 
 async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Run the calls on one core. Raises ``ServerError``."""
     cores, ours = pin_generator()
     server = Ours(cores, record=True, composing={"WHEN": plan.when, "LIVE_CORES": "1024"})
-    with Engine(clip.video(bitrate_bps=plan.bitrate_bps), clip.audio()) as engine:
+    face = packetised(VP8_360P.mime, [data for data, _ in talking_head(1, VP8_360P)], stamped=False)
+    speech = Clip("audio/opus", [[data] for data in voice(120.0)], 20, 960, stamped=False)
+    with Engine(face, speech) as engine:
         async with server:
             calls = Calls(server, engine, "video/VP8")
             try:

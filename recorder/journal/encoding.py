@@ -14,6 +14,7 @@ A chunk is a sequence of items; a chunk can be read alone. All integers big-endi
     0x06 CLOCK     at ns u64 | UTC ns u64 | offset ns i64 | stratum u8 | trusted u8 | source UTF-8
     0x07 GAP       track u16 | from ns u64 | to ns u64 | packets u32 | reason UTF-8
     0x88 END       JSON {at_ns, final, reason}
+    0x09 HEAD      items SESSION, first CLOCK, TRACKs so far: begins each segment but a part's first
 
 Packets are kept in batches: the table costs 8 bytes a packet and one call, whatever their number.
 """
@@ -43,6 +44,7 @@ from recorder.records import (
 
 CRITICAL = 0x80
 SESSION, TRACK, RTP, RTCP, EVENT, CLOCK, GAP, END = 0x81, 0x82, 0x83, 0x84, 0x05, 0x06, 0x07, 0x88
+HEAD = 0x09
 _ITEM = Struct(">BI")
 _BATCH = Struct(">QI")
 _ENTRY = Struct(">HIH")
@@ -95,8 +97,25 @@ def encode(records: Sequence[Queued]) -> bytes:
     return b"".join(parts)
 
 
+def encode_head(records: Sequence[Record]) -> bytes:
+    """Return the item that says at a segment's begin what was said before it."""
+    inner = encode(records)
+    return _ITEM.pack(HEAD, len(inner)) + inner
+
+
+def decode_head(chunk: bytes) -> list[Record]:
+    """Return what a segment's first chunk repeats; nothing if it repeats nothing.
+
+    Raises JournalError as ``decode``.
+    """
+    if len(chunk) < _ITEM.size:
+        return []
+    number, length = _ITEM.unpack_from(chunk)
+    return list(decode(chunk[_ITEM.size : _ITEM.size + length])) if number == HEAD else []
+
+
 def decode(chunk: bytes) -> Iterator[Record]:
-    """Yield the records of a chunk's plain text.
+    """Yield the records of a chunk's plain text; what a head repeats is not among them.
 
     Raises JournalError for an unknown critical type (by its number) and for items that do not add up: an
     authenticated chunk was written so, hence by another version or a broken writer.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from recorder.journal.encoding import JournalError, decode
-from recorder.records import EndRecord, Record
+from recorder.journal.encoding import JournalError, decode, decode_head
+from recorder.records import ClockRecord, EndRecord, Record, SessionRecord, TrackInfo, TrackRecord
 from recorder.sealed import DataKey, Header, SealedError, SealedReader
 from recorder.storage import SegmentName, list_segments, segments_directory
 
@@ -35,17 +35,20 @@ def segment_place(header: Header) -> SegmentName | None:
 class JournalReader:
     """Yield a journal's records in the order of writing.
 
-    A torn tail (the writer died, or is writing) is not an error. Where a segment was changed its remaining
-    records are left out and ``damage`` says so; the following segments are read. One thread.
+    A torn tail (the writer died, or is writing) is not an error. A chunk that was changed is left out and
+    ``damage`` says so; where the structure was, the rest of its segment is. What follows is read. What lost
+    chunks said of session and tracks is taken from the next segment's head. One thread.
     """
 
-    def __init__(self, directory: Path, data_key: DataKey) -> None:
-        """Open the journal of a recording's directory; it may not have begun yet."""
+    def __init__(self, directory: Path, data_key: DataKey, *, part: int | None = None) -> None:
+        """Open the journal of a recording's directory, or one part of it; it may not have begun yet."""
         self._directory = directory
+        self._part = part
         self._data_key = data_key
         self._place: SegmentName | None = None
         self._segment: SealedReader | None = None
         self._given_up = False
+        self._memory = _Memory()
         self.ended = False
         """An EndRecord with ``final`` was read: nothing follows."""
         self.damage: list[str] = []
@@ -59,29 +62,39 @@ class JournalReader:
 
     def records(self) -> Iterator[Record]:
         """Yield all records there are now, from where this reader stands."""
-        for chunk in self._chunks():
+        for chunk in self.chunks():
             yield from chunk
 
     def poll(self) -> list[Record]:
         """Return what came since the last call, an empty list if nothing did."""
-        return [record for chunk in self._chunks() for record in chunk]
+        return [record for chunk in self.chunks() for record in chunk]
 
-    def _chunks(self) -> Iterator[list[Record]]:
+    def chunks(self) -> Iterator[list[Record]]:
+        """Yield what ``records`` does, as it was written together."""
         while True:
             # Before reading to the end of a segment, see whether it has a successor: only then the end is
             # final.
             following = self._following()
             yield from self._rest_of_segment()
+            if following is None or self._place is None or following[0].part != self._place.part:
+                yield self._memory.release()  # for now, or for ever, no head tells more
             if following is None:
                 return
             self.close()
+            if following[0] != self._expected(following[0].part):
+                self._memory.lost()
             self._place, path = following
             self._given_up = False
             self._open(path)
 
+    def _expected(self, part: int) -> SegmentName:
+        """Return the segment of a part that should be read next."""
+        same_part = self._place is not None and self._place.part == part
+        return SegmentName(part, self._place.index + 1 if self._place is not None and same_part else 0)
+
     def _following(self) -> tuple[SegmentName, Path] | None:
         for name, path in list_segments(self._directory):
-            if self._place is None or name > self._place:
+            if self._part in (None, name.part) and (self._place is None or name > self._place):
                 return name, path
         return None
 
@@ -108,13 +121,75 @@ class JournalReader:
                 if chunk is None:
                     return
                 records = list(decode(chunk))
-            except (SealedError, JournalError) as error:
-                self._give_up(error)
-                return
+                head = decode_head(chunk)
+            except SealedError as error:
+                if error.code != "changed":
+                    self._give_up(error)
+                    return
+                self._note(error)
+                chunks = self._segment.chunks()
+                continue
+            except JournalError as error:  # its writer sealed it so; the next chunk stands for itself
+                self._note(error)
+                continue
             for record in records:
                 self.ended = self.ended or (isinstance(record, EndRecord) and record.final)
-            yield records
+            yield self._memory.take(head, records)
 
     def _give_up(self, error: Exception) -> None:
         self._given_up = True
+        self._note(error)
+
+    def _note(self, error: Exception) -> None:
         self.damage.append(f"{self._place}: {error}")
+        self._memory.lost()
+
+
+class _Memory:
+    """What was said of session and tracks so far.
+
+    After a loss records wait for the head that says what is missing.
+    """
+
+    def __init__(self) -> None:
+        self._part: int | None = None
+        self._clock_known = False
+        self._tracks: dict[int, TrackInfo] = {}
+        self._incomplete = False
+        self._held: list[Record] = []
+
+    def lost(self) -> None:
+        """Something is missing before what comes next."""
+        self._incomplete = True
+
+    def take(self, head: list[Record], records: list[Record]) -> list[Record]:
+        """Return what can be handed on, now that a chunk was read."""
+        self._learn(records)
+        if not self._incomplete:
+            return records
+        self._held += records
+        if not head:
+            return []
+        missing = [record for record in head if not self._known(record)]
+        self._learn(missing)
+        self._incomplete = False
+        return missing + self.release()
+
+    def release(self) -> list[Record]:
+        """Return what waits, though nothing more is known."""
+        held, self._held = self._held, []
+        return held
+
+    def _learn(self, records: list[Record]) -> None:
+        for record in records:
+            if isinstance(record, TrackRecord):
+                self._tracks[record.info.track] = record.info
+            elif isinstance(record, SessionRecord):
+                self._part, self._clock_known = record.part, False
+            elif isinstance(record, ClockRecord):
+                self._clock_known = True
+
+    def _known(self, record: Record) -> bool:
+        if isinstance(record, TrackRecord):
+            return record.info.track in self._tracks
+        return record.part == self._part if isinstance(record, SessionRecord) else self._clock_known

@@ -16,7 +16,6 @@ from recorder.records import (
     RtpRecord,
     SessionRecord,
     TrackCount,
-    TrackInfo,
     TrackRecord,
 )
 
@@ -26,7 +25,8 @@ class Tally:
 
     def __init__(self, part: int) -> None:
         self.summary = PartSummary(part)
-        self._tracks: dict[int, TrackInfo] = {}
+        self.tracks: dict[int, TrackRecord] = {}
+        """The newest description of each track."""
         self._counts: dict[int, TrackSummary] = {}
 
     def add(self, records: Sequence[Queued]) -> None:
@@ -63,7 +63,7 @@ class Tally:
                 case SessionRecord():
                     summary.began_ns = record.at_ns
                 case TrackRecord():
-                    self._tracks[record.info.track] = record.info
+                    self.tracks[record.info.track] = record
                 case GapRecord():
                     summary.gaps.append(record)
                 case ClockRecord():
@@ -87,6 +87,6 @@ class Tally:
 
     def finish(self) -> PartSummary:
         """Return the summary so far, tracks in the order of their numbers."""
-        self.summary.tracks = [self._tracks[track] for track in sorted(self._tracks)]
+        self.summary.tracks = [self.tracks[track].info for track in sorted(self.tracks)]
         self.summary.counts = [self._counts[track] for track in sorted(self._counts)]
         return self.summary

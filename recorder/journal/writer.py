@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recorder.journal.encoding import JournalError, encode
+from recorder.journal.encoding import JournalError, encode, encode_head
 from recorder.journal.queue import Budget, RecordQueue, gaps_of
 from recorder.journal.segments import SegmentChain, disk_code, next_index
 from recorder.journal.summary import PartSummary
@@ -30,6 +31,8 @@ T = TypeVar("T")
 RETRY_NS = 1_000_000_000
 CLOSE_PATIENCE_NS = 3_000_000_000
 """How long a journal that is being closed goes on trying on a failing disk."""
+LARGE_TEMPLATE_BYTES = 16 << 10
+"""A template with pictures in it is not repeated in each segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class JournalWriter:
         self.chain = SegmentChain(directory, data_key, session.part, public)
         self._queue = RecordQueue(budget, queue_bytes)
         self._tally = Tally(session.part)
+        self._session = _repeated(session)
         self._chunk_bytes = chunk_bytes
         self._segment_ns = segment_ns
         self._wake = wake
@@ -246,7 +250,7 @@ class JournalWriter:
     def _write(self, now_ns: int) -> None:
         while self._pending:
             batch, size = self._next_batch()
-            self.chain.append(encode(batch), now_ns)
+            self.chain.append(self._head() + encode(batch), now_ns)
             del self._pending[: len(batch)]
             self._tally.add(batch)
             self._write_ns = now_ns
@@ -263,6 +267,12 @@ class JournalWriter:
         with self._mark_lock:
             self._written_marks += self._marks
         self._marks = []
+
+    def _head(self) -> bytes:
+        """Return what begins the next chunk: in a new segment what a reader without the ones before lacks."""
+        if self.chain.head is not None or not self._tally.summary.records:
+            return b""
+        return encode_head((self._session, *self._tally.summary.clocks[:1], *self._tally.tracks.values()))
 
     def _next_batch(self) -> tuple[list[Queued], int]:
         """Return the records of the next chunk, and about the bytes they hold in the queue."""
@@ -324,6 +334,14 @@ class JournalWriter:
 
     def _say(self, kind: str, code: str, detail: str, now_ns: int) -> None:
         self._report(JournalTrouble(kind, self.directory, self.part, now_ns, code, detail))
+
+
+def _repeated(session: SessionRecord) -> SessionRecord:
+    """Return the session as later segments repeat it."""
+    if len(json.dumps(session.info.get("template"), default=str)) <= LARGE_TEMPLATE_BYTES:
+        return session
+    info = {key: value for key, value in session.info.items() if key != "template"}
+    return replace(session, info=info)
 
 
 def settle(future: Future[T], outcome: T | Exception) -> None:

@@ -88,7 +88,8 @@ class SealedReader:
         Ends where the file ends for now; call again for what came since. A torn last record (the writer
         died, or is writing) is waited for, not an error. At the END the index is compared with what was
         read. Raise SealedError where anything was changed, removed or put elsewhere; what came before was
-        good.
+        good. After ``changed`` call again for what is behind the changed record: it is bound to that record's
+        stated trailer, not to its content.
         """
         while not self._ended:
             record = self._source.record(self._next)
@@ -103,11 +104,14 @@ class SealedReader:
                     record=self._number,
                 )
             plaintext = None
+            trailer_before = self._trailer
+            if record.type in (RecordType.CHUNK, RecordType.INDEX):
+                self._next, self._number, self._trailer = record.end, record.number + 1, record.trailer
             if record.type == RecordType.CHUNK:
-                plaintext = self._open(record, self._trailer)
-                self._seen.append((record.offset, len(plaintext)))
+                self._seen.append((record.offset, len(record.body) - TAG_BYTES))
+                plaintext = self._open(record, trailer_before)
             elif record.type == RecordType.INDEX:
-                index = Index.from_bytes(self._open(record, self._trailer), record.offset)
+                index = Index.from_bytes(self._open(record, trailer_before), record.offset)
                 if index.entries != tuple(self._seen):
                     raise SealedError(
                         "index_mismatch", record.offset, "index names other chunks", end=record.end

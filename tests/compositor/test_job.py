@@ -122,6 +122,21 @@ def test_live_killed_and_afterwards_are_byte_for_byte_the_same(tmp_path: Path, r
                 assert data[-2000:-1900] not in raw
 
 
+def test_a_damaged_journal_is_composed_and_said(tmp_path: Path, records: list[Record]) -> None:
+    journal = JournalInSteps(tmp_path, KEY, records, UTC_NS)
+    journal.write()
+    (segment,) = tmp_path.glob("segments/*.seg")
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data)
+    *before, last = Child(tmp_path).lines()
+    assert last["done"]["duration_ms"] == 4000
+    (detail,) = last["done"]["timeline"]["unreadable"]
+    assert segment.name in detail
+    assert "does not open" in detail
+    assert {"event": {"type": "composite.journal_damaged", "data": {"detail": detail}}} in before
+
+
 def test_parent_dies(tmp_path: Path, records: list[Record]) -> None:
     journal = JournalInSteps(tmp_path, KEY, records, UTC_NS)
     journal.write(0.6)

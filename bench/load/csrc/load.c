@@ -145,8 +145,12 @@ static void send_frame(struct load *l, struct connection *c, struct sending *s) 
       int length = rtp_header(c, s, first + 1 == end && s == &c->sending[0], now_ns, out);
       uint32_t size = clip->offsets[first + 1] - clip->offsets[first];
       memcpy(out + length, clip->data + clip->offsets[first], size);
-      stamp(out + length + size, c->source, first, now_ns);
-      length = seal(l, c, s->index++, out, length + (int)size + STAMP_BYTES);
+      length += (int)size;
+      if (clip->is.stamped) {
+        stamp(out + length, c->source, first, now_ns);
+        length += STAMP_BYTES;
+      }
+      length = seal(l, c, s->index++, out, length);
       if (length < 0) {
         l->totals.send_failed++;
         continue;

@@ -13,6 +13,7 @@ typedef struct {
   const uint32_t *offsets, *frames;
   uint32_t packet_count, frame_count, period_ms, clock_step;
   int32_t codec, opaque_bytes; /* opaque: that a server may rewrite at a payload's begin */
+  int32_t stamped;             /* 0: payloads go out as they are, for a server that decodes them */
 } load_clip_t;
 
 typedef struct {
