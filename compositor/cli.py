@@ -23,13 +23,14 @@ from compositor.encode import EncodeError, Encoder
 from compositor.fonts import FONT_PATH, FontError, coverage, missing_glyphs
 from compositor.job import write_composite
 from compositor.overlays import ImageError
+from compositor.sealing import seal_file
 from compositor.spool import SpoolError
 from recorder.canonical import CanonicalError, as_int
 from recorder.journal import JournalError, JournalReader
 from recorder.keys import FileProvider, KeyProblem, read_sidecar
 from recorder.manifest import ManifestError, read_manifest
 from recorder.records import EventRecord, SessionRecord, TrackInfo, TrackRecord
-from recorder.sealed import DataKey, SealedError, SealedWriter
+from recorder.sealed import DataKey, SealedError
 from recorder.template import LayoutName, Template, parse_template
 
 app = typer.Typer(
@@ -137,8 +138,13 @@ def render(
                 write_composite(file.write, spool, composition)
             err.print(f"compositor: {getpass.getuser()} wrote {output} in the clear: {purpose}", markup=False)
         else:
-            with SealedWriter(output, key, kind="derived", media_type=template.media_type) as writer:
-                write_composite(writer.write, spool, composition)
+            seal_file(
+                output,
+                key,
+                lambda write: write_composite(write, spool, composition),
+                kind="derived",
+                media_type=template.media_type,
+            )
     finally:
         encoder.spool.remove()
     out.print(f"{output}: {float(composition.duration_s):.3f} s, {composition.pictures} frames", markup=False)

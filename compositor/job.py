@@ -17,7 +17,6 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -27,10 +26,11 @@ from compositor.compose import Composition, NothingRecorded
 from compositor.encode import EncodeError, Encoder
 from compositor.mp4 import write_mp4
 from compositor.overlays import ImageError
+from compositor.sealing import Write, seal_file
 from compositor.single import SingleWanted, SingleWriter
 from compositor.spool import Spool, SpoolError
 from recorder.journal import JournalError, JournalReader
-from recorder.sealed import DataKey, FileSummary, SealedError, SealedWriter
+from recorder.sealed import DataKey, FileSummary, SealedError
 from recorder.template import Template
 
 CONTACT_SHEET, THUMBNAIL = "contact-sheet.jpg", "thumbnail.jpg"
@@ -135,7 +135,14 @@ def compose_recording(job: Job, control: Control, voice: Voice) -> dict[str, Any
         unreadable = _follow(job, key, composition, control, voice)
         report = composition.finish(control.end_ns, unreadable)
         spool = encoders[0].finish(composition.frames)
-        summary = _write(job, key, files, spool, composition, report)
+        summary = seal_file(
+            files / f"{job.name}.{{file_id}}.sealed",
+            key,
+            lambda write: write_composite(write, spool, composition),
+            kind=job.kind,
+            media_type=template.media_type,
+            public={"duration_ms": report["duration_ms"], "frames": composition.pictures},
+        )
         images = write_images(job, composition) if job.kind == "archive" else []
     finally:
         for encoder in encoders:
@@ -201,12 +208,10 @@ def write_images(job: Job, composition: Composition) -> list[FileSummary]:
 def _seal(job: Job, name: str, media_type: str, content: bytes) -> FileSummary:
     """Write a derived file beside the composite."""
     path = job.recording_dir / "files" / f"{name}.{{file_id}}.sealed"
-    with SealedWriter(path, job.key(), kind="derived", media_type=media_type) as writer:
-        writer.write(content)
-        return writer.close()
+    return seal_file(path, job.key(), lambda write: write(content), kind="derived", media_type=media_type)
 
 
-def write_composite(write: Callable[[bytes], object], spool: Spool, composition: Composition) -> None:
+def write_composite(write: Write, spool: Spool, composition: Composition) -> None:
     """Write a finished composition's regular MP4: index first, then the packets as they lie in the spool."""
     write_mp4(
         write,
@@ -217,22 +222,6 @@ def write_composite(write: Callable[[bytes], object], spool: Spool, composition:
         created_utc_ns=composition.armed_utc_ns or 0,
         chapters=composition.chapters,
     )
-
-
-def _write(
-    job: Job, key: DataKey, files: Path, spool: Spool, composition: Composition, report: dict[str, Any]
-) -> FileSummary:
-    """Seal the composite; nothing is left of one that could not be written whole."""
-    public = {"duration_ms": report["duration_ms"], "frames": composition.pictures}
-    path = files / f"{job.name}.{{file_id}}.sealed"
-    writer = SealedWriter(path, key, kind=job.kind, media_type=composition.template.media_type, public=public)
-    try:
-        write_composite(writer.write, spool, composition)
-        return writer.close()
-    except BaseException:
-        writer.abandon()
-        writer.path.unlink(missing_ok=True)
-        raise
 
 
 def write_singles(job: Job, control: Control, voice: Voice) -> list[dict[str, Any]]:

@@ -18,12 +18,13 @@ from compositor.boxes import av1_config, avc_config, length_prefixed, opus_head,
 from compositor.compose import NothingRecorded
 from compositor.mp4 import write_mp4
 from compositor.pictures import picture_size
+from compositor.sealing import Write, seal_file
 from compositor.spool import SampleTable, Spool
 from compositor.timeline import HORIZON_NS, Frame, Timeline
 from compositor.webm import write_webm
 from recorder.clock import rfc3339
 from recorder.records import ClockRecord, EndRecord, Record, RtcpRecord, RtpRecord, SessionRecord, TrackInfo
-from recorder.sealed import DataKey, SealedWriter
+from recorder.sealed import DataKey
 from recorder.template import Source
 
 VIDEO_TIMESCALE = 90_000
@@ -204,29 +205,27 @@ class SingleWriter:
         video.end = max(video.end, round(duration_s * VIDEO_TIMESCALE))  # the last picture stands to the end
         file.spool.finish()
         duration_ms = round(duration_s * 1000)
-        writer = SealedWriter(
-            self._files_dir / f"{name}.{{file_id}}.sealed",
-            self._key,
-            kind="derived",
-            media_type="video/webm" if webm else "video/mp4",
-            public={"duration_ms": duration_ms},
-        )
         created = self._start_ns + self._offset_ns if self._offset_ns is not None else 0
-        write = write_webm if webm else write_mp4
-        try:
-            write(
-                writer.write,
+        write_container = write_webm if webm else write_mp4
+
+        def content(write: Write) -> None:
+            write_container(
+                write,
                 file.spool.tables,
                 file.spool.runs,
                 file.spool.read(),
                 duration_s=duration_s,
                 created_utc_ns=created,
             )
-            summary = writer.close()
-        except BaseException:
-            writer.abandon()
-            writer.path.unlink(missing_ok=True)
-            raise
+
+        summary = seal_file(
+            self._files_dir / f"{name}.{{file_id}}.sealed",
+            self._key,
+            content,
+            kind="derived",
+            media_type="video/webm" if webm else "video/mp4",
+            public={"duration_ms": duration_ms},
+        )
         return {
             "name": name,
             "seat": file.seat,
