@@ -13,6 +13,7 @@ from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender, RTCSession
 from aiortc.mediastreams import MediaStreamError
 
 from tests.e2e.api import Api, Problem
+from tests.media.lossy import LossyLink
 
 
 @dataclass
@@ -85,7 +86,9 @@ class Subscription:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
-async def _negotiate(api: Api, connection: RTCPeerConnection, path: str, token: str) -> Session:
+async def _negotiate(
+    api: Api, connection: RTCPeerConnection, path: str, token: str, link: LossyLink | None = None
+) -> Session:
     await connection.setLocalDescription(await connection.createOffer())
     begin = time.monotonic()
     answer = await api.ask(
@@ -98,7 +101,10 @@ async def _negotiate(api: Api, connection: RTCPeerConnection, path: str, token: 
     if answer.status != 201:
         await connection.close()
         raise Problem(answer.status, answer.json())
-    await connection.setRemoteDescription(RTCSessionDescription(answer.body.decode(), "answer"))
+    sdp = answer.body.decode()
+    if link is not None:
+        sdp = await link.redirect(sdp)
+    await connection.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
     return Session(
         api,
         connection,
@@ -117,8 +123,9 @@ async def publish(
     *,
     source: str = "camera",
     codec: str = "VP8",
+    link: LossyLink | None = None,
 ) -> Session:
-    """Publish tracks over WHIP. Raises Problem."""
+    """Publish tracks over WHIP, through a bad line if one is given. Raises Problem."""
     connection = RTCPeerConnection()
     for track in tracks:
         connection.addTrack(track)
@@ -128,7 +135,7 @@ async def publish(
             known = RTCRtpSender.getCapabilities("video").codecs
             chosen = [one for one in known if one.mimeType.lower() in (wanted, "video/rtx")]
             transceiver.setCodecPreferences(chosen)
-    return await _negotiate(api, connection, f"/v1/whip/{room}?source={source}", token)
+    return await _negotiate(api, connection, f"/v1/whip/{room}?source={source}", token, link)
 
 
 async def subscribe(

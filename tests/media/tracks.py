@@ -29,9 +29,13 @@ class CameraTrack(MediaStreamTrack):
 
     kind = "video"
 
-    def __init__(self, party: Party, *, fps: int = FPS, width: int = WIDTH, height: int = HEIGHT) -> None:
+    def __init__(
+        self, party: Party, *, fps: int = FPS, width: int = WIDTH, height: int = HEIGHT, ppm: float = 0.0
+    ) -> None:
+        """``ppm``: by how much the sender's media clock runs fast."""
         super().__init__()
         self.party, self.fps, self.width, self.height = party, fps, width, height
+        self._rate = 1 + ppm / 1e6
         self.off = False
         """A camera that is off delivers nothing."""
         self.sent_ms: list[int] = []
@@ -53,7 +57,7 @@ class CameraTrack(MediaStreamTrack):
         frame = av.VideoFrame.from_ndarray(
             picture(self.party, captured_ms, self.width, self.height), format="yuv420p"
         )
-        frame.pts = (captured_ms - self._begin_ms) * 90
+        frame.pts = round((captured_ms - self._begin_ms) * 90 * self._rate)
         frame.time_base = fractions.Fraction(1, 90000)
         self.sent_ms.append(captured_ms)
         return frame
@@ -64,10 +68,13 @@ class MicrophoneTrack(MediaStreamTrack):
 
     kind = "audio"
 
-    def __init__(self, party: Party) -> None:
+    def __init__(self, party: Party, *, ppm: float = 0.0) -> None:
+        """``ppm``: by how much the sound card's clock runs fast; what is heard stays at its true time."""
         super().__init__()
         self.party = party
         self.muted = False
+        self._rate = 1 + ppm / 1e6
+        self._stalled_s = 0.0
         sound = programme(party)
         self._samples = (np.clip(sound, -1, 1) * 32767).astype(np.int16)
         begin_ms = monotonic_ms()
@@ -75,12 +82,16 @@ class MicrophoneTrack(MediaStreamTrack):
         self._offset = round(begin_ms * (RATE // 1000)) % (PERIOD_S * RATE)
         self._sent = 0
 
+    def stall(self, seconds: float) -> None:
+        """Deliver nothing for so long; meanwhile the timestamps stand still."""
+        self._stalled_s += seconds
+
     async def recv(self) -> av.AudioFrame:
         """Wait until the next 20 ms have been said, and return them."""
-        due_s = self._begin_s + (self._sent + 1) * SOUND_SAMPLES / RATE
+        due_s = self._begin_s + self._stalled_s + (self._sent + 1) * SOUND_SAMPLES / RATE / self._rate
         await asyncio.sleep(max(due_s - time.monotonic(), 0))
-        at = (self._offset + self._sent * SOUND_SAMPLES + np.arange(SOUND_SAMPLES)) % len(self._samples)
-        samples = self._samples[at]
+        heard = (self._sent * SOUND_SAMPLES + np.arange(SOUND_SAMPLES)) / self._rate + self._stalled_s * RATE
+        samples = self._samples[(self._offset + np.rint(heard).astype(np.int64)) % len(self._samples)]
         if self.muted:
             samples = np.zeros_like(samples)
         frame = av.AudioFrame.from_ndarray(
