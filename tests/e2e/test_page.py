@@ -45,10 +45,15 @@ WATCH_STATE = """([identity, state]) => {
 
 
 @asynccontextmanager
-async def opened(browser: Browser, url: str, **context: Any) -> AsyncIterator[Page]:
-    """Open an address as a person of their own; an error in a script fails the test."""
+async def opened(browser: Browser, url: str, *, before: str = "", **context: Any) -> AsyncIterator[Page]:
+    """Open an address as a person of their own; an error in a script fails the test.
+
+    ``before``: a script that runs before the page's own.
+    """
     made = await browser.new_context(locale="en-GB", **context)
     made.set_default_timeout(PATIENCE_MS)
+    if before:
+        await made.add_init_script(before)
     page = await made.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

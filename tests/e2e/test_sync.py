@@ -82,6 +82,7 @@ async def heard(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Async
         await asyncio.sleep(CALL_S - stall_s)
         await api.stop(recording["id"])
         for session, link in zip(sessions, links.values(), strict=True):
+            assert session.connection.connectionState == "connected"
             await session.close()
             link.close()
             print(f"{link.lost} of {link.lost + link.passed} datagrams lost")
