@@ -145,14 +145,18 @@ def compose_command(
     json_path: JsonOption = None,
     html_path: HtmlOption = None,
 ) -> None:
-    """CPU of composing a recorded minute beside the ffmpeg command that draws the same."""
+    """CPU of composing a recorded minute beside the ffmpeg command that draws the same.
+
+    With --json FILE the middle frame of what each side made is kept in FILE-frames.
+    """
     chosen = names(cases) or tuple(compose.CASES)
+    samples = None if json_path is None else json_path.with_name(f"{json_path.stem}-frames")
     if unknown := set(chosen) - set(compose.CASES):
         raise typer.BadParameter(f"no case {sorted(unknown)[0]}", param_hint="--cases")
     finish(
         lambda progress: {
             "scenario": "compose",
-            **compose.run(runs, seconds=seconds // 10 * 10, cases=chosen, progress=progress),
+            **compose.run(runs, seconds=seconds // 10 * 10, cases=chosen, samples=samples, progress=progress),
         },
         json_path,
         html_path,

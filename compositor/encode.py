@@ -44,8 +44,8 @@ class Encoder:
     """
 
     def __init__(self, template: Template, channels: int, spool_path: Path, data_key: DataKey) -> None:
-        self._video = _open_video(template) if template.video else None
-        self._audio = _open_audio(template, channels)
+        self._video = open_video(template) if template.video else None
+        self._audio = open_audio(template, channels)
         tables = [] if self._video is None else [_video_table(self._video, template)]
         tables.append(
             SampleTable(
@@ -161,7 +161,8 @@ def _gop(template: Template) -> int:
     return max(1, round(template.gop_s * template.frame_rate))
 
 
-def _open_video(template: Template) -> Any:
+def open_video(template: Template) -> Any:
+    """Return libx264's context as the template wants it."""
     fps = template.frame_rate
     video: Any = av.CodecContext.create("libx264", "w")
     video.width, video.height, video.pix_fmt = template.width, template.height, "yuv420p"
@@ -189,7 +190,8 @@ def _video_table(video: Any, template: Template) -> SampleTable:
     return SampleTable("video", "h264", time_base, config, template.width, template.height)
 
 
-def _open_audio(template: Template, channels: int) -> Any:
+def open_audio(template: Template, channels: int) -> Any:
+    """Return the AAC encoder's context, for planar floats at 48 kHz."""
     audio: Any = av.CodecContext.create("aac", "w")
     audio.sample_rate, audio.format = SAMPLE_RATE, "fltp"
     audio.layout = "stereo" if channels == 2 else "mono"

@@ -2,13 +2,15 @@
 
 Two talking heads (25 fps, static background, sensor noise) and two Opus voices become 1280x720 at 25 fps
 with clock and a Chinese line. Ours is the whole child process: start, unsealing the journal, decoding,
-composing, encoding, sealing. ffmpeg reads the same packets from plain files and writes a plain MP4. Runs
-alternate; medians.
+composing, encoding, sealing. ffmpeg reads the same packets from plain files and writes a plain MP4. The floor
+is decoding, encoding and sound of the same frames alone (``compose_floor``). Runs alternate; medians.
 """
 
 from __future__ import annotations
 
 import base64
+import io
+import itertools
 import json
 import os
 import resource
@@ -23,11 +25,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+from PIL import Image
 
+from bench.scenarios import compose_floor
 from bench.scenarios.calls import Progress
 from bench.scenarios.material import H264_720P, KEY, VP8_360P, Kind, Side, write_journal, write_plain
 from compositor.fonts import FONT_PATH
+from compositor.overlays import tile_stamp
+from recorder.sealed import SealedReader
+from recorder.template import TileOverlay
 
 REPETITIONS = 3
 CLOCK = {"kind": "clock"}
@@ -60,11 +68,15 @@ class Case:
     """One camera is off for the second half."""
     ffmpeg: bool = False
     tile: bool = False
+    floor: bool = False
+    """Decode, encode and sound of the same frames are measured alone as well."""
 
 
 CASES = {
-    "call": Case("2 x 360p VP8", {"overlays": [CLOCK, LINE]}, ffmpeg=True),
-    "call_same_preset": Case("x264 veryfast as it is", {"overlays": [CLOCK, LINE], "effort": "normal"}),
+    "call": Case("2 x 360p VP8", {"overlays": [CLOCK, LINE]}, ffmpeg=True, floor=True),
+    "call_same_preset": Case(
+        "x264 veryfast as it is", {"overlays": [CLOCK, LINE], "effort": "normal"}, floor=True
+    ),
     "call_h264_720p": Case("2 x 720p H.264", {"overlays": [CLOCK, LINE]}, H264_720P, ffmpeg=True),
     "call_tiled": Case("with tiled watermark", {"overlays": [CLOCK, LINE, TILE]}, ffmpeg=True, tile=True),
     "call_evidence": Case("evidence profile", {"overlays": [CLOCK, LINE], "profile": "evidence"}),
@@ -79,6 +91,7 @@ QUICK = ("call", "call_tiled", "call_evidence")
 class _Runs:
     ours: list[tuple[float, float]] = field(default_factory=list)
     theirs: list[tuple[float, float]] = field(default_factory=list)
+    floor: list[float] = field(default_factory=list)
     done: dict[str, Any] = field(default_factory=dict)
     ffmpeg_bytes: int = 0
 
@@ -92,8 +105,11 @@ def child_seconds(run: Callable[[], object]) -> tuple[float, float]:
     return cpu, time.monotonic() - began
 
 
-def compose_ours(recording: Path, template: dict[str, Any]) -> dict[str, Any]:
-    """Run one composing job; returns what it said at its end."""
+def compose_ours(recording: Path, template: dict[str, Any], sample: Path | None = None) -> dict[str, Any]:
+    """Run one composing job; returns what it said at its end.
+
+    ``sample``: a PNG to draw the middle frame into.
+    """
     job = {
         "recording_dir": str(recording),
         "data_key_id": KEY.key_id,
@@ -110,6 +126,9 @@ def compose_ours(recording: Path, template: dict[str, Any]) -> dict[str, Any]:
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
     last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["done"]
+    if sample is not None:
+        with SealedReader(recording / "files" / last["file"]["name"], KEY) as reader:
+            _middle_frame(io.BytesIO(reader.read(0, reader.size)), sample)
     shutil.rmtree(recording / "files")
     return last
 
@@ -143,13 +162,17 @@ def compose_ffmpeg(ffmpeg: str, directory: Path, kind: Kind = VP8_360P, *, tile:
     return (directory / "ffmpeg.mp4").stat().st_size
 
 
+def _middle_frame(film: Path | io.BytesIO, png: Path) -> None:
+    """Draw the frame in the middle of an MP4."""
+    png.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(film) if isinstance(film, Path) else film, "r") as container:
+        stream = container.streams.video[0]
+        middle = next(itertools.islice(container.decode(stream), stream.frames // 2, None))
+        Image.fromarray(middle.to_ndarray(format="rgb24")).save(png)
+
+
 def _tile_png(path: Path) -> None:
     """Write the watermark of our own tile overlay as a PNG for ffmpeg."""
-    from PIL import Image
-
-    from compositor.overlays import tile_stamp
-    from recorder.template import TileOverlay
-
     stamp = tile_stamp(TileOverlay(text="B-1 agent · customer"), "B-1 agent · customer", 1280, 720, print)
     rgba = np.full((720, 1280, 4), 255, np.uint8)
     rgba[..., 3] = 255 - stamp.keep
@@ -161,11 +184,13 @@ def run(
     *,
     seconds: int = 60,
     cases: tuple[str, ...] = tuple(CASES),
+    samples: Path | None = None,
     progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
     """Measure the cases; CPU and wall seconds per recorded minute.
 
-    ``ratio.ffmpeg`` is the first case's, ours over theirs.
+    ``ratio.ffmpeg`` is the first case's, ours over theirs. ``samples``: a directory for the middle frame of
+    what each side made.
     """
     ffmpeg = shutil.which("ffmpeg")
     found = {name: _Runs() for name in cases}
@@ -184,7 +209,8 @@ def run(
         for number in range(repetitions):
             for name, runs in found.items():
                 progress(f"{name}, run {number + 1} of {repetitions}")
-                _once(CASES[name], runs, directory, ffmpeg)
+                keep = samples / name if samples is not None and number == 0 else None
+                _once(CASES[name], runs, directory, ffmpeg, keep)
     report: dict[str, Any] = {"seconds": seconds, "repetitions": repetitions}
     for name, runs in found.items():
         report[name] = _figures(runs, seconds)
@@ -198,11 +224,13 @@ def run(
     return report
 
 
-def _once(case: Case, runs: _Runs, directory: Path, ffmpeg: str | None) -> None:
+def _once(case: Case, runs: _Runs, directory: Path, ffmpeg: str | None, keep: Path | None) -> None:
+    """Run all sides; ``keep``: where their middle frames go, ``-ours.png`` and ``-ffmpeg.png`` added."""
     recording = directory / f"recording-{case.kind.height}{'-off' if case.one_off else ''}"
 
     def ours() -> None:
-        runs.done = compose_ours(recording, case.template)
+        sample = keep.with_name(f"{keep.name}-ours.png") if keep is not None else None
+        runs.done = compose_ours(recording, case.template, sample)
 
     runs.ours.append(child_seconds(ours))
     if case.ffmpeg and ffmpeg is not None:
@@ -211,6 +239,10 @@ def _once(case: Case, runs: _Runs, directory: Path, ffmpeg: str | None) -> None:
             runs.ffmpeg_bytes = compose_ffmpeg(ffmpeg, directory, case.kind, tile=case.tile)
 
         runs.theirs.append(child_seconds(theirs))
+        if keep is not None:
+            _middle_frame(directory / "ffmpeg.mp4", keep.with_name(f"{keep.name}-ffmpeg.png"))
+    if case.floor:
+        runs.floor.append(compose_floor.in_a_child(recording, case.template))
 
 
 def _figures(runs: _Runs, seconds: int) -> dict[str, Any]:
@@ -234,4 +266,8 @@ def _figures(runs: _Runs, seconds: int) -> dict[str, Any]:
             "ffmpeg_bytes": runs.ffmpeg_bytes,
             "ratio": round(figures["ours_cpu_s_per_min"] / cpu, 3),
         }
+    if runs.floor:
+        floor = median(runs.floor)
+        ratio = round(figures["ours_cpu_s_per_min"] / floor, 3)
+        figures |= {"floor_cpu_s_per_min": floor, "floor_ratio": ratio}
     return figures
