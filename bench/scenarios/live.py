@@ -23,6 +23,8 @@ from bench.scenarios.material import VP8_360P, talking_head, voice
 from bench.servers import Ours, ServerError
 
 POLL_S = 2.0
+START_GAP_S = 3.0
+"""Calls do not begin in the same second: each composer has loaded what it needs before the next begins."""
 KINDS = {"compositor.job": "composers", "mediaserver.media.worker": "worker"}
 """Processes by what their command line says; the rest is the control process."""
 
@@ -51,12 +53,14 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
             try:
                 await asyncio.sleep(server.rest_s)
                 await calls.open(plan.rooms)
-                template = {"profile": plan.profile}
-                made = [await server.start_recording(room, template) for room in calls.rooms]
+                made = []
+                for room in calls.rooms:
+                    made.append(await server.start_recording(room, {"profile": plan.profile}))
+                    await asyncio.sleep(START_GAP_S)
                 if plan.muted:
                     for room in calls.rooms:
                         await server.mute_video(room, "party-1")
-                await asyncio.sleep(2 * SETTLE_S)  # the composers have loaded what they need by then
+                await asyncio.sleep(SETTLE_S)
                 figures = await _watch(plan, server, made, progress)
                 stopped = time.monotonic()
                 await asyncio.gather(*(server.stop_recording(one) for one in made))
