@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from recorder.journal.encoding import JournalError, decode, decode_head
+from recorder.journal.encoding import JournalError, decode, decode_head, record_time
 from recorder.records import ClockRecord, EndRecord, Record, SessionRecord, TrackInfo, TrackRecord
 from recorder.sealed import DataKey, Header, SealedError, SealedReader
 from recorder.storage import SegmentName, list_segments, segments_directory
@@ -153,7 +153,8 @@ class _Memory:
 
     def __init__(self) -> None:
         self._part: int | None = None
-        self._clock_known = False
+        self._clock_ns: int | None = None
+        """When the earliest clock pair of the part was taken."""
         self._tracks: dict[int, TrackInfo] = {}
         self._incomplete = False
         self._held: list[Record] = []
@@ -185,11 +186,13 @@ class _Memory:
             if isinstance(record, TrackRecord):
                 self._tracks[record.info.track] = record.info
             elif isinstance(record, SessionRecord):
-                self._part, self._clock_known = record.part, False
-            elif isinstance(record, ClockRecord):
-                self._clock_known = True
+                self._part, self._clock_ns = record.part, None
+            elif isinstance(record, ClockRecord) and self._clock_ns is None:
+                self._clock_ns = record.at_ns
 
     def _known(self, record: Record) -> bool:
         if isinstance(record, TrackRecord):
             return record.info.track in self._tracks
-        return record.part == self._part if isinstance(record, SessionRecord) else self._clock_known
+        if isinstance(record, SessionRecord):
+            return record.part == self._part
+        return self._clock_ns is not None and self._clock_ns <= record_time(record)

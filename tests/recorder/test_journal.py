@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ from recorder.checkpoint import Checkpoint
 from recorder.clock import SystemClock
 from recorder.gm.sm3 import sm3
 from recorder.journal import GroupCommit, JournalError, JournalReader, JournalTrouble, PartSummary, recover
-from recorder.records import ClockRecord, EndRecord, GapRecord, Record, RtpRecord, TrackRecord
+from recorder.journal.writer import LARGE_TEMPLATE_BYTES
+from recorder.records import (
+    ClockRecord,
+    EndRecord,
+    GapRecord,
+    Record,
+    RtpRecord,
+    SessionRecord,
+    TrackRecord,
+)
 from recorder.sealed import RecordType, scan
 from recorder.storage import list_segments
 from tests.recorder.journal_tools import (
@@ -90,6 +100,60 @@ def test_everything_written_is_read_back_in_order(tmp_path: Path) -> None:
     assert counts[2].packets == 25
     assert PartSummary.from_json(summary.to_json()) == summary
     assert recover(tmp_path, KEY) == [summary]
+
+
+@pytest.mark.parametrize("lost", [(0,), (0, 1), (1,)])
+def test_what_lost_segments_said_is_said_again(tmp_path: Path, lost: tuple[int, ...]) -> None:
+    bench = Bench(segment_ns=SECOND)
+    first = session()
+    journal = bench.commit.open(tmp_path, KEY, first)
+    told = [TrackRecord(bench.clock.now + number, track(number)) for number in (1, 2)]
+    journal.write([told[0], *packets(20, bench.clock.now)])
+    bench.run(1500 * MS)
+    journal.write([told[1], *packets(20, bench.clock.now, track_number=2)])
+    for _ in range(4):
+        bench.run(SECOND)
+        journal.write(packets(20, bench.clock.now))
+    ending = journal.close(EndRecord(bench.clock.now, True, "stopped"))
+    bench.run(250 * MS)
+    whole, summary = read(tmp_path), ending.result(0)
+    clock = next(record for record in whole if isinstance(record, ClockRecord))
+    for index in lost:
+        list_segments(tmp_path)[index if len(lost) == 1 else 0][1].unlink()
+    reader = JournalReader(tmp_path, KEY)
+    records = reader.poll()
+    reader.close()
+    assert reader.ended
+    assert [record for record in records if isinstance(record, SessionRecord)] == [first]
+    assert [record for record in records if isinstance(record, TrackRecord)] == told
+    assert next(record for record in records if isinstance(record, ClockRecord)) == clock
+    if 0 in lost:
+        assert records[:3] == [first, clock, told[0]]
+    assert len(records) < len(whole)
+    (left,) = recover(tmp_path, KEY)
+    assert left.tracks == summary.tracks
+    assert left.records == len(records)
+
+
+def test_a_template_with_pictures_is_said_once(tmp_path: Path) -> None:
+    bench = Bench(segment_ns=SECOND)
+    large = {"overlays": [{"kind": "image", "png": "A" * LARGE_TEMPLATE_BYTES}]}
+    journal = bench.commit.open(tmp_path, KEY, session_with(template=large))
+    for second in range(3):
+        journal.write(packets(5, bench.clock.now, seed=second))
+        bench.run(SECOND)
+    bench.commit.close()
+    sizes = [path.stat().st_size for _, path in list_segments(tmp_path)]
+    assert sizes[0] > LARGE_TEMPLATE_BYTES > max(sizes[1:])
+    list_segments(tmp_path)[0][1].unlink()
+    found = read(tmp_path)[0]
+    assert isinstance(found, SessionRecord)
+    assert found == session_with()
+
+
+def session_with(**info: object) -> SessionRecord:
+    plain = session()
+    return replace(plain, info={**plain.info, **info})
 
 
 def test_segments_are_chained_and_never_share_a_nonce(tmp_path: Path) -> None:
