@@ -76,12 +76,16 @@ class JournalReader:
             # final.
             following = self._following()
             yield from self._rest_of_segment()
-            if following is None or self._place is None or following[0].part != self._place.part:
-                yield self._memory.release()  # for now, or for ever, no head tells more
             if following is None:
+                yield self._memory.release()  # for now no head tells more
                 return
             self.close()
-            if following[0] != self._expected(following[0].part):
+            expected = self._expected(following[0].part)
+            if expected.index == 0:
+                yield self._memory.release()
+                self._memory = _Memory()
+            if following[0] != expected:
+                self.damage.append(f"{expected}: missing")
                 self._memory.lost()
             self._place, path = following
             self._given_up = False
@@ -146,13 +150,13 @@ class JournalReader:
 
 
 class _Memory:
-    """What was said of session and tracks so far.
+    """What was said of session and tracks of a part so far.
 
     After a loss records wait for the head that says what is missing.
     """
 
     def __init__(self) -> None:
-        self._part: int | None = None
+        self._begun = False
         self._clock_ns: int | None = None
         """When the earliest clock pair of the part was taken."""
         self._tracks: dict[int, TrackInfo] = {}
@@ -186,7 +190,7 @@ class _Memory:
             if isinstance(record, TrackRecord):
                 self._tracks[record.info.track] = record.info
             elif isinstance(record, SessionRecord):
-                self._part, self._clock_ns = record.part, None
+                self._begun, self._clock_ns = True, None
             elif isinstance(record, ClockRecord) and self._clock_ns is None:
                 self._clock_ns = record.at_ns
 
@@ -194,5 +198,5 @@ class _Memory:
         if isinstance(record, TrackRecord):
             return record.info.track in self._tracks
         if isinstance(record, SessionRecord):
-            return record.part == self._part
+            return self._begun
         return self._clock_ns is not None and self._clock_ns <= record_time(record)
