@@ -24,7 +24,7 @@ AAC_FRAME = 1024
 VIDEO = 0
 _FLUSH_SECONDS = 1
 PRESET = "veryfast"
-LOW_EFFORT = "me=dia:subme=1:rc-lookahead=5"
+LOW_EFFORT = "me=dia:subme=1:rc-lookahead=5:b-adapt=0:weightp=0"
 """Half the CPU of the preset alone on pictures of calls: faces before a room that stands still gain little
 from finer motion search. docs/composing.md has the measured curve."""
 BEHIND = 2
