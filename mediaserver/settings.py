@@ -127,9 +127,9 @@ class Media(Section):
     )
     consent_s: Positive = Field(
         default=15.0,
-        description="A client not heard from for this long has left (RFC 7675 allows 30). Shorter: gone "
-        "clients "
-        "vanish sooner, short network blips end sessions.",
+        description="A client not heard from for this long has left; one that sends but does not check its "
+        "connection, after 30 s (RFC 7675). Shorter: gone clients vanish sooner, short network blips end "
+        "sessions.",
     )
     idle_room_s: Positive = Field(
         default=30.0, description="A room closes this long after its last participant left."

@@ -105,7 +105,7 @@ class IceAgent:
     """The controlled, lite side of every session of a worker."""
 
     def __init__(self, consent_ns: int = CONSENT_NS) -> None:
-        """Let sessions live for ``consent_ns`` without a valid check (RFC 7675 allows 30 s at most)."""
+        """Let sessions live for ``consent_ns`` without a valid check or a packet, 30 s without a check."""
         self.counters = IceCounters()
         self._consent_ns = min(consent_ns, CONSENT_NS)
         self._legs: dict[str, _Leg] = {}
@@ -209,7 +209,8 @@ class IceAgent:
         """Return the sessions whose state time has changed; an expired one is to be removed by the caller.
 
         ``heard_ns`` is asked of sessions without a recent check: when did authenticated packets last come?
-        Who is heard is not disconnected; consent is not renewed by it.
+        Who is heard is not disconnected, nor taken for gone when some checks get lost; consent is not renewed
+        by it.
         """
         changes: list[tuple[str, IceState]] = []
         for leg in self._legs.values():
@@ -221,7 +222,9 @@ class IceAgent:
             state: IceState
             if leg.state is IceState.WAITING:
                 state = IceState.EXPIRED if now - leg.created_ns > CONNECT_NS else leg.state
-            elif unchecked_ns > self._consent_ns:
+            elif unchecked_ns > CONSENT_NS or (
+                unchecked_ns > self._consent_ns and now - heard_ns(leg.session) > self._consent_ns
+            ):
                 state = IceState.EXPIRED
             elif unchecked_ns <= DISCONNECTED_NS or now - heard_ns(leg.session) <= DISCONNECTED_NS:
                 state = IceState.CONNECTED

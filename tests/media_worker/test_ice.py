@@ -170,6 +170,18 @@ def test_media_does_not_renew_consent() -> None:
     ]
 
 
+def test_who_is_heard_survives_lost_checks_but_not_the_rfcs_limit() -> None:
+    """With 5 % loss a client that checks every 5 s loses two checks in a row each quarter of an hour."""
+    ice = IceAgent(consent_ns=15 * SECOND_NS)
+    local = ice.add("s", "theirs", NOW)
+    ice.receive(check(local, "theirs"), HERE, NOW)
+    for seconds in (16, 29):
+        at = NOW + seconds * SECOND_NS
+        assert ice.handle_timer(at, lambda session, at=at: at - SECOND_NS) == []  # type: ignore[misc]
+    silent = NOW + 2 * SECOND_NS
+    assert ice.handle_timer(NOW + 18 * SECOND_NS, lambda session: silent) == [("s", IceState.EXPIRED)]
+
+
 def test_session_without_a_check_expires() -> None:
     ice, _ = agent()
     assert ice.handle_timer(NOW + CONNECT_NS) == []
