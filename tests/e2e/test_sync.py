@@ -87,7 +87,8 @@ async def heard(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Async
             link.close()
             print(f"{link.lost} of {link.lost + link.passed} datagrams lost")
             assert 0.03 < link.lost / (link.lost + link.passed) < 0.07
-        await api.composed(recording["id"], timeout_s=300)
+        _, ready_s = await api.composed(recording["id"], timeout_s=300)
+        print(f"composed {ready_s:.1f} s after the connections were closed")
         answer = await api.file(recording["id"], "composite.mp4")
     (tmp_path_factory.mktemp("sync") / "composite.mp4").write_bytes(answer.body)
     film = read_film(answer.body)
