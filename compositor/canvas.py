@@ -53,7 +53,10 @@ class Planes:
         self.y[...], self.u[...], self.v[...] = colour
 
     def same_as(self, other: Planes) -> bool:
-        """Tell whether two pictures have the same size and pixels."""
+        """Tell whether two pictures have the same size and pixels; one line tells most that differ."""
+        middle = self.height // 2
+        if self.y.shape != other.y.shape or not np.array_equal(self.y[middle], other.y[middle]):
+            return False
         return all(
             np.array_equal(mine, theirs)
             for mine, theirs in ((self.u, other.u), (self.v, other.v), (self.y, other.y))
