@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from recorder.journal import GroupCommit
+from recorder.journal.encoding import record_time
 from recorder.records import ClockRecord, EndRecord, Record, SessionRecord
 from recorder.sealed import DataKey
 
@@ -56,7 +56,7 @@ class JournalInSteps:
             last = now.pop()
         for at in range(0, len(now), 50):
             self._journal.write(now[at : at + 50])
-            self._commit.step(_time_ns(now[min(at + 49, len(now) - 1)]) + TICK_NS)
+            self._commit.step(record_time(now[min(at + 49, len(now) - 1)]) + TICK_NS)
         if isinstance(last, EndRecord):
             ended = self._journal.close(last)
             self._commit.step(last.at_ns + TICK_NS)
@@ -65,7 +65,3 @@ class JournalInSteps:
     def close(self) -> None:
         """Stop without an end."""
         self._commit.close()
-
-
-def _time_ns(record: Any) -> int:
-    return int(record.arrival_ns if hasattr(record, "arrival_ns") else record.at_ns)

@@ -17,11 +17,13 @@ def recover(directory: Path, data_key: DataKey | None = None) -> list[PartSummar
     Needs no database and writes nothing, so it may run any number of times. Without the key only segments and
     damage are told. Segments that no one can describe (not even a header) are named in ``damage``.
     """
-    segments = list_segments(directory)
-    return [_part(directory, part, data_key) for part in sorted({name.part for name, _ in segments})]
+    parts: dict[int, list[Path]] = {}
+    for name, path in list_segments(directory):
+        parts.setdefault(name.part, []).append(path)
+    return [_part(directory, part, paths, data_key) for part, paths in sorted(parts.items())]
 
 
-def _part(directory: Path, part: int, data_key: DataKey | None) -> PartSummary:
+def _part(directory: Path, part: int, paths: list[Path], data_key: DataKey | None) -> PartSummary:
     tally = Tally(part)
     summary = tally.summary
     if data_key is not None:
@@ -30,9 +32,7 @@ def _part(directory: Path, part: int, data_key: DataKey | None) -> PartSummary:
             tally.add(records)
         reader.close()
         summary.damage += reader.damage
-    for name, path in list_segments(directory):
-        if name.part != part:
-            continue
+    for path in paths:
         if not path.is_file():
             summary.damage.append(f"{path.name}: is no file")
             continue

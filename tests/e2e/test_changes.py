@@ -110,12 +110,12 @@ class Call:
         return found
 
 
-async def sent_width(page: Page, *, below: int = 1 << 16, at_least: int = 0, patience_s: float = 40.0) -> int:
-    """Wait until the page sends pictures of a width in [at_least, below); return it."""
-    deadline = time.monotonic() + patience_s
+async def sent_width(page: Page, *, below: int = 1 << 16) -> int:
+    """Wait until the page sends pictures of a width under ``below``; return it."""
+    deadline = time.monotonic() + 40.0
     while True:
         width = int(await page.evaluate(SENT_WIDTH))
-        if at_least <= width < below and width:
+        if 0 < width < below:
             return width
         assert time.monotonic() < deadline, f"the browser sends {width} pixels"
         await asyncio.sleep(0.2)
