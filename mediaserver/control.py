@@ -17,7 +17,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,9 +25,9 @@ from aiohttp import web
 
 from mediaserver import addresses, tls
 from mediaserver.api.app import build
-from mediaserver.api.models import AutoRecording, RecordingStart
+from mediaserver.api.models import AutoRecording
 from mediaserver.errors import Refused
-from mediaserver.events import EventLog, Logged
+from mediaserver.events import EventLog
 from mediaserver.invites import Brake
 from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.memory import keep_tidy, settle_memory
@@ -40,9 +40,10 @@ from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
 from mediaserver.secrets import Secrets, open_secrets
 from mediaserver.settings import Settings
 from mediaserver.store import Database, Store
-from mediaserver.supervisor import Death, NoWorker, Worker, Workers
+from mediaserver.supervisor import Workers
 from mediaserver.tokens import Principal, Tokens
 from mediaserver.webhooks import Webhooks
+from mediaserver.worker_news import WorkerNews
 from recorder.catalog import Catalog
 from recorder.fieldkey import FieldKey
 from recorder.reindex import opener, reindex
@@ -92,8 +93,9 @@ class Control:
             client_max_s=settings.tokens.client_max_s,
             is_revoked=lambda tenant, token_id: (tenant, token_id) in self._revoked,
         )
+        self._news = WorkerNews(self)
         self.workers = Workers(
-            settings, on_up=self._worker_up, on_events=self._worker_events, on_death=self._worker_died
+            settings, on_up=self._news.up, on_events=self._news.take, on_death=self._news.died
         )
         self.rooms = Rooms(self.workers, self.store, self.database)
         self.recordings = Recordings(
@@ -156,9 +158,9 @@ class Control:
         await continuity.take_over(self.recordings, workers)
         await self.finishing.take_over()
         for room in self.rooms.orphans():
-            self._spawn(self._rescue(room, time.monotonic_ns()))
-        self._spawn(self._tick())
-        self._spawn(keep_tidy())
+            self.spawn(self._news.rescue(room, time.monotonic_ns()))
+        self.spawn(self._tick())
+        self.spawn(keep_tidy())
         await self._listen()
 
     async def _reindex(self) -> None:
@@ -328,122 +330,6 @@ class Control:
             self.metrics.from_worker(worker.index, worker.pid, worker.stats)
         return self.metrics.text()
 
-    # What the workers tell
-
-    async def _worker_up(self, worker: Worker) -> None:
-        self.rooms.adopt(worker)
-
-    async def _worker_events(
-        self, worker: Worker, events: list[JsonObject], acknowledge: Callable[[], None]
-    ) -> None:
-        """Take what a worker tells; acknowledged when it is in the log. One bad event spoils no other."""
-        logged: list[Logged] = []
-        joined: dict[tuple[str, str], Room] = {}
-        for event in events:
-            try:
-                logged.append(await self._worker_event(worker, event))
-            except Exception:
-                _log.exception("an event of worker %d is lost", worker.index)
-                continue
-            room = self.rooms.get(str(event.get("tenant", "")), str(event.get("room", "")))
-            if room is not None and event["type"] in ("participant.joined", "track.started"):
-                joined[room.key] = room
-        for room in joined.values():
-            await self._start_automatically(room)
-        self._spawn(self._when_logged(logged, acknowledge))
-
-    async def _when_logged(self, logged: list[Logged], acknowledge: Callable[[], None]) -> None:
-        await asyncio.gather(*logged)
-        acknowledge()
-
-    async def _worker_event(self, worker: Worker, event: JsonObject) -> Logged:
-        kind, data = str(event["type"]), dict(event.get("data", {}))
-        tenant, name = str(event.get("tenant", "")), str(event.get("room", ""))
-        room = self.rooms.get(tenant, name)
-        if room is not None and room.worker == worker.index:
-            self.rooms.observe(room, kind, data)
-            await self.recordings.observe(room, kind, {**data, **_recording_of(event)})
-        return self.events.put(
-            kind,
-            tenant=tenant,
-            room=name,
-            recording=event.get("recording") or self._recording_in(tenant, name),
-            actor=str(data.get("identity") or f"worker:{worker.index}"),
-            data=data,
-        )
-
-    def _recording_in(self, tenant: str, room: str) -> str | None:
-        return next((active.entry.id for active in self.recordings.in_room(tenant, room)), None)
-
-    async def _start_automatically(self, room: Room) -> None:
-        auto = room.auto
-        if auto is None or room.auto_started:
-            return
-        present = {one.role for one in room.present()}
-        if not present or not set(auto.get("roles") or ()) <= present:
-            return
-        room.auto_started = True
-        await self.rooms.save(room)
-        self._spawn(self._record_automatically(room, auto))
-
-    async def _record_automatically(self, room: Room, auto: JsonObject) -> None:
-        wanted = {name: auto[name] for name in RecordingStart.model_fields if name in auto}
-        if auto.get("any_attempt"):
-            earlier = await self.database.run(self.catalog.by_business_no, room.tenant, wanted["business_no"])
-            if earlier:
-                wanted["attempt"] = earlier[-1].attempt + 1
-        try:
-            await self.recordings.start(room, RecordingStart.model_validate(wanted), "auto")
-        except Refused as error:
-            _log.error("the automatic recording of room %s did not start: %s", room.name, error)
-            await self.events.append(
-                "recording.failed",
-                tenant=room.tenant,
-                room=room.name,
-                data={"code": error.code, "automatic": True},
-            )
-
-    async def _worker_died(self, death: Death) -> None:
-        self.metrics.worker_deaths.inc()
-        rooms = [room for room in self.rooms if room.worker == death.index or room.key in death.rooms]
-        await asyncio.gather(*(self._rescue(room, death.at_ns) for room in rooms))
-
-    async def _rescue(self, room: Room, died_ns: int) -> None:
-        """Open a room of a dead worker on a live one and let its recordings go on there."""
-        for _ in range(20):
-            try:
-                cut_off = await self.rooms.move(room)
-                break
-            except (NoWorker, ConnectionError, TimeoutError, IpcError) as error:
-                _log.warning("room %s has no worker yet: %s", room.name, error)
-                self.workers.release_room(room.tenant, room.name)
-                await asyncio.sleep(0.5)
-        else:
-            await self.close_room(room, "worker_lost")
-            return
-        await continuity.go_on(self.recordings, room, died_ns)
-        for one in cut_off:
-            await self.events.append(
-                "participant.left",
-                tenant=room.tenant,
-                room=room.name,
-                recording=self._recording_in(*room.key),
-                actor=one.identity,
-                data={
-                    "identity": one.identity,
-                    "seat": one.seat,
-                    "role": one.role,
-                    "name": one.name,
-                    "reason": "worker_lost",
-                },
-            )
-        await self.events.append(
-            "room.moved",
-            tenant=room.tenant,
-            room=room.name,
-            data={"reason": "worker_lost", "cut_off": [one.identity for one in cut_off]},
-        )
-
     async def _tick(self) -> None:
         """Close rooms that stand empty; start what waits for the quiet hours; tidy up."""
         asked_ns = 0
@@ -459,7 +345,8 @@ class Control:
             except Exception:
                 _log.exception("the regular work failed; it is tried again")
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something go on that nobody waits for; its failure is logged."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -468,10 +355,6 @@ class Control:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("background work failed", exc_info=task.exception())
-
-
-def _recording_of(event: JsonObject) -> JsonObject:
-    return {"recording": event["recording"]} if event.get("recording") else {}
 
 
 async def serve(settings: Settings) -> None:

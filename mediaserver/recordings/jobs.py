@@ -1,4 +1,7 @@
-"""Background work that must not be lost, durable through DBOS: finishing recordings, delivering events.
+"""Background work that must not be lost, durable through DBOS: finishing recordings, events, tasks.
+
+A task is any further kind of work: a coroutine function registered with ``handle`` and started with ``task``.
+It is tried until it returns, so it looks first what of it is done.
 
 Only the control process launches it, with a fixed executor id, so that a new process takes up what the old
 one left, and with a version raised by hand: by default every changed workflow would orphan its pending runs
@@ -28,6 +31,9 @@ WORKFLOW_VERSION = "1"
 """Raise it when the steps of a workflow change; runs of other versions are then started anew, loudly."""
 QUEUE = "compose"
 WEBHOOKS = "webhooks"
+TASKS = "tasks"
+TASKS_AT_ONCE = 512
+"""Tasks mostly wait for a disk or a network; each bounds for itself what it does at once."""
 WEBHOOKS_AT_ONCE = 16
 """Deliveries under way, those that wait for their next try included; the others queue."""
 POLL_S = 0.5
@@ -38,12 +44,14 @@ KEPT_DAYS = 7
 FORGET_AT_ONCE = 1000
 FIRST_RETRY_S = 5.0
 LAST_RETRY_S = 3600.0
+LAST_TASK_RETRY_S = 300.0
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Work = Callable[[str], Awaitable[dict[str, Any]]]
 Deliver = Callable[[str, int], Awaitable[bool]]
+Task = Callable[[str], Awaitable[None]]
 
 
 class Closing(BaseException):
@@ -83,6 +91,7 @@ class Jobs:
         self._url = url
         self._executor_id = executor_id
         self._work = {"compose": compose, "conclude": conclude}
+        self._tasks: dict[str, Task] = {}
         self.retry_s = retry_s
         """How long a delivery is tried."""
         self._deliver = deliver
@@ -171,6 +180,16 @@ class Jobs:
             polling_interval_sec=POLL_S,
             on_conflict="always_update",
         )
+        DBOS.register_queue(
+            TASKS,
+            worker_concurrency=TASKS_AT_ONCE,
+            polling_interval_sec=POLL_S,
+            on_conflict="always_update",
+        )
+
+    def handle(self, kind: str, work: Task) -> None:
+        """Say what does the tasks of a kind. Call it before ``launch``: it may take up old ones."""
+        self._tasks[kind] = work
 
     def _cancel_stale(self) -> list[str]:
         stale = [
@@ -224,6 +243,41 @@ class Jobs:
         with SetWorkflowID(f"deliver-{key_id}-{seq}"):
             DBOS.enqueue_workflow(WEBHOOKS, deliver_event, key_id, seq)
 
+    async def task(self, kind: str, argument: str, run: int | str = 1) -> None:
+        """Do a task in the background; handed over twice with the same ``run`` it is done once.
+
+        ``argument`` is an id or short JSON, without secrets and names. Whatever the task raises is logged,
+        and it is tried again after 5 s, 10 s … 5 min until it returns.
+        """
+        if kind not in self._tasks:
+            raise ValueError(f"no task of kind {kind!r} is known")
+        await self._call(self._start_task, kind, argument, f"{kind}-{argument}-{run}")
+
+    def _start_task(self, kind: str, argument: str, workflow: str) -> None:
+        with SetWorkflowID(workflow):
+            DBOS.enqueue_workflow(TASKS, run_task, kind, argument)
+
+    async def try_task(self, kind: str, argument: str) -> bool:
+        """Try a task once, from the event loop of DBOS; True when it is done."""
+
+        async def run() -> dict[str, Any]:
+            await self._tasks[kind](argument)
+            return {}
+
+        try:
+            await asyncio.wrap_future(
+                asyncio.run_coroutine_threadsafe(self._tracked(run(), f"{kind} {argument}"), self._loop)
+            )
+        except (asyncio.CancelledError, RuntimeError) as error:
+            if self._closing.is_set():
+                raise Closing from error
+            _log.exception("task %s %s failed; it is tried again", kind, argument)
+            return False
+        except Exception:
+            _log.exception("task %s %s failed; it is tried again", kind, argument)
+            return False
+        return True
+
     async def try_delivery(self, key_id: str, seq: int) -> bool:
         """Deliver once, from the event loop of DBOS."""
 
@@ -251,8 +305,11 @@ class Jobs:
         async def run() -> dict[str, Any]:
             return await self._work[work](recording)
 
-        body: Coroutine[Any, Any, dict[str, Any]] = run()
-        task = asyncio.create_task(body, name=f"{work} {recording}")
+        return await self._tracked(run(), f"{work} {recording}")
+
+    async def _tracked(self, body: Coroutine[Any, Any, dict[str, Any]], name: str) -> dict[str, Any]:
+        """Run something so that ``close`` can end it."""
+        task = asyncio.create_task(body, name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await task
@@ -319,3 +376,17 @@ async def deliver_event(key_id: str, seq: int) -> bool:
         waited_s += pause_s
         pause_s = min(LAST_RETRY_S, pause_s * 2)
     return True
+
+
+@DBOS.step(name="try_task")
+async def _try_task(kind: str, argument: str) -> bool:
+    return await _bound().try_task(kind, argument)
+
+
+@DBOS.workflow(name="run_task")
+async def run_task(kind: str, argument: str) -> None:
+    """Try a task until it is done."""
+    pause_s = FIRST_RETRY_S
+    while not await _try_task(kind, argument):
+        await DBOS.sleep_async(pause_s)
+        pause_s = min(LAST_TASK_RETRY_S, pause_s * 2)

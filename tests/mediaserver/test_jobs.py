@@ -64,3 +64,39 @@ async def test_it_rests_without_work_and_wakes_for_more(
         assert await finished.get() == "two"
         await work.close()
         assert not work.is_up
+
+
+async def test_a_task_is_tried_until_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "FIRST_RETRY_S", 0.01)
+    tries: list[str] = []
+    done = asyncio.Event()
+
+    async def moody(argument: str) -> None:
+        tries.append(argument)
+        if len(tries) < 3:
+            raise OSError("not yet")
+        done.set()
+
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    work = Jobs(
+        f"sqlite:///{tmp_path / 'jobs.sqlite'}",
+        "node-1",
+        compose=nothing,
+        conclude=nothing,
+        deliver=nothing,
+        retry_s=1.0,
+        max_parallel=1,
+    )
+    work.handle("moody", moody)
+    async with asyncio.timeout(30):
+        await work.launch()
+        with pytest.raises(ValueError, match="unknown_kind"):
+            await work.task("unknown_kind", "one")
+        await work.task("moody", "one")
+        await work.task("moody", "one")
+        await done.wait()
+        await asyncio.sleep(0.3)
+        await work.close()
+    assert tries == ["one"] * 3

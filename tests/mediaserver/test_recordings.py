@@ -297,7 +297,7 @@ async def test_a_recording_starts_with_its_room_and_ends_with_it(api: Client) ->
     async def joins(kind: str, identity: str, role: str) -> None:
         data = {"identity": identity, "role": role, "seat": f"{role}#1", "name": ""}
         event = {"type": kind, "tenant": "one", "room": "auto", "recording": None, "data": data}
-        await api.control._worker_events(worker, [event], lambda: None)
+        await api.control._news.take(worker, [event], lambda: None)
 
     async def found() -> list[dict[str, Any]]:
         result: list[dict[str, Any]] = (await api.ok("GET", "/v1/recordings?room=auto"))["recordings"]

@@ -1,0 +1,47 @@
+"""The command ``recorder``: look at, verify, recover, export and index recordings, offline.
+
+Each module beside this one adds its commands to ``base.app``.
+"""
+
+from __future__ import annotations
+
+from recorder.canonical import CanonicalError
+from recorder.catalog import CatalogError
+from recorder.cli import export, index, look, recover, verify
+from recorder.cli.base import app, fail
+from recorder.export import ExportError
+from recorder.fieldkey import FieldKeyError
+from recorder.gm.selftest import SelfTestError
+from recorder.gm.sm2 import Sm2Error
+from recorder.journal import JournalError
+from recorder.keys import KeyProblem
+from recorder.manifest import ManifestError
+from recorder.recovering import RecoveryError
+from recorder.sealed import SealedError
+from recorder.statements import StatementError
+
+__all__ = ["app", "export", "index", "look", "main", "recover", "verify"]
+
+FAILURES = (
+    KeyProblem,
+    ManifestError,
+    StatementError,
+    SealedError,
+    JournalError,
+    CanonicalError,
+    RecoveryError,
+    ExportError,
+    CatalogError,
+    FieldKeyError,
+    SelfTestError,
+    Sm2Error,
+    OSError,
+)
+
+
+def main() -> None:
+    """Run the command; failures that are no defect of ours become one line and exit code 1."""
+    try:
+        app()
+    except FAILURES as error:
+        fail(str(error))

@@ -1,0 +1,74 @@
+"""What every command shares: the application, its options, keys, the console."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from recorder.keys import FileProvider, read_sidecar
+from recorder.sealed import DataKey
+
+app = typer.Typer(
+    name="recorder",
+    help=(
+        "Work on sealed recordings without a server: look at them, verify, recover, export, index.\n\n"
+        "PATH is a recording's directory (…/recordings/TENANT/YYYY/MM/DD/ID). verify, show and list need no "
+        "key; what opens a recording needs --keys, the directory of the provider's key files (on a server: "
+        "DATA/secrets/crypto). The bytes are described in docs/container.md."
+    ),
+    epilog="Exit codes: 0 done (verify: everything holds), 1 damage or failure, 2 wrong use, 3 not proven.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+# No markup: file names and certificates of a hostile recording are shown as they are, never obeyed.
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+RecordingPath = Annotated[Path, typer.Argument(metavar="PATH", help="Directory of one recording.")]
+Keys = Annotated[
+    Path | None,
+    typer.Option("--keys", help="Directory with signing.key.pem, encryption.key.pem and their certificates."),
+]
+NeededKeys = Annotated[
+    Path,
+    typer.Option("--keys", help="Directory with signing.key.pem, encryption.key.pem and their certificates."),
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        help="File with the keys' passphrase, or set SHUANGLU_CRYPTO_PASSPHRASE; never on the command line.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+
+
+def fail(text: str) -> NoReturn:
+    err.print(f"recorder: {text}", markup=False)
+    sys.exit(1)
+
+
+def file_provider(keys: Path, passphrase_file: Path | None) -> FileProvider:
+    if passphrase_file is not None:
+        passphrase: str | None = passphrase_file.read_text().rstrip("\n")
+    else:
+        passphrase = os.environ.get("SHUANGLU_CRYPTO_PASSPHRASE")
+    return FileProvider.open(keys, passphrase)
+
+
+def open_key(provider: FileProvider, path: Path, purpose: str, actor: str) -> DataKey:
+    sidecar = read_sidecar(path)
+    recording = str(sidecar["recording"])
+    return provider.unwrap_now(sidecar, recording_id=recording, purpose=purpose, actor=actor)
+
+
+def visible(text: str) -> str:
+    """Write out what a terminal would obey: control and formatting characters, lone surrogates."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -1,0 +1,50 @@
+"""``recorder recover``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from recorder.cli.base import (
+    NeededKeys,
+    PassphraseFile,
+    RecordingPath,
+    app,
+    fail,
+    file_provider,
+    open_key,
+    out,
+)
+from recorder.recovering import recover_recording
+from recorder.storage import list_segments
+
+
+def _grows(path: Path) -> bool:
+    """Watch a journal that was written just now: a live writer adds a clock pair every second."""
+
+    def sizes() -> list[tuple[str, int]]:
+        return [(file.name, file.stat().st_size) for _, file in list_segments(path)]
+
+    newest = max((file.stat().st_mtime for _, file in list_segments(path)), default=0.0)
+    before = sizes()
+    if time.time() - newest < 5.0:
+        time.sleep(1.5)
+    return sizes() != before
+
+
+@app.command()
+def recover(path: RecordingPath, keys: NeededKeys, passphrase_file: PassphraseFile = None) -> None:
+    """Sign a manifest for a recording that no writer ended, over every good record that is there.
+
+    Changes no media file and may be stopped at any time. A server does this itself at its start; use it where
+    there is only the directory. Refuses while the journal grows: a recording is signed once.
+    """
+    if _grows(path):
+        fail(f"{path} is being written: stop the recording instead")
+    provider = file_provider(keys, passphrase_file)
+    data_key = open_key(provider, path, "recover", "recorder recover")
+    manifest = recover_recording(path, data_key, provider=provider.info(), signer=provider.signer())
+    out.print(
+        f"{manifest.recording}: {manifest.facts.get('state')}, {len(manifest.parts)} parts, "
+        f"{len(manifest.segments)} segments, {manifest.facts.get('duration_ms')} ms"
+    )
