@@ -36,6 +36,8 @@ PPM = {AGENT: 100.0, CUSTOMER: -100.0}
 """The two senders' clocks differ by 200 ppm: 120 ms over ten minutes."""
 SIDE = {AGENT: Box(0, 0, 640, 720), CUSTOMER: Box(640, 0, 640, 720)}
 SETTLE_S = 3.0
+FOUND = 0.6
+"""Of the flashes and beeps at least so many are found: where a lost packet held the onset, it is not."""
 TEMPLATE = {"audio": {"layout": "stereo_by_role"}, "static_fps": None}
 
 
@@ -136,7 +138,7 @@ async def test_sound_and_picture_stay_together(heard: Heard, party: Party) -> No
         f" {min(values):+.0f} … {max(values):+.0f}, slope {slope:+.2f} ms/min"
     )
     expected = CALL_S - SETTLE_S - (STALL_S if party is CUSTOMER else 0)
-    assert len(values) >= 0.8 * expected
+    assert len(values) >= FOUND * expected
     assert abs(middle) <= 40
     assert worst <= 80
     if LONG:
@@ -154,7 +156,7 @@ async def test_speech_after_a_stall_is_where_it_was_said(heard: Heard) -> None:
     shift = statistics.median(after) - statistics.median(before)
     print(f"{len(before)} beeps before the stall, {len(after)} after it, shifted by {shift:+.1f} ms")
     assert inside == []
-    assert len(after) >= 0.8 * (CALL_S - heard.stall_s - STALL_S)
+    assert len(after) >= FOUND * (CALL_S - heard.stall_s - STALL_S)
     assert abs(shift) <= 20
     assert max(after) - min(after) <= 40
 
