@@ -26,15 +26,16 @@ from recorder.canonical import JSON
 from recorder.gm import selftest
 from recorder.gm.kdf import kdf_sm3
 from recorder.gm.sm2 import PrivateKey, Sm2Error
-from recorder.gm.sm4 import KEY_BYTES
 from recorder.gm.x509 import Certificate, self_signed
-from recorder.sealed import DataKey
+from recorder.sealed import SUITES, DataKey
 from recorder.signed import SignedError, SignedPage, Signer, open_page, read_page, sign_page
 
 SIDECAR = "keys.json"
 SIDECAR_TYPE = "shuanglu.keys.v1"
 WRAP_ALGORITHM = "sm2-gmt0009"
 _KEY_ID_LABEL = b"shuanglu data key id v1"
+_FIRST_SUITE = 1
+"""Of sidecars that name none."""
 _VALID_DAYS = 3650
 
 _log = logging.getLogger(__name__)
@@ -80,8 +81,10 @@ class CryptoProvider(Protocol):
     async def random(self, size: int) -> bytes:
         """Return random bytes fit for keys."""
 
-    async def new_data_key(self, recording_id: str) -> tuple[DataKey, dict[str, JSON]]:
-        """Make a recording's data key; return it and its wrap, an entry for ``write_sidecar``."""
+    async def new_data_key(
+        self, recording_id: str, suite: int = _FIRST_SUITE
+    ) -> tuple[DataKey, dict[str, JSON]]:
+        """Make a recording's data key for a cipher suite; return it and its wrap for ``write_sidecar``."""
 
     async def unwrap(
         self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
@@ -92,9 +95,11 @@ class CryptoProvider(Protocol):
         """Return the DER signature of the signing key over ``message``."""
 
 
-def data_key_id(secret: bytes) -> str:
-    """Return the id of a data key, derived from it: a wrap that opens to another key is noticed."""
-    return kdf_sm3(_KEY_ID_LABEL + secret, 16).hex()
+def data_key_id(secret: bytes, suite: int = _FIRST_SUITE) -> str:
+    """Return the id of a data key, derived from it and its suite: a wrap of another, or a sidecar that
+    states another suite, is noticed."""
+    label = _KEY_ID_LABEL if suite == _FIRST_SUITE else _KEY_ID_LABEL + b" suite %d" % suite
+    return kdf_sm3(label + secret, 16).hex()
 
 
 @dataclass(frozen=True)
@@ -203,9 +208,11 @@ class FileProvider:
         """Return bytes of the kernel's generator."""
         return secrets.token_bytes(size)
 
-    async def new_data_key(self, recording_id: str) -> tuple[DataKey, dict[str, JSON]]:
+    async def new_data_key(
+        self, recording_id: str, suite: int = _FIRST_SUITE
+    ) -> tuple[DataKey, dict[str, JSON]]:
         """Make a recording's data key; return it and its wrap for this provider's encryption key."""
-        secret = secrets.token_bytes(KEY_BYTES)
+        secret = secrets.token_bytes(SUITES[suite].data_key_bytes)
         wrap: dict[str, JSON] = {
             "algorithm": WRAP_ALGORITHM,
             "recipient": self._certificates["encryption"].fingerprint,
@@ -213,7 +220,7 @@ class FileProvider:
             "ciphertext": base64.b64encode(self._encryption.public.encrypt(secret)).decode(),
         }
         _log.info("made the data key of recording %s", recording_id)
-        return DataKey(data_key_id(secret), secret), wrap
+        return DataKey(data_key_id(secret, suite), secret, suite), wrap
 
     async def unwrap(
         self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
@@ -245,14 +252,28 @@ class FileProvider:
             )
         except (Sm2Error, binascii.Error) as error:
             raise KeyProblem(f"the data key of recording {recording_id} does not unwrap: {error}") from None
-        if len(secret) != KEY_BYTES or data_key_id(secret) != sidecar.get("key_id"):
-            raise KeyProblem(f"the wrap of recording {recording_id} holds another key than it names")
+        data_key = sidecar_key(sidecar, secret)
         _log.info("opened the data key of recording %s for %s by %s", recording_id, purpose, actor)
-        return DataKey(str(sidecar["key_id"]), secret)
+        return data_key
 
     async def sign(self, message: bytes) -> bytes:
         """Return the DER signature of the signing key over ``message``."""
         return self._signing.sign(message)
+
+
+def sidecar_key(sidecar: Mapping[str, JSON], secret: bytes) -> DataKey:
+    """Return the data key an unwrapped secret is, of the suite its sidecar states. Raise KeyProblem."""
+    suite = sidecar.get("suite", _FIRST_SUITE)
+    if type(suite) is not int or suite not in SUITES:
+        raise KeyProblem(
+            f"recording {sidecar.get('recording')} is of suite {suite!r}, unknown to this version"
+        )
+    if len(secret) != SUITES[suite].data_key_bytes or data_key_id(secret, suite) != sidecar.get("key_id"):
+        raise KeyProblem(
+            f"the wrap of recording {sidecar.get('recording')} holds another key than it names, or one of "
+            "another suite"
+        )
+    return DataKey(str(sidecar["key_id"]), secret, suite)
 
 
 _FILES = tuple(f"{name}.{kind}.pem" for name in ("signing", "encryption") for kind in ("key", "cert"))
@@ -277,14 +298,19 @@ def write_sidecar(
     wraps: list[dict[str, JSON]],
     signer: Signer,
     *,
+    suite: int = _FIRST_SUITE,
     revision: int = 1,
     utc_ns: int | None = None,
 ) -> dict[str, JSON]:
-    """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members."""
+    """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members.
+
+    ``suite`` is the data key's; a rewrap keeps it, or the key is refused when it is opened.
+    """
     fields: dict[str, JSON] = {
         "type": SIDECAR_TYPE,
         "recording": recording_id,
         "key_id": key_id,
+        "suite": suite,
         "revision": revision,
         "written_at": clock.rfc3339(utc_ns if utc_ns is not None else clock.SystemClock().utc_ns()),
         "wraps": list(wraps),

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recorder.gm.aead import TAG_BYTES
 from recorder.gm.sm3 import DIGEST_BYTES, Sm3, named
-from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
 from recorder.sealed.format import Flag, Header, RecordType, SealedError
 from recorder.sealed.source import RawRecord, RecordSource

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from recorder.gm.aead import TAG_BYTES
 from recorder.gm.sm3 import DIGEST_BYTES
-from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
 from recorder.sealed.format import RECORD, TRAILER_BYTES, Flag, Header, RecordType, SealedError
 
