@@ -332,6 +332,26 @@ def test_opaque_chunks_are_marked_and_read_like_the_others(key: DataKey, tmp_pat
     assert flags == [Flag.CRITICAL | Flag.OPAQUE, Flag.CRITICAL]
     with SealedReader(tmp_path / "a", key) as reader:
         assert list(reader.chunks()) == [b"end-to-end", b"ours"]
+        assert reader.read(8, 4) == b"ndou"
+    records = split((tmp_path / "a").read_bytes())
+    places = {record[0]: place for place, record in enumerate(records)}
+    for place, flags in (
+        (2, 1),
+        (3, 5),
+    ):  # the mark taken away, or given to another: what is sealed says which
+        changed = [list(record) for record in records]
+        changed[place][1] = flags
+        (tmp_path / "b").write_bytes(join(changed))
+        assert scan(tmp_path / "b").problem is None
+        with SealedReader(tmp_path / "b", key) as reader, pytest.raises(SealedError, match="changed"):
+            list(reader.chunks())
+    for kind in (RecordType.HEADER, RecordType.COMMITMENT, RecordType.INDEX, RecordType.END):
+        changed = [list(record) for record in records]
+        changed[places[kind]][1] |= Flag.OPAQUE
+        (tmp_path / "b").write_bytes(join(changed))
+        problem = scan(tmp_path / "b").problem
+        assert problem is not None
+        assert problem.code == "bad_record"
 
 
 def test_no_file_is_ever_written_twice(key: DataKey, tmp_path: Path) -> None:
