@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -339,7 +340,7 @@ def test_opaque_chunks_are_marked_and_read_like_the_others(key: DataKey, tmp_pat
         (2, 1),
         (3, 5),
     ):  # the mark taken away, or given to another: what is sealed says which
-        changed = [list(record) for record in records]
+        changed: list[list[Any]] = [list(record) for record in records]
         changed[place][1] = flags
         (tmp_path / "b").write_bytes(join(changed))
         assert scan(tmp_path / "b").problem is None
