@@ -34,7 +34,7 @@ class SealedReader:
         self._source = RecordSource(path)
         try:
             self.header, first, second = self._source.header()
-            self._header_digest = sm3(fmt.MAGIC + first.data)
+            self._header_digest = sm3(fmt.MAGIC + first.record_header + first.rest)
             self._keys = self._derive(data_key, second)
         except BaseException:
             self._source.close()
