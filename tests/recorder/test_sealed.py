@@ -336,12 +336,10 @@ def test_opaque_chunks_are_marked_and_read_like_the_others(key: DataKey, tmp_pat
         assert reader.read(8, 4) == b"ndou"
     records = split((tmp_path / "a").read_bytes())
     places = {record[0]: place for place, record in enumerate(records)}
-    for place, flags in (
-        (2, 1),
-        (3, 5),
-    ):  # the mark taken away, or given to another: what is sealed says which
+    # The mark taken away, or given to another: what is sealed says which chunk has it.
+    for place, mark in ((2, Flag.CRITICAL), (3, Flag.CRITICAL | Flag.OPAQUE)):
         changed: list[list[Any]] = [list(record) for record in records]
-        changed[place][1] = flags
+        changed[place][1] = mark
         (tmp_path / "b").write_bytes(join(changed))
         assert scan(tmp_path / "b").problem is None
         with SealedReader(tmp_path / "b", key) as reader, pytest.raises(SealedError, match="changed"):
