@@ -47,7 +47,8 @@ class Job(BaseModel):
 
     recording_dir: Path
     data_key_id: str
-    data_key: str = Field(description="base64 of 16 bytes")
+    data_key: str = Field(description="base64 of 16 bytes, 32 in suite 3")
+    suite: int = Field(default=1, description="Cipher suite of the files to write.")
     template: Template | None = Field(default=None, description="None: no composite, only singles.")
     kind: Literal["archive", "derived"] = "archive"
     name: str = Field(default="composite.mp4", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
@@ -57,8 +58,8 @@ class Job(BaseModel):
     nice: int = Field(default=NICE, ge=0, le=19)
 
     def key(self) -> DataKey:
-        """Return the recording's data key. Raises ValueError when it is no base64."""
-        return DataKey(self.data_key_id, base64.b64decode(self.data_key, validate=True))
+        """Return the recording's data key. Raises ValueError when it is no base64, or not of the suite."""
+        return DataKey(self.data_key_id, base64.b64decode(self.data_key, validate=True), self.suite)
 
 
 class ParentDied(Exception):

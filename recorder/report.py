@@ -18,6 +18,7 @@ class Kind(StrEnum):
     ADDED = "added"
     WRONG_KEY = "wrong_key"
     OTHER_SIGNER = "other_signer"
+    DISAGREEMENT = "disagreement"
     UNSUPPORTED = "unsupported"
     UNPROVEN = "unproven"
     LEFTOVER = "leftover"
@@ -77,6 +78,8 @@ class Report:
     trusted: bool = False
     """The signers were named by whoever verifies; else the recording vouches for its own certificate."""
     assurance: str = ""
+    second_opinion: dict[str, JSON] | None = None
+    """What was checked twice, by other code (``recorder.second_opinion``); None if that was not asked for."""
     findings: list[Finding] = field(default_factory=list)
 
     @property

@@ -47,20 +47,21 @@ class Order:
         try:
             info = dict(params.get("info") or {})
             secret = base64.b64decode(params["data_key"], validate=True)
+            suite = int(params.get("suite", 1))
             order = cls(
                 recording=str(params["recording"]),
                 tenant=str(params["tenant"]),
                 room=str(params["room"]),
                 directory=Path(params["directory"]),
                 part=int(params.get("part", 1)),
-                data_key=DataKey(str(params["data_key_id"]), secret),
+                data_key=DataKey(str(params["data_key_id"]), secret, suite),
                 info=info,
                 next_track=int(info.get("next_track") or params.get("next_track") or 1),
             )
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise IpcError("bad_request", f"recording.start: {type(error).__name__} {error}", 400) from None
-        if len(secret) != 16 or order.part < 1 or order.next_track < 1:
-            raise IpcError("bad_request", "recording.start: key of 16 bytes, part and next_track from 1", 400)
+        if order.part < 1 or order.next_track < 1:
+            raise IpcError("bad_request", "recording.start: part and next_track from 1", 400)
         return order
 
 

@@ -39,13 +39,13 @@ class EvidenceProblem(Exception):
 _PROBLEMS = (KeyProblem, ManifestError, StatementError, SealedError, JournalError, CanonicalError)
 
 
-async def new_key(provider: CryptoProvider, directory: Path, recording: str) -> DataKey:
+async def new_key(provider: CryptoProvider, directory: Path, recording: str, suite: int) -> DataKey:
     """Make a recording's directory, data key and signed sidecar; raises OSError."""
-    key, wrap = await provider.new_data_key(recording)
+    key, wrap = await provider.new_data_key(recording, suite)
 
     def write() -> None:
         directory.mkdir(mode=0o700, parents=True)
-        write_sidecar(directory, recording, key.key_id, [wrap], provider.signer())
+        write_sidecar(directory, recording, key.key_id, [wrap], provider.signer(), suite=suite)
         # The names of all folders above it, up to the data directory: tenant, year, month and day may be new.
         for above in directory.parents[:6]:
             sync_directory(above)

@@ -188,6 +188,7 @@ class Finishing:
             "recording_dir": str(self._recordings.directory(entry)),
             "data_key_id": key.key_id,
             "data_key": base64.b64encode(key.secret).decode(),
+            "suite": key.suite,
             "template": piece.template,
             "kind": piece.kind,
             "live": live,

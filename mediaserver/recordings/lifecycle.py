@@ -29,7 +29,7 @@ from mediaserver.supervisor import NoWorker, Workers
 from recorder.catalog import Catalog, CatalogError, Entry
 from recorder.ids import uuid7
 from recorder.journal import PartSummary
-from recorder.sealed import DataKey
+from recorder.sealed import DataKey, suite_named
 from recorder.storage import recording_directory
 from recorder.template import Template
 
@@ -173,7 +173,8 @@ class Recordings:
             again = await self.database.run(self.catalog.by_business_no, room.tenant, request.business_no)
             raise Refused("recording_active", str(error), recording=again[-1].id) from error
         try:
-            data_key = await evidence.new_key(self.provider, directory, entry.id)
+            suite = suite_named(self.settings.crypto.suite)
+            data_key = await evidence.new_key(self.provider, directory, entry.id, suite)
             entry = replace(entry, details={**entry.details, "key_id": data_key.key_id})
             active = Active(entry, data_key)
             self.active[entry.id] = active
@@ -235,6 +236,7 @@ class Recordings:
             "part": entry.part,
             "data_key_id": active.data_key.key_id,
             "data_key": base64.b64encode(active.data_key.secret).decode(),
+            "suite": active.data_key.suite,
             "next_track": info["next_track"],
             "info": info,
         }

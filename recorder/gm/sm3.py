@@ -127,11 +127,32 @@ def sm3(data: Buffer) -> bytes:
     return running.digest()
 
 
+class HmacSm3:
+    """HMAC-SM3 (RFC 2104; GB/T 15852.2) under one key; its two half-hashed pads are kept. For any thread."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        """Take a key of any length; longer than 64 bytes it is hashed first."""
+        block = (sm3(key) if len(key) > BLOCK_BYTES else key).ljust(BLOCK_BYTES, b"\0")
+        self._inner = Sm3(block.translate(_INNER_PAD))
+        self._outer = block.translate(_OUTER_PAD)
+
+    def tag(self, *parts: Buffer) -> bytes:
+        """Return the 32 bytes over the parts one after another, without joining them."""
+        inner = self._inner.copy()
+        for part in parts:
+            inner.update(part)
+        return sm3(self._outer + inner.digest())
+
+
+_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))
+
+
 def hmac_sm3(key: bytes, message: bytes) -> bytes:
     """Return HMAC-SM3 (RFC 2104; GB/T 15852.2), 32 bytes; keys longer than 64 bytes are hashed first."""
-    block = (sm3(key) if len(key) > BLOCK_BYTES else key).ljust(BLOCK_BYTES, b"\0")
-    inner = sm3(bytes(byte ^ 0x36 for byte in block) + message)
-    return sm3(bytes(byte ^ 0x5C for byte in block) + inner)
+    return HmacSm3(key).tag(message)
 
 
 def named(digest: bytes) -> str:

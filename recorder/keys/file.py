@@ -18,10 +18,16 @@ from recorder.atomic import sync_directory, write_private
 from recorder.canonical import JSON
 from recorder.gm import selftest
 from recorder.gm.sm2 import PrivateKey, Sm2Error
-from recorder.gm.sm4 import KEY_BYTES
 from recorder.gm.x509 import Certificate, self_signed
-from recorder.keys.provider import WRAP_ALGORITHM, KeyProblem, ProviderInfo, data_key_id
-from recorder.sealed import DataKey
+from recorder.keys.provider import (
+    FIRST_SUITE,
+    WRAP_ALGORITHM,
+    KeyProblem,
+    ProviderInfo,
+    data_key_id,
+    sidecar_key,
+)
+from recorder.sealed import SUITES, DataKey
 
 _VALID_DAYS = 3650
 
@@ -134,9 +140,11 @@ class FileProvider:
         """Return bytes of the kernel's generator."""
         return secrets.token_bytes(size)
 
-    async def new_data_key(self, recording_id: str) -> tuple[DataKey, dict[str, JSON]]:
+    async def new_data_key(
+        self, recording_id: str, suite: int = FIRST_SUITE
+    ) -> tuple[DataKey, dict[str, JSON]]:
         """Make a recording's data key; return it and its wrap for this provider's encryption key."""
-        secret = secrets.token_bytes(KEY_BYTES)
+        secret = secrets.token_bytes(SUITES[suite].data_key_bytes)
         wrap: dict[str, JSON] = {
             "algorithm": WRAP_ALGORITHM,
             "recipient": self._certificates["encryption"].fingerprint,
@@ -144,7 +152,7 @@ class FileProvider:
             "ciphertext": base64.b64encode(self._encryption.public.encrypt(secret)).decode(),
         }
         _log.info("made the data key of recording %s", recording_id)
-        return DataKey(data_key_id(secret), secret), wrap
+        return DataKey(data_key_id(secret, suite), secret, suite), wrap
 
     async def unwrap(
         self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
@@ -176,10 +184,9 @@ class FileProvider:
             )
         except (Sm2Error, binascii.Error) as error:
             raise KeyProblem(f"the data key of recording {recording_id} does not unwrap: {error}") from None
-        if len(secret) != KEY_BYTES or data_key_id(secret) != sidecar.get("key_id"):
-            raise KeyProblem(f"the wrap of recording {recording_id} holds another key than it names")
+        data_key = sidecar_key(sidecar, secret)
         _log.info("opened the data key of recording %s for %s by %s", recording_id, purpose, actor)
-        return DataKey(str(sidecar["key_id"]), secret)
+        return data_key
 
     async def sign(self, message: bytes) -> bytes:
         """Return the DER signature of the signing key over ``message``."""

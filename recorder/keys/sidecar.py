@@ -7,7 +7,7 @@ from pathlib import Path
 from recorder import clock
 from recorder.atomic import replace_file
 from recorder.canonical import JSON
-from recorder.keys.provider import KeyProblem
+from recorder.keys.provider import FIRST_SUITE, KeyProblem
 from recorder.signed import SignedError, SignedPage, Signer, open_page, read_page, sign_page
 
 SIDECAR = "keys.json"
@@ -21,14 +21,19 @@ def write_sidecar(
     wraps: list[dict[str, JSON]],
     signer: Signer,
     *,
+    suite: int = FIRST_SUITE,
     revision: int = 1,
     utc_ns: int | None = None,
 ) -> dict[str, JSON]:
-    """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members."""
+    """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members.
+
+    ``suite`` is the data key's; a rewrap keeps it, or the key is refused when it is opened.
+    """
     fields: dict[str, JSON] = {
         "type": SIDECAR_TYPE,
         "recording": recording_id,
         "key_id": key_id,
+        "suite": suite,
         "revision": revision,
         "written_at": clock.rfc3339(utc_ns if utc_ns is not None else clock.SystemClock().utc_ns()),
         "wraps": list(wraps),

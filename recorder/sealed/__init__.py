@@ -4,13 +4,15 @@ bytes.
 Writing: ``SealedWriter``. Opening with the key: ``SealedReader``. Checking and describing without: ``scan``.
 """
 
-from recorder.sealed.format import DataKey, Flag, Header, RecordType, SealedError
+from recorder.sealed.format import Flag, Header, RecordType, SealedError
 from recorder.sealed.reader import SealedReader
 from recorder.sealed.scan import FileScan, RecordInfo, read_header, scan, summarise
+from recorder.sealed.suites import SUITES, DataKey, suite_named
 from recorder.sealed.summary import FileSummary, plain_name
 from recorder.sealed.writer import SealedWriter
 
 __all__ = [
+    "SUITES",
     "DataKey",
     "FileScan",
     "FileSummary",
@@ -24,5 +26,6 @@ __all__ = [
     "plain_name",
     "read_header",
     "scan",
+    "suite_named",
     "summarise",
 ]

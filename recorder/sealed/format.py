@@ -1,4 +1,4 @@
-"""Sealed file version 1, the bytes: magic, records, header, key derivation. docs/container.md is the
+"""Sealed file version 1, the bytes: magic, records, header, index. docs/container.md is the
 authority.
 
     magic (8) | record 0: HEADER | record 1: COMMITMENT | CHUNK … and public frames … | INDEX | END
@@ -18,15 +18,13 @@ from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
 from recorder.canonical import JSON, CanonicalError, canonical, parse_canonical
-from recorder.gm.kdf import kdf_sm3
-from recorder.gm.sm3 import DIGEST_BYTES, hmac_sm3, named, parse_named
-from recorder.gm.sm4 import KEY_BYTES, TAG_BYTES, Sm4Gcm
+from recorder.gm.aead import TAG_BYTES
+from recorder.gm.sm3 import DIGEST_BYTES, named, parse_named
+from recorder.sealed.suites import SUITE_SM4_GCM, SUITES
 
 MAGIC = b"\x89SLS\r\n\x1a\n"
 """As PNG's: not text, and a transfer that touches line ends or the eighth bit breaks it visibly."""
 VERSION = 1
-SUITE_SM4_GCM = 1
-SUITES = {1: "SM4-GCM/SM3/SM2", 2: "SM4-CTR+HMAC-SM3/SM3/SM2", 3: "AES-256-GCM/SHA-256/ECDSA"}
 KINDS = ("original", "archive", "derived")
 
 RECORD = struct.Struct(">HHII")
@@ -37,7 +35,6 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 """A reader refuses longer records before it makes room for them."""
 MAX_HEADER_BYTES = 64 * 1024
 FILE_ID_BYTES = 16
-KDF_LABEL = b"shuanglu sealed file v1 suite 1"
 
 NOT_TAKEN = bytes(DIGEST_BYTES)
 """In place of the plain text's SM3 in journals: nobody exports one, and a second pass over every packet of a
@@ -92,19 +89,6 @@ class SealedError(ValueError):
 
 
 @dataclass(frozen=True)
-class DataKey:
-    """The secret all keys of one recording's files are derived from. ``repr`` does not show it."""
-
-    key_id: str
-    secret: bytes = field(repr=False)
-    """16 bytes."""
-
-    def __post_init__(self) -> None:
-        if len(self.secret) != KEY_BYTES:
-            raise ValueError(f"a data key has {KEY_BYTES} bytes, not {len(self.secret)}")
-
-
-@dataclass(frozen=True)
 class Header:
     """What a sealed file says about itself in the clear."""
 
@@ -144,9 +128,8 @@ class Header:
             version, suite = fields["version"], fields["suite"]
             if version != VERSION:
                 raise SealedError("unsupported_version", offset, f"version {version!r}", end=end, record=0)
-            if suite != SUITE_SM4_GCM:
-                name = SUITES.get(suite, "unknown") if isinstance(suite, int) else "unknown"
-                raise SealedError("unsupported_suite", offset, f"suite {suite!r} ({name})", end=end, record=0)
+            if type(suite) is not int or suite not in SUITES:
+                raise SealedError("unsupported_suite", offset, f"suite {suite!r}", end=end, record=0)
             previous, public, kind = fields["previous"], fields["public"], fields["kind"]
             file_id = fields["file_id"]
             if not isinstance(public, Mapping) or kind not in KINDS or not isinstance(file_id, str):
@@ -160,29 +143,12 @@ class Header:
                 key_id=str(fields["key_id"]),
                 previous=None if previous is None else parse_named(str(previous)),
                 public=public,
+                suite=suite,
             )
         except SealedError:
             raise
         except (KeyError, ValueError) as error:
             raise SealedError("bad_header", offset, str(error), end=end, record=0) from None
-
-
-@dataclass(frozen=True)
-class FileKeys:
-    """What is derived for one file: its cipher and its key commitment's key."""
-
-    aead: Sm4Gcm
-    commitment_key: bytes = field(repr=False)
-
-    @classmethod
-    def derive(cls, data_key: DataKey, file_id: bytes) -> FileKeys:
-        """KDF of GB/T 32918.4 over data key ‖ file id ‖ label: 16 bytes SM4 key, 32 bytes commitment key."""
-        derived = kdf_sm3(data_key.secret + file_id + KDF_LABEL, KEY_BYTES + DIGEST_BYTES)
-        return cls(Sm4Gcm(derived[:KEY_BYTES]), derived[KEY_BYTES:])
-
-    def commitment(self, header_digest: bytes) -> bytes:
-        """Return HMAC-SM3 over the header's digest: no second key fits the same file."""
-        return hmac_sm3(self.commitment_key, header_digest)
 
 
 def nonce(number: int, *, last: bool) -> bytes:

@@ -10,11 +10,12 @@ from pathlib import Path
 from types import TracebackType
 
 from recorder.gm import selftest
+from recorder.gm.aead import TAG_BYTES, TagError
 from recorder.gm.sm3 import sm3
-from recorder.gm.sm4 import TAG_BYTES, TagError
 from recorder.sealed import format as fmt
-from recorder.sealed.format import DataKey, FileKeys, Flag, Index, RecordType, SealedError
+from recorder.sealed.format import Flag, Index, RecordType, SealedError
 from recorder.sealed.source import RawRecord, RecordSource
+from recorder.sealed.suites import SUITES, DataKey, FileKeys
 
 
 class SealedReader:
@@ -33,16 +34,8 @@ class SealedReader:
         self._source = RecordSource(path)
         try:
             self.header, first, second = self._source.header()
-            self._header_digest = sm3(fmt.MAGIC + first.data)
-            self._keys = FileKeys.derive(data_key, bytes.fromhex(self.header.file_id))
-            if not hmac.compare_digest(self._keys.commitment(self._header_digest), bytes(second.body)):
-                raise SealedError(
-                    "wrong_key",
-                    second.offset,
-                    f"not sealed with key {data_key.key_id}, or changed (it names {self.header.key_id})",
-                    end=second.end,
-                    record=1,
-                )
+            self._header_digest = sm3(fmt.MAGIC + first.record_header + first.rest)
+            self._keys = self._derive(data_key, second)
         except BaseException:
             self._source.close()
             raise
@@ -56,6 +49,21 @@ class SealedReader:
         self._scan = (second.end, 2)
         self._cached: tuple[int, bytes] = (-1, b"")
         self._lock = threading.Lock()
+
+    def _derive(self, data_key: DataKey, commitment: RawRecord) -> FileKeys:
+        """Derive the file's keys by its own suite; refuse a data key it was not sealed with."""
+        fits = len(data_key.secret) == SUITES[self.header.suite].data_key_bytes
+        if fits:
+            keys = FileKeys.derive(data_key.secret, bytes.fromhex(self.header.file_id), self.header.suite)
+            if hmac.compare_digest(keys.commitment(self._header_digest), bytes(commitment.body)):
+                return keys
+        raise SealedError(
+            "wrong_key",
+            commitment.offset,
+            f"not sealed with key {data_key.key_id}, or changed (it names {self.header.key_id})",
+            end=commitment.end,
+            record=1,
+        )
 
     def __enter__(self) -> SealedReader:
         return self

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recorder.gm.aead import TAG_BYTES
 from recorder.gm.sm3 import DIGEST_BYTES, Sm3, named
-from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
 from recorder.sealed.format import Flag, Header, RecordType, SealedError
 from recorder.sealed.source import RawRecord, RecordSource
@@ -27,7 +27,8 @@ class RecordInfo:
     offset: int
     end: int
     head_before: bytes
-    """Chain head before the record: SM3 of all bytes of the file up to ``offset``."""
+    """Chain head before the record: SM3 of all bytes of the file up to ``offset``. Empty where nobody asks
+    for it: of records that are no public frame, in a file that has its END."""
     payload: bytes
     """Body of a public frame (type 16 and up) of at most 64 KiB; else empty."""
 
@@ -83,7 +84,7 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
         except SealedError as problem:
             result.problem = _not_torn(source, problem) if problem.code == "incomplete" else problem
         result.size = source.size()
-        running = walk.running.copy()
+        running = walk.running()
         result.head = running.digest() if result.good_bytes else b""
         offset = result.good_bytes
         while data := source.pread(_READ_BYTES, offset):
@@ -92,7 +93,7 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
         result.digest = running.digest()
         if result.problem is None and not result.finished:
             result.torn_bytes = result.size - result.good_bytes
-            result.problem = _changed_length(source, result, walk.running)
+            result.problem = _changed_length(source, result, walk.running())
         return result
     finally:
         source.close()
@@ -149,33 +150,47 @@ _FOLLOWERS = (
 
 
 class _Walk:
-    """Go from record to record; ``running`` hashes exactly the bytes found good."""
+    """Go from record to record, hashing on the way."""
 
     def __init__(self, source: RecordSource, result: FileScan) -> None:
         self._source = source
         self._result = result
-        self.running = Sm3()
+        self._running = Sm3()
+        self._overrun = False
+        self._all_heads = source.end_record() is None
+
+    def running(self) -> Sm3:
+        """Return a hash of exactly the bytes found good; after a changed record they are read once more."""
+        if not self._overrun:
+            return self._running.copy()
+        again, offset = Sm3(), 0
+        while data := self._source.pread(min(_READ_BYTES, self._result.good_bytes - offset), offset):
+            again.update(data)
+            offset += len(data)
+        return again
 
     def records(self) -> Iterator[RecordInfo]:
         """Yield records while they hold. Raise SealedError at the first that does not."""
         source, result = self._source, self._result
         result.header, _, _ = source.header()
-        self.running.update(fmt.MAGIC)
+        running = self._running
+        running.update(fmt.MAGIC)
         offset, number = len(fmt.MAGIC), 0
         while (record := source.record(offset)) is not None:
             _check_number(record, number)
-            head_before = self.running.digest()
-            after = self.running.copy()
-            after.update(memoryview(record.data)[: -fmt.TRAILER_BYTES])
-            if after.digest() != record.trailer:
+            public = record.type >= RecordType.CHECKPOINT
+            head_before = running.digest() if public or self._all_heads else b""
+            self._overrun = True
+            running.update(record.record_header)
+            running.update(record.body)
+            if running.digest() != record.trailer:
                 raise SealedError(
                     "changed", offset, "the SM3 chain does not hold here", end=record.end, record=number
                 )
             _count(record, result)
-            after.update(record.trailer)
-            self.running = after
+            running.update(record.trailer)
+            self._overrun = False
             result.good_bytes = record.end
-            public = record.type >= RecordType.CHECKPOINT
             payload = bytes(record.body[:_KEPT_PAYLOAD_BYTES]) if public else b""
             yield RecordInfo(number, record.type, record.flags, offset, record.end, head_before, payload)
             offset, number = record.end, number + 1

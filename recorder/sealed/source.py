@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from recorder.gm.aead import TAG_BYTES
 from recorder.gm.sm3 import DIGEST_BYTES
-from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
 from recorder.sealed.format import RECORD, TRAILER_BYTES, Flag, Header, RecordType, SealedError
 
@@ -22,28 +22,25 @@ class RawRecord:
     type: int
     flags: int
     offset: int
-    data: bytes
-    """Record header, body and trailer."""
+    record_header: bytes
+    """The 12 bytes before the body."""
+    rest: bytes
+    """Body and trailer; apart from the header, because joining them would copy every chunk once more."""
 
     @property
     def end(self) -> int:
         """File offset just after the trailer."""
-        return self.offset + len(self.data)
-
-    @property
-    def record_header(self) -> bytes:
-        """The 12 bytes before the body."""
-        return self.data[: RECORD.size]
+        return self.offset + RECORD.size + len(self.rest)
 
     @property
     def body(self) -> memoryview:
         """The body alone."""
-        return memoryview(self.data)[RECORD.size : -TRAILER_BYTES]
+        return memoryview(self.rest)[:-TRAILER_BYTES]
 
     @property
     def trailer(self) -> bytes:
         """The stated SM3 of all bytes of the file before the trailer."""
-        return self.data[-TRAILER_BYTES:]
+        return self.rest[-TRAILER_BYTES:]
 
 
 class RecordSource:
@@ -88,7 +85,7 @@ class RecordSource:
         rest = self.pread(length + TRAILER_BYTES, offset + RECORD.size)
         if len(rest) < length + TRAILER_BYTES:
             return None
-        return RawRecord(number, kind, flags, offset, head + rest)
+        return RawRecord(number, kind, flags, offset, head, rest)
 
     def header(self) -> tuple[Header, RawRecord, RawRecord]:
         """Return the parsed header, its record and the commitment record.
@@ -135,7 +132,7 @@ class RecordSource:
         kind, flags, number, length = RECORD.unpack_from(data)
         if (kind, flags, length) != (RecordType.END, Flag.CRITICAL, fmt.END.size):
             return None
-        return RawRecord(number, kind, flags, offset, data)
+        return RawRecord(number, kind, flags, offset, data[: RECORD.size], data[RECORD.size :])
 
 
 def check_record_header(kind: int, flags: int, number: int, length: int, offset: int) -> None:

@@ -10,10 +10,11 @@ from types import TracebackType
 
 from recorder.canonical import JSON
 from recorder.gm import selftest
+from recorder.gm.aead import TAG_BYTES
 from recorder.gm.sm3 import DIGEST_BYTES, Sm3, named
-from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import format as fmt
-from recorder.sealed.format import RECORD, TRAILER_BYTES, DataKey, FileKeys, Flag, Header, Index, RecordType
+from recorder.sealed.format import RECORD, TRAILER_BYTES, Flag, Header, Index, RecordType
+from recorder.sealed.suites import DataKey, FileKeys
 from recorder.sealed.summary import FileSummary
 
 FIRST_PUBLIC_TYPE = 16
@@ -38,23 +39,25 @@ class SealedWriter:
         kind: str,
         media_type: str,
         public: Mapping[str, JSON] | None = None,
-        suite: int = fmt.SUITE_SM4_GCM,
         previous: bytes | None = None,
     ) -> None:
         """Create the file (O_EXCL, mode 0600) with a fresh random file id and write its header.
 
+        The cipher suite is the data key's.
         ``{file_id}`` in the file's name is replaced by that id. Raise FileExistsError if it is there already:
-        a sealed file is never opened for writing twice. Raise ValueError for an unknown kind or suite.
+        a sealed file is never opened for writing twice. Raise ValueError for an unknown kind.
         """
         selftest.require()
-        if kind not in fmt.KINDS or suite != fmt.SUITE_SM4_GCM:
-            raise ValueError(f"kind {kind!r} or suite {suite!r} is not one this version writes")
+        if kind not in fmt.KINDS:
+            raise ValueError(f"kind {kind!r} is not one this version writes")
         if previous is not None and len(previous) != DIGEST_BYTES:
             raise ValueError("previous is a chain head of 32 bytes")
         file_id = secrets.token_bytes(fmt.FILE_ID_BYTES)
         self.path = path.with_name(path.name.replace("{file_id}", file_id.hex()))
-        self.header = Header(file_id.hex(), kind, media_type, data_key.key_id, previous, dict(public or {}))
-        self._keys = FileKeys.derive(data_key, file_id)
+        self.header = Header(
+            file_id.hex(), kind, media_type, data_key.key_id, previous, dict(public or {}), data_key.suite
+        )
+        self._keys = FileKeys.derive(data_key.secret, file_id, data_key.suite)
         self._hash = Sm3()
         self._plain_hash = Sm3()
         self._entries: list[tuple[int, int]] = []

@@ -22,7 +22,7 @@ PLAIN = bytes(range(256)) * 3000
 
 
 def compose(job: dict[str, Any]) -> dict[str, Any]:
-    key = DataKey(job["data_key_id"], base64.b64decode(job["data_key"]))
+    key = DataKey(job["data_key_id"], base64.b64decode(job["data_key"]), job["suite"])
     folder = Path(job["recording_dir"]) / "files"
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / "composite.mp4.00000000000000000000000000000000.sealed").write_bytes(b"left by a dead one")

@@ -7,7 +7,6 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from recorder.canonical import JSON
 from recorder.checkpoint import Checkpoint, merkle_tree
 from recorder.ids import uuid7
 from recorder.journal.encoding import encode
@@ -50,14 +49,15 @@ def make_recording(
     checkpoints: int = 2,
     stopped: bool = True,
     composite_bytes: int = 3000,
+    suite: int = 1,
 ) -> SmallRecording:
     """Write a recording of ``segments`` segments, ``checkpoints`` checkpoints each; content is seeded."""
     source = random.Random(seed)
-    data_key, wrap = _new_data_key(provider)
+    data_key, wrap = asyncio.run(provider.new_data_key("new", suite))
     recording = str(uuid7())
     path.mkdir(parents=True)
     signer = provider.signer()
-    write_sidecar(path, recording, data_key.key_id, [wrap], signer, utc_ns=UTC_NS)
+    write_sidecar(path, recording, data_key.key_id, [wrap], signer, suite=suite, utc_ns=UTC_NS)
     segments_directory(path).mkdir()
     part = PartSummary(part=1, began_ns=SECOND_NS, reason="stopped", ended=stopped, final=stopped)
     track = TrackInfo(
@@ -101,10 +101,6 @@ def make_recording(
     if stopped:
         _finish(made, part)
     return made
-
-
-def _new_data_key(provider: FileProvider) -> tuple[DataKey, dict[str, JSON]]:
-    return asyncio.run(provider.new_data_key("new"))
 
 
 def _checkpoint(head: bytes, at_ns: int, provider: FileProvider, source: random.Random) -> bytes:

@@ -122,6 +122,32 @@ async def test_a_sidecar_opens_for_its_recording_and_key_only(keys: Path, tmp_pa
             await provider.unwrap(broken, recording_id="r1", purpose="test", actor="me")
 
 
+@pytest.mark.parametrize("suite", [1, 2, 3])
+async def test_a_data_key_carries_its_suite(suite: int, keys: Path, tmp_path: Path) -> None:
+    provider = FileProvider.open(keys)
+    data_key, wrap = await provider.new_data_key("r1", suite)
+    assert (data_key.suite, len(data_key.secret)) == (suite, 32 if suite == 3 else 16)
+    write_sidecar(tmp_path, "r1", data_key.key_id, [wrap], provider.signer(), suite=suite)
+    sidecar = read_sidecar(tmp_path)
+    assert sidecar["suite"] == suite
+    assert await provider.unwrap(sidecar, recording_id="r1", purpose="test", actor="me") == data_key
+    # The sidecar's signature covers its suite, and whoever signs it with another (a rewrap that forgot it)
+    # is found out by the key's id.
+    data = (tmp_path / SIDECAR).read_bytes()
+    (tmp_path / SIDECAR).write_bytes(data.replace(b'"suite":%d' % suite, b'"suite":%d' % (suite % 3 + 1)))
+    with pytest.raises(KeyProblem, match="signature does not fit"):
+        read_sidecar(tmp_path)
+    for other in ({"suite": suite % 3 + 1}, {"suite": None}, {"suite": "1"}, {"suite": True}, {"suite": 4}):
+        with pytest.raises(KeyProblem, match="suite"):
+            await provider.unwrap({**sidecar, **other}, recording_id="r1", purpose="test", actor="me")
+    without = {name: value for name, value in sidecar.items() if name != "suite"}
+    if suite == 1:
+        assert await provider.unwrap(without, recording_id="r1", purpose="test", actor="me") == data_key
+    else:
+        with pytest.raises(KeyProblem, match="another suite"):
+            await provider.unwrap(without, recording_id="r1", purpose="test", actor="me")
+
+
 async def test_rotating_replaces_the_sidecar_in_one_step(keys: Path, tmp_path: Path) -> None:
     provider = FileProvider.open(keys)
     data_key, wrap = await provider.new_data_key("r1")

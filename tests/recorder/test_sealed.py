@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from recorder.canonical import canonical, parse_canonical
 from recorder.gm.sm3 import sm3
 from recorder.sealed import (
+    SUITES,
     DataKey,
     FileSummary,
     Flag,
@@ -29,14 +31,23 @@ from recorder.sealed import (
     summarise,
 )
 from recorder.sealed import format as fmt
+from recorder.sealed.suites import FileKeys
 
-KEY = DataKey("k", bytes(range(16)))
+KEYS = {
+    suite.name: DataKey("k", bytes(range(suite.data_key_bytes)), suite.number) for suite in SUITES.values()
+}
+
+
+@pytest.fixture(scope="module", params=list(KEYS))
+def key(request: pytest.FixtureRequest) -> DataKey:
+    """A data key of each suite in turn."""
+    return KEYS[request.param]
 
 
 def journal(
-    path: Path, chunks: list[bytes], *, close: bool = True, frames: bool = True
+    key: DataKey, path: Path, chunks: list[bytes], *, close: bool = True, frames: bool = True
 ) -> FileSummary | None:
-    writer = SealedWriter(path, KEY, kind="original", media_type="text/plain", public={"n": 1})
+    writer = SealedWriter(path, key, kind="original", media_type="text/plain", public={"n": 1})
     for number, chunk in enumerate(chunks):
         writer.append(chunk)
         if frames and number % 2:
@@ -47,16 +58,16 @@ def journal(
     return None
 
 
-def test_a_journal_round_trips_and_its_head_is_the_files_sm3(tmp_path: Path) -> None:
+def test_a_journal_round_trips_and_its_head_is_the_files_sm3(key: DataKey, tmp_path: Path) -> None:
     path = tmp_path / "a.seg"
-    summary = journal(path, [b"one", b"two" * 1000, b"three"])
+    summary = journal(key, path, [b"one", b"two" * 1000, b"three"])
     assert summary is not None
     data = path.read_bytes()
     assert summary.sm3 == summary.head == f"sm3:{sm3(data).hex()}"
     assert summary.plain_sm3 == "", "journals are hashed once, as they lie on disk"
     assert (summary.bytes, summary.plain_bytes, summary.chunks) == (len(data), 3008, 3)
     assert path.stat().st_mode & 0o777 == 0o600
-    with SealedReader(path, KEY) as reader:
+    with SealedReader(path, key) as reader:
         assert list(reader.chunks()) == [b"one", b"two" * 1000, b"three"]
         assert reader.finished
         assert reader.header.public == {"n": 1}
@@ -70,12 +81,12 @@ def test_a_journal_round_trips_and_its_head_is_the_files_sm3(tmp_path: Path) -> 
 @given(st.lists(st.binary(min_size=1, max_size=400), max_size=12), st.data())
 @settings(max_examples=25, deadline=None)
 def test_any_chunks_come_back_and_any_range_of_them(
-    tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], data: st.DataObject
+    key: DataKey, tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("h") / "a.seg"
-    journal(path, chunks)
+    journal(key, path, chunks)
     plain = b"".join(chunks)
-    with SealedReader(path, KEY) as reader:
+    with SealedReader(path, key) as reader:
         assert list(reader.chunks()) == chunks
         assert reader.size == len(plain)
         for _ in range(5):
@@ -84,11 +95,11 @@ def test_any_chunks_come_back_and_any_range_of_them(
             assert reader.read(offset, size) == plain[offset : offset + size]
 
 
-def test_a_blob_is_cut_into_256_kib_and_read_at_any_byte(tmp_path: Path) -> None:
+def test_a_blob_is_cut_into_256_kib_and_read_at_any_byte(key: DataKey, tmp_path: Path) -> None:
     plain = random.Random(3).randbytes(3 * fmt.BLOB_CHUNK_BYTES + 17)
     source = random.Random(4)
     path = tmp_path / "composite.mp4.{file_id}.sealed"
-    with SealedWriter(path, KEY, kind="archive", media_type="video/mp4") as writer:
+    with SealedWriter(path, key, kind="archive", media_type="video/mp4") as writer:
         position = 0
         while position < len(plain):
             size = source.choice([1, 1000, 70_000, 300_000, 600_000])
@@ -98,7 +109,7 @@ def test_a_blob_is_cut_into_256_kib_and_read_at_any_byte(tmp_path: Path) -> None
     assert summary.chunks == 4
     assert plain_name(summary.name) == "composite.mp4"
     assert writer.path.name == f"composite.mp4.{writer.file_id}.sealed"
-    with SealedReader(writer.path, KEY) as reader:
+    with SealedReader(writer.path, key) as reader:
         assert reader.size == len(plain)
         for offset, size in [
             (0, 1),
@@ -112,13 +123,13 @@ def test_a_blob_is_cut_into_256_kib_and_read_at_any_byte(tmp_path: Path) -> None
             reader.read(-1, 5)
 
 
-def test_ranges_are_read_from_several_threads(tmp_path: Path) -> None:
+def test_ranges_are_read_from_several_threads(key: DataKey, tmp_path: Path) -> None:
     plain = random.Random(5).randbytes(fmt.BLOB_CHUNK_BYTES * 2)
-    with SealedWriter(tmp_path / "a", KEY, kind="derived", media_type="x/y") as writer:
+    with SealedWriter(tmp_path / "a", key, kind="derived", media_type="x/y") as writer:
         writer.write(plain)
         writer.close()
     wrong: list[int] = []
-    with SealedReader(tmp_path / "a", KEY) as reader:
+    with SealedReader(tmp_path / "a", key) as reader:
 
         def read(seed: int) -> None:
             source = random.Random(seed)
@@ -135,9 +146,9 @@ def test_ranges_are_read_from_several_threads(tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_a_follower_sees_each_chunk_as_it_is_written(tmp_path: Path) -> None:
-    writer = SealedWriter(tmp_path / "a", KEY, kind="original", media_type="x/y")
-    reader = SealedReader(tmp_path / "a", KEY)
+def test_a_follower_sees_each_chunk_as_it_is_written(key: DataKey, tmp_path: Path) -> None:
+    writer = SealedWriter(tmp_path / "a", key, kind="original", media_type="x/y")
+    reader = SealedReader(tmp_path / "a", key)
     seen: list[bytes] = []
     for number in range(5):
         assert list(reader.chunks()) == []
@@ -151,17 +162,17 @@ def test_a_follower_sees_each_chunk_as_it_is_written(tmp_path: Path) -> None:
     assert seen == [b"chunk %d" % number for number in range(5)]
 
 
-def test_a_file_cut_at_any_length_gives_its_whole_chunks(tmp_path: Path) -> None:
+def test_a_file_cut_at_any_length_gives_its_whole_chunks(key: DataKey, tmp_path: Path) -> None:
     chunks = [b"first", b"second one", b"third"]
     path, cut = tmp_path / "a", tmp_path / "cut"
-    journal(path, chunks)
+    journal(key, path, chunks)
     data = path.read_bytes()
     problems = []
     for size in range(len(data)):
         cut.write_bytes(data[:size])
         found = scan(cut)
         try:
-            with SealedReader(cut, KEY) as reader:
+            with SealedReader(cut, key) as reader:
                 opened = list(reader.chunks())
                 finished = reader.finished
         except SealedError as error:
@@ -177,9 +188,9 @@ def test_a_file_cut_at_any_length_gives_its_whole_chunks(tmp_path: Path) -> None
     assert scan(cut).problem is not None
 
 
-def test_a_change_of_any_byte_is_found_in_its_record_without_a_key(tmp_path: Path) -> None:
+def test_a_change_of_any_byte_is_found_in_its_record_without_a_key(key: DataKey, tmp_path: Path) -> None:
     path, changed = tmp_path / "a", tmp_path / "changed"
-    journal(path, [b"first", b"second one", b"third"])
+    journal(key, path, [b"first", b"second one", b"third"])
     data = path.read_bytes()
     records = {record.number: record for record in scan(path).records}
     source = random.Random(6)
@@ -198,10 +209,10 @@ def test_a_change_of_any_byte_is_found_in_its_record_without_a_key(tmp_path: Pat
     assert not problems
 
 
-def test_a_change_of_any_byte_never_gives_wrong_plain_text(tmp_path: Path) -> None:
+def test_a_change_of_any_byte_never_gives_wrong_plain_text(key: DataKey, tmp_path: Path) -> None:
     chunks = [b"first", b"second one", b"third"]
     path, changed = tmp_path / "a", tmp_path / "changed"
-    journal(path, chunks, frames=False)
+    journal(key, path, chunks, frames=False)
     data = path.read_bytes()
     problems = []
     for position in range(len(data)):
@@ -210,7 +221,7 @@ def test_a_change_of_any_byte_never_gives_wrong_plain_text(tmp_path: Path) -> No
         changed.write_bytes(copy)
         opened: list[bytes] = []
         try:
-            with SealedReader(changed, KEY) as reader:
+            with SealedReader(changed, key) as reader:
                 for chunk in reader.chunks():
                     opened.append(chunk)
                 whole = reader.read(0, 1000)
@@ -221,33 +232,34 @@ def test_a_change_of_any_byte_never_gives_wrong_plain_text(tmp_path: Path) -> No
     assert not problems
 
 
-def test_another_key_is_refused_before_any_chunk(tmp_path: Path) -> None:
-    journal(tmp_path / "a", [b"x"])
+def test_another_key_is_refused_before_any_chunk(key: DataKey, tmp_path: Path) -> None:
+    journal(key, tmp_path / "a", [b"x"])
     with pytest.raises(SealedError) as caught:
-        SealedReader(tmp_path / "a", DataKey("other", bytes(16)))
+        SealedReader(tmp_path / "a", DataKey("other", bytes(len(key.secret)), key.suite))
     assert (caught.value.code, caught.value.record) == ("wrong_key", 1)
     assert "other" in caught.value.detail
-    assert bytes(range(16)).hex() not in repr(KEY)
+    assert bytes(range(16)).hex() not in repr(key)
+    assert repr(bytes(range(16)))[2:-1] not in repr(key)
 
 
-def test_a_changed_header_is_refused_even_with_its_chain_made_anew(tmp_path: Path) -> None:
+def test_a_changed_header_is_refused_even_with_its_chain_made_anew(key: DataKey, tmp_path: Path) -> None:
     """Whoever has no key can make the SM3 trailers anew, but not the commitment."""
     path = tmp_path / "a"
-    journal(path, [b"x"])
+    journal(key, path, [b"x"])
     records = split(path.read_bytes())
     header = parse_canonical(records[0][2])
     records[0][2] = canonical({**header, "kind": "archive"})
     path.write_bytes(join(records))
     assert scan(path).problem is None
     with pytest.raises(SealedError, match="wrong_key"):
-        SealedReader(path, KEY)
+        SealedReader(path, key)
 
 
 @pytest.mark.parametrize("what", ["frame", "swap", "drop", "splice"])
-def test_with_the_key_a_rechained_file_is_refused(what: str, tmp_path: Path) -> None:
+def test_with_the_key_a_rechained_file_is_refused(key: DataKey, what: str, tmp_path: Path) -> None:
     """Chunks authenticate all bytes before them: public frames, order, number and file."""
     path = tmp_path / "a"
-    journal(path, [b"aaaa", b"bbbb", b"cccc", b"dddd"])
+    journal(key, path, [b"aaaa", b"bbbb", b"cccc", b"dddd"])
     records = split(path.read_bytes())
     chunks = [place for place, record in enumerate(records) if record[0] == RecordType.CHUNK]
     if what == "frame":
@@ -259,22 +271,24 @@ def test_with_the_key_a_rechained_file_is_refused(what: str, tmp_path: Path) -> 
     elif what == "drop":
         del records[chunks[1]]
     else:
-        journal(tmp_path / "b", [b"aaaa", b"bbbb", b"cccc", b"dddd"])
+        journal(key, tmp_path / "b", [b"aaaa", b"bbbb", b"cccc", b"dddd"])
         records[chunks[1]][2] = split((tmp_path / "b").read_bytes())[chunks[1]][2]
     path.write_bytes(join(records))
     assert scan(path).problem is None or what == "drop"  # END counts the chunks
-    with SealedReader(path, KEY) as reader, pytest.raises(SealedError, match="changed"):
+    with SealedReader(path, key) as reader, pytest.raises(SealedError, match="changed"):
         list(reader.chunks())
 
 
-def test_an_unknown_critical_record_is_refused_by_name_others_are_skipped(tmp_path: Path) -> None:
+def test_an_unknown_critical_record_is_refused_by_name_others_are_skipped(
+    key: DataKey, tmp_path: Path
+) -> None:
     path = tmp_path / "a"
-    with SealedWriter(path, KEY, kind="original", media_type="x/y") as writer:
+    with SealedWriter(path, key, kind="original", media_type="x/y") as writer:
         writer.append(b"one")
         writer.public_frame(777, b"from a later version")
         writer.append(b"two")
         writer.close()
-    with SealedReader(path, KEY) as reader:
+    with SealedReader(path, key) as reader:
         assert list(reader.chunks()) == [b"one", b"two"]
     assert [record.payload for record in scan(path).records if record.type == 777] == [
         b"from a later version"
@@ -282,7 +296,7 @@ def test_an_unknown_critical_record_is_refused_by_name_others_are_skipped(tmp_pa
     records = split(path.read_bytes())
     next(record for record in records if record[0] == 777)[1] = 1
     path.write_bytes(join(records))
-    with SealedReader(path, KEY) as reader, pytest.raises(SealedError, match="777 is critical") as caught:
+    with SealedReader(path, key) as reader, pytest.raises(SealedError, match="777 is critical") as caught:
         list(reader.chunks())
     assert caught.value.code == "unknown_critical"
     assert scan(path).problem is not None
@@ -291,16 +305,17 @@ def test_an_unknown_critical_record_is_refused_by_name_others_are_skipped(tmp_pa
 @pytest.mark.parametrize(
     ("member", "value", "code"),
     [
-        ("suite", 3, "unsupported_suite"),
+        ("suite", 4, "unsupported_suite"),
+        ("suite", True, "unsupported_suite"),
         ("version", 2, "unsupported_version"),
         ("kind", "other", "bad_header"),
     ],
 )
 def test_what_this_version_cannot_read_is_refused_by_name(
-    member: str, value: object, code: str, tmp_path: Path
+    key: DataKey, member: str, value: object, code: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a"
-    journal(path, [b"x"])
+    journal(key, path, [b"x"])
     records = split(path.read_bytes())
     records[0][2] = canonical({**parse_canonical(records[0][2]), member: value})  # type: ignore[dict-item]
     path.write_bytes(join(records))
@@ -309,23 +324,41 @@ def test_what_this_version_cannot_read_is_refused_by_name(
     assert caught.value.code == code
 
 
-def test_opaque_chunks_are_marked_and_read_like_the_others(tmp_path: Path) -> None:
-    with SealedWriter(tmp_path / "a", KEY, kind="original", media_type="x/y") as writer:
+def test_opaque_chunks_are_marked_and_read_like_the_others(key: DataKey, tmp_path: Path) -> None:
+    with SealedWriter(tmp_path / "a", key, kind="original", media_type="x/y") as writer:
         writer.append(b"end-to-end", opaque=True)
         writer.append(b"ours")
         writer.close()
     flags = [record.flags for record in scan(tmp_path / "a").records if record.type == RecordType.CHUNK]
     assert flags == [Flag.CRITICAL | Flag.OPAQUE, Flag.CRITICAL]
-    with SealedReader(tmp_path / "a", KEY) as reader:
+    with SealedReader(tmp_path / "a", key) as reader:
         assert list(reader.chunks()) == [b"end-to-end", b"ours"]
+        assert reader.read(8, 4) == b"ndou"
+    records = split((tmp_path / "a").read_bytes())
+    places = {record[0]: place for place, record in enumerate(records)}
+    # The mark taken away, or given to another: what is sealed says which chunk has it.
+    for place, mark in ((2, Flag.CRITICAL), (3, Flag.CRITICAL | Flag.OPAQUE)):
+        changed: list[list[Any]] = [list(record) for record in records]
+        changed[place][1] = mark
+        (tmp_path / "b").write_bytes(join(changed))
+        assert scan(tmp_path / "b").problem is None
+        with SealedReader(tmp_path / "b", key) as reader, pytest.raises(SealedError, match="changed"):
+            list(reader.chunks())
+    for kind in (RecordType.HEADER, RecordType.COMMITMENT, RecordType.INDEX, RecordType.END):
+        changed = [list(record) for record in records]
+        changed[places[kind]][1] |= Flag.OPAQUE
+        (tmp_path / "b").write_bytes(join(changed))
+        problem = scan(tmp_path / "b").problem
+        assert problem is not None
+        assert problem.code == "bad_record"
 
 
-def test_no_file_is_ever_written_twice(tmp_path: Path) -> None:
+def test_no_file_is_ever_written_twice(key: DataKey, tmp_path: Path) -> None:
     path = tmp_path / "a"
-    journal(path, [b"x"], close=False)
+    journal(key, path, [b"x"], close=False)
     with pytest.raises(FileExistsError):
-        SealedWriter(path, KEY, kind="original", media_type="x/y")
-    writer = SealedWriter(tmp_path / "b", KEY, kind="original", media_type="x/y")
+        SealedWriter(path, key, kind="original", media_type="x/y")
+    writer = SealedWriter(tmp_path / "b", key, kind="original", media_type="x/y")
     writer.append(b"x")
     with pytest.raises(ValueError, match="mix"):
         writer.write(b"y")
@@ -341,10 +374,10 @@ def test_no_file_is_ever_written_twice(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_file_and_its_good_records_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: DataKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"
-    writer = SealedWriter(path, KEY, kind="original", media_type="x/y")
+    writer = SealedWriter(path, key, kind="original", media_type="x/y")
     writer.append(b"good")
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", disk_that_fills_up())
@@ -352,7 +385,7 @@ def test_a_full_disk_ends_the_file_and_its_good_records_stay(
             writer.append(b"lost")
     with pytest.raises(ValueError, match="never written again"):
         writer.append(b"again")
-    with SealedReader(path, KEY) as reader:
+    with SealedReader(path, key) as reader:
         assert list(reader.chunks()) == [b"good"]
     found = scan(path)
     assert found.torn_bytes == 7
@@ -374,10 +407,10 @@ def disk_that_fills_up() -> Callable[[int, memoryview], int]:
     return write
 
 
-def test_no_key_and_nonce_occur_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_key_and_nonce_occur_twice(key: DataKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over many files of one data key: finished, abandoned, and written after a failure."""
     used: list[tuple[bytes, bytes]] = []
-    derive = fmt.FileKeys.derive.__func__  # type: ignore[attr-defined]
+    derive = FileKeys.derive.__func__  # type: ignore[attr-defined]
 
     class Watched:
         def __init__(self, aead: object, name: bytes) -> None:
@@ -388,29 +421,31 @@ def test_no_key_and_nonce_occur_twice(tmp_path: Path, monkeypatch: pytest.Monkey
             used.append((self._name, nonce))
             self._aead.seal_into(out, nonce, plaintext, aad)  # type: ignore[attr-defined]
 
-    def watched(data_key: DataKey, file_id: bytes) -> fmt.FileKeys:
-        keys = derive(fmt.FileKeys, data_key, file_id)
-        return fmt.FileKeys(Watched(keys.aead, keys.commitment_key), keys.commitment_key)  # type: ignore[arg-type]
+    def watched(secret: bytes, file_id: bytes, suite: int) -> FileKeys:
+        keys = derive(FileKeys, secret, file_id, suite)
+        return FileKeys(Watched(keys.aead, keys.commitment_key), keys.commitment_key)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fmt.FileKeys, "derive", staticmethod(watched))
+    monkeypatch.setattr(FileKeys, "derive", staticmethod(watched))
     source = random.Random(8)
     for number in range(40):
-        journal(tmp_path / str(number), [b"x"] * source.randrange(5), close=source.random() < 0.5)
+        journal(key, tmp_path / str(number), [b"x"] * source.randrange(5), close=source.random() < 0.5)
     assert len(used) > 60
     assert len(set(used)) == len(used)
 
 
-def test_the_writer_refuses_misuse(tmp_path: Path) -> None:
+def test_the_writer_refuses_misuse(key: DataKey, tmp_path: Path) -> None:
     for arguments in (
         {"kind": "other"},
-        {"kind": "original", "suite": 2},
         {"kind": "original", "previous": b"x"},
     ):
         with pytest.raises(ValueError):
-            SealedWriter(tmp_path / "a", KEY, media_type="x/y", **arguments)
-    with pytest.raises(ValueError, match="data key"):
-        DataKey("k", b"short")
-    with SealedWriter(tmp_path / "a", KEY, kind="original", media_type="x/y") as writer:
+            SealedWriter(tmp_path / "a", key, media_type="x/y", **arguments)
+    for secret, suite in ((b"short", 1), (bytes(32), 1), (bytes(32), 2), (bytes(16), 3)):
+        with pytest.raises(ValueError, match="data key"):
+            DataKey("k", secret, suite)
+    with pytest.raises(ValueError, match="suite 4"):
+        DataKey("k", bytes(16), 4)
+    with SealedWriter(tmp_path / "a", key, kind="original", media_type="x/y") as writer:
         with pytest.raises(ValueError, match="empty"):
             writer.append(b"")
         with pytest.raises(ValueError, match="16 MiB"):

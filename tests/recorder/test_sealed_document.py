@@ -15,6 +15,16 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDING = FIXTURES / "v1" / "recording"
+RECORDINGS = {1: RECORDING} | {
+    suite: FIXTURES / f"v1-{name}" / "recording"
+    for suite, name in ((2, "sm4-ctr-hmac-sm3"), (3, "aes-256-gcm"))
+}
+"""By suite; all of version 1, and opened for ever."""
+SEALED = [
+    pytest.param(suite, path, id=f"{suite}-{path.name[:16]}")
+    for suite, directory in RECORDINGS.items()
+    for path in sorted(directory.rglob("*.se*"))
+]
 
 
 def sm3(data: bytes) -> bytes:
@@ -28,6 +38,30 @@ def kdf(secret: bytes, size: int) -> bytes:
     return b"".join(blocks)[:size]
 
 
+def hmac_sm3(key: bytes, message: bytes) -> bytes:
+    code = hmac.HMAC(key, hashes.SM3())
+    code.update(message)
+    return code.finalize()
+
+
+def open_record(suite: int, keys: bytes, nonce: bytes, associated: bytes, body: bytes) -> bytes:
+    """Follow section 2.4 for one suite."""
+    sealed, tag = body[:-16], body[-16:]
+    if suite == 2:
+        signed = struct.pack(">Q", len(associated)) + associated + nonce + sealed
+        assert hmac_sm3(keys[16:48], signed)[:16] == tag
+        context = Cipher(algorithms.SM4(keys[:16]), modes.CTR(nonce + b"\0\0\0\2")).decryptor()
+        return context.update(sealed) + context.finalize()
+    algorithm = algorithms.SM4(keys) if suite == 1 else algorithms.AES(keys)
+    gcm = Cipher(algorithm, modes.GCM(nonce, tag)).decryptor()
+    gcm.authenticate_additional_data(associated)
+    return gcm.update(sealed) + gcm.finalize()
+
+
+CIPHER_KEY_BYTES = {1: 16, 2: 48, 3: 32}
+DATA_KEY_BYTES = {1: 16, 2: 16, 3: 32}
+
+
 @dataclass
 class Decoded:
     """What section 2 of the page gives."""
@@ -37,15 +71,16 @@ class Decoded:
     public: list[tuple[int, bytes, bytes]]
     index: bytes
     end: bytes
-    file_key: bytes
-    bodies: list[tuple[bytes, bytes]]
-    """Nonce and body of every chunk."""
+    cipher_keys: bytes
+    bodies: list[tuple[bytes, bytes, bytes]]
+    """Nonce, associated data and body of every chunk."""
+    opaque: list[bool]
 
 
 def decode(data: bytes, data_key: bytes) -> Decoded:
     """Follow section 2, record by record."""
     assert data[:8] == bytes.fromhex("89534C530D0A1A0A")
-    found = Decoded({}, [], [], b"", b"", b"", [])
+    found = Decoded({}, [], [], b"", b"", b"", [], [])
     offset, number, before, header_digest = 8, 0, b"", b""
     while offset < len(data):
         kind, flags, stated, length = struct.unpack(">HHII", data[offset : offset + 12])
@@ -56,22 +91,25 @@ def decode(data: bytes, data_key: bytes) -> Decoded:
         if kind == 1:
             found.header = json.loads(body)
             header_digest = sm3(data[: offset + 44 + length])
-            label = b"shuanglu sealed file v1 suite 1"
-            derived = kdf(data_key + bytes.fromhex(str(found.header["file_id"])) + label, 48)
-            found.file_key, commitment_key = derived[:16], derived[16:]
+            suite = found.header["suite"]
+            assert isinstance(suite, int)
+            assert len(data_key) == DATA_KEY_BYTES[suite]
+            label = f"shuanglu sealed file v1 suite {suite}".encode()
+            size = CIPHER_KEY_BYTES[suite]
+            derived = kdf(data_key + bytes.fromhex(str(found.header["file_id"])) + label, size + 32)
+            found.cipher_keys, commitment_key = derived[:size], derived[size:]
         elif kind == 2:
-            code = hmac.HMAC(commitment_key, hashes.SM3())
-            code.update(header_digest)
-            assert code.finalize() == body
+            assert hmac_sm3(commitment_key, header_digest) == body
         elif kind in (3, 4):
             nonce = number.to_bytes(11, "big") + (b"\x01" if kind == 4 else b"\x00")
-            assert flags == (3 if kind == 4 else 1)
-            context = Cipher(algorithms.SM4(found.file_key), modes.GCM(nonce, body[-16:])).decryptor()
-            context.authenticate_additional_data(header_digest + before + data[offset : offset + 12])
-            plain = context.update(body[:-16]) + context.finalize()
+            assert flags in ((3,) if kind == 4 else (1, 5))
+            associated = header_digest + before + data[offset : offset + 12]
+            assert isinstance(suite, int)
+            plain = open_record(suite, found.cipher_keys, nonce, associated, body)
             if kind == 3:
                 found.chunks.append(plain)
-                found.bodies.append((nonce, body))
+                found.bodies.append((nonce, associated, body))
+                found.opaque.append(bool(flags & 4))
             else:
                 found.index = plain
         elif kind == 5:
@@ -84,8 +122,8 @@ def decode(data: bytes, data_key: bytes) -> Decoded:
     return found
 
 
-def fixture_key() -> bytes:
-    return bytes.fromhex((FIXTURES / "v1" / "data-key.hex").read_text().strip())
+def fixture_key(suite: int = 1) -> bytes:
+    return bytes.fromhex((RECORDINGS[suite].parent / "data-key.hex").read_text().strip())
 
 
 def manifest() -> dict[str, object]:
@@ -93,13 +131,15 @@ def manifest() -> dict[str, object]:
     return value
 
 
-@pytest.mark.parametrize("path", sorted(RECORDING.rglob("*.se*")), ids=lambda path: path.name[:16])
-def test_every_sealed_file_decodes_by_the_page(path: Path) -> None:
+@pytest.mark.parametrize(("suite", "path"), SEALED)
+def test_every_sealed_file_decodes_by_the_page(suite: int, path: Path) -> None:
     data = path.read_bytes()
-    found = decode(data, fixture_key())
+    found = decode(data, fixture_key(suite))
+    assert found.header["suite"] == suite
     plain = b"".join(found.chunks)
     total, count, digest = struct.unpack(">QI32s", found.index[:44])
-    assert (total, count, digest) == (len(plain), len(found.chunks), sm3(plain))
+    assert (total, count) == (len(plain), len(found.chunks))
+    assert digest == sm3(plain) or (digest == bytes(32) and path.suffix == ".seg")
     at = [entry for entry in struct.iter_unpack(">QI", found.index[44:])]
     assert [size for _, size in at] == [len(chunk) for chunk in found.chunks]
     index_offset, plain_bytes, chunks, plain_digest = struct.unpack(">QQI32s", found.end)
@@ -109,34 +149,60 @@ def test_every_sealed_file_decodes_by_the_page(path: Path) -> None:
         ["openssl", "dgst", "-sm3", str(path)], capture_output=True, text=True, check=True
     )
     digest_text = printed.stdout.strip().rpartition("= ")[2]
-    pages = b"".join(page.read_bytes() for page in RECORDING.rglob("*.json"))
+    pages = b"".join(page.read_bytes() for page in RECORDINGS[suite].rglob("*.json"))
     assert f'"sm3":"sm3:{digest_text}"'.encode() in pages
-    assert f'"plain_sm3":"sm3:{digest.hex()}"'.encode() in pages
+    named = f"sm3:{digest.hex()}" if digest != bytes(32) else ""
+    assert f'"plain_sm3":"{named}"'.encode() in pages
 
 
-def test_openssl_opens_a_chunk_and_the_wrap(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suite", list(RECORDINGS))
+def test_an_opaque_chunk_decodes_like_any_other(suite: int) -> None:
+    found = decode((RECORDINGS[suite].parent / "opaque.sealed").read_bytes(), fixture_key(suite))
+    assert found.chunks == [b"end-to-end encrypted by the parties", b"ours"]
+    assert found.opaque == [True, False]
+
+
+@pytest.mark.parametrize("suite", list(RECORDINGS))
+def test_the_key_id_is_of_key_and_suite(suite: int) -> None:
+    """Section 6."""
+    label = b"shuanglu data key id v1" + (b"" if suite == 1 else b" suite %d" % suite)
+    sidecar = json.loads((RECORDINGS[suite] / "keys.json").read_bytes())
+    assert sidecar["key_id"] == kdf(label + fixture_key(suite), 16).hex()
+    assert sidecar.get("suite", 1) == suite
+
+
+@pytest.mark.parametrize("suite", list(RECORDINGS))
+def test_openssl_opens_a_chunk_and_the_wrap(suite: int, tmp_path: Path) -> None:
     """Section 2.5, command by command."""
-    wrap = json.loads((RECORDING / "keys.json").read_bytes())["wraps"][0]["ciphertext"]
+    recording = RECORDINGS[suite]
+    wrap = json.loads((recording / "keys.json").read_bytes())["wraps"][0]["ciphertext"]
     (tmp_path / "wrap.der").write_bytes(base64.b64decode(wrap))
-    key_file = str(FIXTURES / "v1" / "encryption.key.pem")
+    key_file = str(recording.parent / "encryption.key.pem")
 
     def openssl(*arguments: str) -> bytes:
         return subprocess.run(["openssl", *arguments], cwd=tmp_path, capture_output=True, check=True).stdout
 
     data_key = openssl("pkeyutl", "-decrypt", "-inkey", key_file, "-in", "wrap.der")
-    assert data_key == fixture_key()
-    data = next((RECORDING / "files").iterdir()).read_bytes()
+    assert data_key == fixture_key(suite)
+    data = next((recording / "files").iterdir()).read_bytes()
     found = decode(data, data_key)
-    secret = data_key.hex() + str(found.header["file_id"]) + b"shuanglu sealed file v1 suite 1".hex()
+    label = f"shuanglu sealed file v1 suite {suite}".encode()
+    secret = data_key.hex() + str(found.header["file_id"]) + label.hex()
+    size = {1: "48", 2: "80", 3: "64"}[suite]
     derived = openssl(
-        "kdf", "-keylen", "48", "-kdfopt", "digest:SM3", "-kdfopt", f"hexkey:{secret}", "X963KDF"
+        "kdf", "-keylen", size, "-kdfopt", "digest:SM3", "-kdfopt", f"hexkey:{secret}", "X963KDF"
     )
-    file_key = bytes.fromhex(derived.decode().replace(":", "").strip())[:16]
-    nonce, body = found.bodies[0]
+    keys = bytes.fromhex(derived.decode().replace(":", "").strip())
+    cipher, key = ("-aes-256-ctr", keys[:32]) if suite == 3 else ("-sm4-ctr", keys[:16])
+    nonce, associated, body = found.bodies[0]
     (tmp_path / "body").write_bytes(body[:-16])
     counter = nonce.hex() + "00000002"
-    plain = openssl("enc", "-d", "-sm4-ctr", "-K", file_key.hex(), "-iv", counter, "-in", "body")
+    plain = openssl("enc", "-d", cipher, "-K", key.hex(), "-iv", counter, "-in", "body")
     assert plain == found.chunks[0]
+    if suite == 2:
+        (tmp_path / "signed").write_bytes(bytes.fromhex("000000000000004c") + associated + nonce + body[:-16])
+        mac = ("-mac", "hmac", "-macopt", f"hexkey:{keys[16:48].hex()}")
+        assert openssl("dgst", "-sm3", *mac, "-binary", "signed")[:16] == body[-16:]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "keys.json", "statements/000001.json"])

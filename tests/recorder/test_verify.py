@@ -14,11 +14,11 @@ from recorder.gm.sm3 import sm3
 from recorder.gm.x509 import Certificate
 from recorder.ids import uuid7
 from recorder.journal import GroupCommit
-from recorder.keys import FileProvider, read_sidecar, write_sidecar
+from recorder.keys import FileProvider, data_key_id, read_sidecar, write_sidecar
 from recorder.manifest import write_manifest
 from recorder.records import EndRecord
 from recorder.report import Finding, Kind, Report, Verdict
-from recorder.sealed import RecordType, SealedWriter, scan
+from recorder.sealed import DataKey, RecordType, SealedWriter, scan
 from recorder.signed import sign_page
 from recorder.statements import append_statement
 from recorder.verify import verify
@@ -26,7 +26,7 @@ from tests.recorder.journal_tools import SECOND, VirtualClock, packets, session
 from tests.recorder.small_recording import SmallRecording, make_provider, make_recording
 from tests.recorder.test_sealed import join, split
 
-FIXTURE = Path(__file__).parent / "fixtures" / "v1"
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -402,10 +402,13 @@ def test_what_is_no_recording_raises(tmp_path: Path) -> None:
     assert verify(tmp_path).verdict == Verdict.BROKEN
 
 
-def test_recordings_of_every_released_version_still_verify() -> None:
-    report = verify(FIXTURE / "recording")
-    assert report.ok, [str(finding) for finding in report.findings]
-    assert report.files == 5
+@pytest.mark.parametrize(("name", "suite"), [("v1", 1), ("v1-sm4-ctr-hmac-sm3", 2), ("v1-aes-256-gcm", 3)])
+def test_recordings_of_every_released_version_still_verify(name: str, suite: int) -> None:
+    secret = bytes.fromhex((FIXTURES / name / "data-key.hex").read_text())
+    for key in (None, DataKey(data_key_id(secret, suite), secret, suite)):
+        report = verify(FIXTURES / name / "recording", data_key=key)
+        assert report.ok, [str(finding) for finding in report.findings]
+        assert report.files == 5
 
 
 @pytest.mark.parametrize(
