@@ -59,6 +59,8 @@ class _Verification:
         self._signers: dict[str, Certificate] = {}
         self._key_id = ""
         self._seen: set[Path] = set()
+        self._owner: dict[str, str] = {}
+        """File id → name of the first file that has it."""
 
     def run(self) -> Report:
         """Check page by page, then file by file."""
@@ -72,7 +74,7 @@ class _Verification:
             self._check_sidecar_fits(sidecar, manifest)
         elif sidecar is not None:
             self._report.recording = str(sidecar.fields.get("recording"))
-        self._check_directory()
+        self._check_directory(sidecar)
         self._key_id = manifest.key_id if manifest else str(sidecar.fields.get("key_id")) if sidecar else ""
         statements = self._statements(manifest)
         if manifest is not None:
@@ -147,16 +149,22 @@ class _Verification:
     def _check_sidecar_fits(self, sidecar: SignedPage | None, manifest: Manifest) -> None:
         if sidecar is None:
             return
+        size = (self._path / SIDECAR).stat().st_size
         for member, expected in (("recording", manifest.recording), ("key_id", manifest.key_id)):
             if sidecar.fields.get(member) != expected:
                 found = sidecar.fields.get(member)
-                self._add(Kind.CHANGED, SIDECAR, f"its {member} is {found!r}, not {expected!r}")
+                self._add(Kind.CHANGED, SIDECAR, f"its {member} is {found!r}, not {expected!r}", 0, size)
 
-    def _check_directory(self) -> None:
+    def _check_directory(self, sidecar: SignedPage | None) -> None:
         """A directory that bears a recording's id must hold that recording, not another, whole one."""
-        name = self._path.resolve().name
-        if _RECORDING_ID.match(name) and self._report.recording not in ("", name):
-            detail = f"holds recording {self._report.recording}, not the one it is named after"
+        name, found = self._path.resolve().name, self._report.recording
+        if not _RECORDING_ID.match(name) or found in ("", name):
+            return
+        if self._report.manifest and sidecar is not None and sidecar.fields.get("recording") == name:
+            size = (self._path / MANIFEST).stat().st_size
+            self._add(Kind.REORDERED, MANIFEST, f"is that of recording {found}", 0, size)
+        else:
+            detail = f"holds recording {found}, not the one it is named after"
             self._add(Kind.REORDERED, name, detail)
 
     def _statements(self, manifest: Manifest | None) -> list[Statement]:
@@ -355,6 +363,8 @@ class _Verification:
         else:  # a directory, a named pipe
             checked = CheckedFile(name, path, FileScan(path))
             checked.findings.append(Finding(Kind.ADDED, name, "is no file"))
+        if checked.scan.header is not None:
+            self._owner.setdefault(checked.scan.header.file_id, name)
         report = self._report
         report.files += 1
         report.records += len(checked.scan.records)
@@ -391,6 +401,8 @@ class _Verification:
             self._add(Kind.ADDED, name, "a segment the manifest does not name", 0, size)
         elif header is not None and self._key_id and header.key_id != self._key_id:
             self._add(Kind.ADDED, name, "belongs to another recording's key", 0, size)
+        elif header is not None and (owner := self._owner[header.file_id]) != name:
+            self._add(Kind.ADDED, name, f"a copy of {owner}", 0, size)
         elif header is not None and path.name == SEALED_PART and not self._report.manifest:
             self._add(
                 Kind.LEFTOVER, name, "sealed part of a manifest that is not there or not readable", 0, size

@@ -50,7 +50,8 @@ CANARIES = {
     "address": "北京市东城区金丝雀胡同七十七号",
 }
 """Given as a party's name, its identity and in the recording's metadata; never to be found on disk."""
-PROFILE = "evidence"
+TEMPLATE = {"profile": "evidence", "width": 640, "height": 360, "fps": 10}
+"""Small: what is measured is what dies, not what a picture costs."""
 MIME = "video/VP8"
 
 
@@ -96,7 +97,7 @@ class Call:
             self.room,
             f"CRASH-{self.room}",
             metadata={**metadata, "id_number": CANARIES["id_number"]},
-            template={"profile": PROFILE},
+            template=TEMPLATE,
         )
         self.recording = str(shown["id"])
 
@@ -154,6 +155,10 @@ class Call:
         self.over = True
         for identity in list(self.sending):
             self._let_go(identity)
+
+    async def close(self) -> None:
+        """Close the room; one that went with its worker is as good."""
+        await self.api.ask("DELETE", f"/v1/rooms/{self.room}")
 
 
 class Killer:
@@ -251,6 +256,8 @@ async def _round(calls: list[Call], killer: Killer, source: random.Random, stage
         await asyncio.gather(*keeping, return_exceptions=True)
         for call in calls:
             call.leave()
+    for call in calls:
+        await call.close()
     return [await _composed(call, stopped_at) for call, stopped_at in zip(calls, ended, strict=True)]
 
 
