@@ -19,7 +19,7 @@ from bench.everything import FULL, QUICK, everything, forward_loads, own_cores, 
 from bench.load.connection import JoinError
 from bench.machine import machine
 from bench.report import html, tables
-from bench.scenarios import capacity, compose, floor, forward, join, live, seal, soak
+from bench.scenarios import capacity, compose, crash, floor, forward, join, live, seal, soak, tamper
 from bench.servers import ServerError
 from bench.size import Machine, Wanted, load, size
 
@@ -182,6 +182,43 @@ def live_command(
 def seal_command(json_path: JsonOption = None, html_path: HtmlOption = None) -> None:
     """MB per CPU-second of sealing, opening and hashing."""
     finish(lambda _: {"scenario": "seal", **seal.run()}, json_path, html_path)
+
+
+@app.command("crash")
+def crash_command(
+    recordings: Annotated[int, typer.Option(min=1, max=1000, help="Recordings in all.")] = 100,
+    rooms: Annotated[int, typer.Option(min=1, max=50, help="Two-party calls at a time.")] = 4,
+    minutes: Annotated[float, typer.Option(min=1, max=600, help="No round begins later.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of what is killed and when.")] = 1,
+    keep: Annotated[Path | None, typer.Option(help="Leave the server's data in this directory.")] = None,
+    json_path: JsonOption = None,
+    html_path: HtmlOption = None,
+) -> None:
+    """Kill -9 of worker, control and compositors during recordings: all end signed, whole and composed.
+
+    Exit code 1 if anything is lost, changed, readable or used twice that must not be.
+    """
+    plan = crash.Plan(recordings, rooms, minutes, seed, keep)
+    report = finish(lambda progress: asyncio.run(crash.run(plan, progress)), json_path, html_path)
+    if report["failures"] or report["recordings"] < recordings:
+        raise typer.Exit(1)
+
+
+@app.command("tamper")
+def tamper_command(
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tamperings in all.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of what is changed and where.")] = 1,
+    json_path: JsonOption = None,
+    html_path: HtmlOption = None,
+) -> None:
+    """Random tamperings through `recorder verify`: found where they are, and nothing found where none is.
+
+    Exit code 1 for a miss or a false alarm.
+    """
+    plan = tamper.Plan(count, seed)
+    report = finish(lambda progress: tamper.run(plan, progress), json_path, html_path)
+    if report["found"] < report["tampered"] or report["false_alarms"]:
+        raise typer.Exit(1)
 
 
 @app.command("size")

@@ -102,6 +102,8 @@ def check_file(
                 broken_checkpoints.append((record, problem))
 
     checked.scan = scan(path, on_record=look)
+    if expected is not None:
+        _identify(checked, expected)
     _place_structure(checked, expected)
     for record, problem in broken_checkpoints:
         # The change lies after the last checkpoint that holds, up to and with this one.
@@ -135,6 +137,14 @@ def _check_checkpoint(record: RecordInfo, signature_good: SignatureCheck, checke
         return "the checkpoint is an hour older than the one before it"
     checked.checkpoints.append((record.offset, checkpoint.utc_ns))
     return ""
+
+
+def _identify(checked: CheckedFile, expected: FileSummary) -> None:
+    """Say first that the whole file is another's; a header that was changed does not hold as a record."""
+    found = checked.scan
+    if found.records and found.header is not None and found.header.file_id != expected.file_id:
+        detail = f"another sealed file (id {found.header.file_id}) lies in its place"
+        checked.add(Kind.CHANGED, detail, 0, found.size)
 
 
 def _place_structure(checked: CheckedFile, expected: FileSummary | None) -> None:
@@ -179,16 +189,14 @@ def _compare(checked: CheckedFile, expected: FileSummary) -> None:
     digest = named(found.digest)
     if digest == expected.sm3 and found.size == expected.bytes:
         return
-    if found.header is not None and found.header.file_id != expected.file_id and not checked.findings:
-        detail = f"another sealed file (id {found.header.file_id}) lies in its place"
-        checked.add(Kind.CHANGED, detail, 0, found.size)
     if checked.findings:
         return
     if found.size < expected.bytes:
         checked.add(
             Kind.TRUNCATED,
             f"{expected.bytes - found.size} bytes at the end are cut off",
-            found.size,
+            # Of a torn record nothing says which of its bytes are missing.
+            found.size if expected.finished else found.good_bytes,
             expected.bytes,
             len(found.records),
         )

@@ -59,6 +59,8 @@ class _Verification:
         self._signers: dict[str, Certificate] = {}
         self._key_id = ""
         self._seen: set[Path] = set()
+        self._owner: dict[str, str] = {}
+        """File id → name of the first file that has it."""
 
     def run(self) -> Report:
         """Check page by page, then file by file."""
@@ -72,7 +74,7 @@ class _Verification:
             self._check_sidecar_fits(sidecar, manifest)
         elif sidecar is not None:
             self._report.recording = str(sidecar.fields.get("recording"))
-        self._check_directory()
+        self._check_directory(sidecar)
         self._key_id = manifest.key_id if manifest else str(sidecar.fields.get("key_id")) if sidecar else ""
         statements = self._statements(manifest)
         if manifest is not None:
@@ -147,16 +149,22 @@ class _Verification:
     def _check_sidecar_fits(self, sidecar: SignedPage | None, manifest: Manifest) -> None:
         if sidecar is None:
             return
+        size = (self._path / SIDECAR).stat().st_size
         for member, expected in (("recording", manifest.recording), ("key_id", manifest.key_id)):
             if sidecar.fields.get(member) != expected:
                 found = sidecar.fields.get(member)
-                self._add(Kind.CHANGED, SIDECAR, f"its {member} is {found!r}, not {expected!r}")
+                self._add(Kind.CHANGED, SIDECAR, f"its {member} is {found!r}, not {expected!r}", 0, size)
 
-    def _check_directory(self) -> None:
+    def _check_directory(self, sidecar: SignedPage | None) -> None:
         """A directory that bears a recording's id must hold that recording, not another, whole one."""
-        name = self._path.resolve().name
-        if _RECORDING_ID.match(name) and self._report.recording not in ("", name):
-            detail = f"holds recording {self._report.recording}, not the one it is named after"
+        name, found = self._path.resolve().name, self._report.recording
+        if not _RECORDING_ID.match(name) or found in ("", name):
+            return
+        if self._report.manifest and sidecar is not None and sidecar.fields.get("recording") == name:
+            size = (self._path / MANIFEST).stat().st_size
+            self._add(Kind.REORDERED, MANIFEST, f"is that of recording {found}", 0, size)
+        else:
+            detail = f"holds recording {found}, not the one it is named after"
             self._add(Kind.REORDERED, name, detail)
 
     def _statements(self, manifest: Manifest | None) -> list[Statement]:
@@ -177,6 +185,9 @@ class _Verification:
             except (SignedError, StatementError) as error:
                 kind = Kind.REORDERED if "is number" in str(error) else Kind.CHANGED
                 self._add(kind, name, str(error), 0, len(data))
+                if number == 1 and manifest is not None and _is_first_of(data, manifest):
+                    size = (self._path / MANIFEST).stat().st_size
+                    self._add(Kind.CHANGED, MANIFEST, "is not the manifest that statement 1 names", 0, size)
                 # The next one names the digest of the page as it was: its link cannot be checked by this one.
                 previous, expected = None, number + 1
                 continue
@@ -274,27 +285,49 @@ class _Verification:
                 self._begins(checked, header)
             if header is not None:
                 self._check_place(checked, header)
-            if header is not None and self._key_id and header.key_id != self._key_id:
-                detail = "belongs to another recording's key"
-                self._add(Kind.CHANGED, checked.name, detail, 0, checked.scan.size)
             if header is not None and before is not None and not _meets(before, header):
                 self._broken_link(before, checked)
             before = None if checked.findings else checked
             last[name.part] = name.index
             parts.setdefault(name.part, []).append(checked)
+        self._check_key_ids([checked for segments in parts.values() for checked in segments])
         for segments in parts.values():
             self._say_unproven(segments)
         self._bound_times(series)
 
+    def _check_key_ids(self, segments: list[CheckedFile]) -> None:
+        """Name the segments of another key than keys.json; if all are of one other, name keys.json."""
+        named = [one for one in segments if one.scan.header is not None]
+        other = [one for one in named if one.scan.header and one.scan.header.key_id != self._key_id]
+        if not self._key_id or not other:
+            return
+        keys = {one.scan.header.key_id for one in named if one.scan.header}
+        if len(keys) == 1:
+            size = (self._path / SIDECAR).stat().st_size
+            self._add(Kind.CHANGED, SIDECAR, "is of another key than all segments", 0, size)
+            return
+        for one in other:
+            self._add(Kind.CHANGED, one.name, "belongs to another recording's key", 0, one.scan.size)
+
     def _broken_link(self, before: CheckedFile, after: CheckedFile) -> None:
-        """Two segments do not meet: the end of the first was changed, or the second belongs elsewhere."""
+        """Two segments do not meet: the end of the first was changed, or the second belongs elsewhere.
+
+        Where a checkpoint signs the second's header and nothing else speaks against it, it is the first.
+        """
+        size = before.scan.size
+        told = any(finding.file == after.name for finding in self._report.findings)
         if before.scan.torn_bytes:
-            size = before.scan.size
             before.add(Kind.CHANGED, "ends otherwise than its successor says", before.scan.good_bytes, size)
-            self._report.findings.append(before.findings[-1])
+        elif after.checkpoints and not told:
+            detail = f"is not the file that {after.name} was signed to follow"
+            before.add(Kind.CHANGED, detail, before.proven_bytes, size)
         else:
             detail = f"names another predecessor than {before.name}: one of them belongs elsewhere"
             self._add(Kind.REORDERED, after.name, detail, 0, after.scan.size)
+            if told:
+                return
+            before.add(Kind.REORDERED, f"is not what {after.name} names", before.proven_bytes, size)
+        self._report.findings.append(before.findings[-1])
 
     def _say_unproven(self, segments: list[CheckedFile]) -> None:
         """Name what follows a part's last signed checkpoint. What precedes it is proven by the chain."""
@@ -355,6 +388,8 @@ class _Verification:
         else:  # a directory, a named pipe
             checked = CheckedFile(name, path, FileScan(path))
             checked.findings.append(Finding(Kind.ADDED, name, "is no file"))
+        if checked.scan.header is not None:
+            self._owner.setdefault(checked.scan.header.file_id, name)
         report = self._report
         report.files += 1
         report.records += len(checked.scan.records)
@@ -391,6 +426,8 @@ class _Verification:
             self._add(Kind.ADDED, name, "a segment the manifest does not name", 0, size)
         elif header is not None and self._key_id and header.key_id != self._key_id:
             self._add(Kind.ADDED, name, "belongs to another recording's key", 0, size)
+        elif header is not None and (owner := self._owner[header.file_id]) != name:
+            self._add(Kind.ADDED, name, f"a copy of {owner}", 0, size)
         elif header is not None and path.name == SEALED_PART and not self._report.manifest:
             self._add(
                 Kind.LEFTOVER, name, "sealed part of a manifest that is not there or not readable", 0, size
@@ -399,6 +436,16 @@ class _Verification:
             state = "finished" if checked.scan.finished else "unfinished"
             detail = f"{state} sealed file no signed page speaks of (an attempt that died)"
             self._add(Kind.LEFTOVER, name, detail, 0, size)
+
+
+def _is_first_of(data: bytes, manifest: Manifest) -> bool:
+    """Tell whether a page is a whole first statement of this recording, if perhaps on another manifest."""
+    try:
+        return (
+            parse_statement(data, number=1, previous=None).page.fields.get("recording") == manifest.recording
+        )
+    except StatementError:
+        return False
 
 
 def _meets(before: CheckedFile, header: Header) -> bool:

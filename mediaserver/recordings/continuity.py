@@ -24,14 +24,19 @@ GO_ON_PAUSE_S = 0.25
 async def go_on(recordings: Recordings, room: Room, died_ns: int) -> None:
     """After a room moved to another worker: let its recordings go on there as their next part."""
     await asyncio.gather(
-        *(_next_part(recordings, active, died_ns) for active in recordings.in_room(room.tenant, room.name))
+        *(
+            _next_part(recordings, room, active, died_ns)
+            for active in recordings.in_room(room.tenant, room.name)
+        )
     )
 
 
-async def _next_part(recordings: Recordings, active: Active, died_ns: int) -> None:
+async def _next_part(recordings: Recordings, room: Room, active: Active, died_ns: int) -> None:
     async with active.lock:
         if not active.running:
             return  # a stop is under way: it seals what the dead worker left
+        if active.began_ns > died_ns:
+            return  # two workers died one after the other, and the rescue from the first went on after both
         last = active.entry.part
         active.entry = replace(active.entry, part=last + 1)
         for attempt in range(GO_ON_TRIES):
@@ -46,7 +51,9 @@ async def _next_part(recordings: Recordings, active: Active, died_ns: int) -> No
                 if attempt + 1 < GO_ON_TRIES:
                     await asyncio.sleep(GO_ON_PAUSE_S)
         else:
-            active.entry = replace(active.entry, part=last, worker=None)
+            # Whoever has the room is asked to end what it may have begun after all: a part that is written
+            # when the manifest is signed would be taken for one that was changed.
+            active.entry = replace(active.entry, part=last, worker=room.worker)
             recordings.later(recordings.stop(active.entry, "worker_lost"))
             return
         loss = {"from_ns": str(died_ns), "to_ns": str(began_ns), "reason": "worker_lost"}
@@ -98,6 +105,7 @@ async def _take_over(recordings: Recordings, entry: Entry, written: tuple[Worker
         return
     worker, state = written
     active.entry = replace(entry, worker=worker.index, part=int(state.get("part", entry.part)))
+    active.began_ns = int(state.get("began_ns", 0))
     if entry.state == "arming":  # it armed, and the answer found nobody
         armed_ns = int(state.get("armed_ns", time.monotonic_ns()))
         armed_utc = time.time_ns() - (time.monotonic_ns() - armed_ns)

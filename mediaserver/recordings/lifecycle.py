@@ -66,6 +66,8 @@ class Active:
     stopping: asyncio.Task[Entry] | None = None
     summaries: dict[int, PartSummary] = field(default_factory=dict)
     """Of parts that told how they ended, by part number."""
+    began_ns: int = 0
+    """When the current part began, monotonic: a worker that died before then did not write it."""
 
     @property
     def running(self) -> bool:
@@ -242,6 +244,7 @@ class Recordings:
         }
         answer = await self.workers.client(room.worker).call("recording.start", params, START_TIMEOUT_S)
         active.entry = replace(active.entry, worker=room.worker)
+        active.began_ns = int(answer["began_ns"])
         return int(answer["armed_ns"]), int(answer["began_ns"])
 
     async def publish(
@@ -366,7 +369,8 @@ class Recordings:
             except (ConnectionError, TimeoutError) as error:
                 _log.warning("no answer to the stop of recording %s, asking again: %s", entry.id, error)
                 continue
-            active.summaries[entry.part] = PartSummary.from_json(answer["part"])
+            summary = PartSummary.from_json(answer["part"])
+            active.summaries[summary.part] = summary
             return True
         return False
 

@@ -14,7 +14,6 @@ from recorder.cli.base import (
     AsJson,
     Keys,
     PassphraseFile,
-    RecordingPath,
     app,
     err,
     file_provider,
@@ -28,10 +27,16 @@ from recorder.report import Report, Verdict
 from recorder.sealed import DataKey
 from recorder.verify import verify as verify_recording
 
+# The damaged one of several decides, then the unproven one.
+_WORST_FIRST = (Verdict.BROKEN, Verdict.UNPROVEN, Verdict.OK)
+_EXIT_CODES = {Verdict.OK: 0, Verdict.BROKEN: 1, Verdict.UNPROVEN: 3}
+
 
 @app.command()
 def verify(
-    path: RecordingPath,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", help="Directories of recordings, one or several.")
+    ],
     keys: Keys = None,
     passphrase_file: PassphraseFile = None,
     trust: Annotated[
@@ -60,21 +65,29 @@ def verify(
 
     Exit code 0 only if everything holds; 1 if anything is damaged; 3 if no damage was found, but the
     recording has no signed manifest yet (running, or left by a crash), so that its tail is not proven.
+    Of several recordings the worst decides, and --json prints a list, in the order they were named.
     """
-    data_key = _open_key_if_asked(keys, passphrase_file, path)
     trusted = None
     if trust:
         trusted = [Certificate.from_pem(file.read_text("ascii")).fingerprint for file in trust]
-    report = verify_recording(path, data_key=data_key, trusted=trusted)
-    if second:
-        from recorder import second_opinion  # gmssl, which nothing else needs
+    reports = []
+    for path in paths:
+        data_key = _open_key_if_asked(keys, passphrase_file, path)
+        report = verify_recording(path, data_key=data_key, trusted=trusted)
+        if second:
+            from recorder import second_opinion  # gmssl, which nothing else needs
 
-        second_opinion.check(path, report)
+            second_opinion.check(path, report)
+        reports.append(report)
+        if not as_json:
+            if len(paths) > 1:
+                out.print(visible(str(path)), style="bold")
+            _print_report(report)
     if as_json:
-        out.print_json(json.dumps(report.to_json(), ensure_ascii=False))
-    else:
-        _print_report(report)
-    raise typer.Exit({Verdict.OK: 0, Verdict.BROKEN: 1, Verdict.UNPROVEN: 3}[report.verdict])
+        listed = [report.to_json() for report in reports]
+        out.print_json(json.dumps(listed if len(paths) > 1 else listed[0], ensure_ascii=False))
+    verdicts = {report.verdict for report in reports}
+    raise typer.Exit(next(_EXIT_CODES[verdict] for verdict in _WORST_FIRST if verdict in verdicts))
 
 
 def _open_key_if_asked(keys: Path | None, passphrase_file: Path | None, path: Path) -> DataKey | None:

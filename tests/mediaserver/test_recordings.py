@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,9 +11,6 @@ import pytest
 import pytest_asyncio
 
 from mediaserver.errors import Refused
-from mediaserver.ipc import IpcError
-from mediaserver.recordings import continuity
-from mediaserver.recordings.lifecycle import Active
 from mediaserver.recordings.states import TRANSITIONS, changed, next_attempt
 from mediaserver.settings import Settings
 from recorder.catalog import Entry
@@ -339,78 +334,6 @@ async def test_no_disk_space_refuses_new_recordings(api: Client, monkeypatch: py
     monkeypatch.setattr(api.control.recordings, "settings", changed_settings)
     refused = await api.problem("POST", "/v1/rooms/desk/recordings", {"business_no": "no space"})
     assert (refused["status"], refused["code"]) == (507, "disk_full")
-
-
-async def test_a_workers_death_makes_a_second_part(api: Client) -> None:
-    await api.ok("POST", "/v1/rooms", {"name": "fragile"})
-    one = await start(api, "death", "fragile")
-    # Until the first part has something on disk besides its first record.
-    await api.ok("POST", f"/v1/recordings/{one['id']}/markers", {"step": {"code": "a"}, "action": "start"})
-    await asyncio.sleep(0.4)
-    pid = api.control.workers.all()[0].pid
-    os.kill(pid, signal.SIGKILL)
-    gone_on = await until(api, one["id"], lambda shown: shown["parts"] == 2 and shown["gaps"])
-    assert gone_on["state"] == "recording"
-    await api.ok("POST", f"/v1/recordings/{one['id']}/markers", {"step": {"code": "b"}, "action": "start"})
-    ended = await stop(api, one["id"])
-    assert (ended["state"], ended["parts"]) == ("sealed", 2)
-    assert [gap["reason"] for gap in ended["gaps"]] == ["worker_lost"]
-    assert 0 < ended["gaps"][0]["to_ms"] - ended["gaps"][0]["from_ms"] < 15_000
-    report = await api.ok("POST", f"/v1/recordings/{one['id']}/verify")
-    assert report["ok"], report
-    events = (await api.ok("GET", "/v1/events?limit=1000"))["events"]
-    types = [event["type"] for event in events if event["recording"] == one["id"]]
-    assert "recording.failover" in types
-
-
-async def test_a_part_that_another_writer_began_is_left_to_it(
-    api: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = await start(api, "begun")
-    recordings = api.control.recordings
-    active = recordings.active[one["id"]]
-    tried: list[int] = []
-
-    async def start_part(active: Active) -> tuple[int, int]:
-        tried.append(active.entry.part)
-        if len(tried) == 1:
-            raise IpcError("part_exists", "part 2 was begun before", 409)
-        return 1, 1
-
-    monkeypatch.setattr(recordings, "start_part", start_part)
-    await continuity.go_on(recordings, api.control.rooms.get("one", "desk"), 1)  # type: ignore[arg-type]
-    assert tried == [2, 3]
-    assert active.entry.part == 3
-    await stop(api, one["id"])
-
-
-async def test_a_recording_that_no_worker_can_go_on_with_is_sealed(
-    api: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = await start(api, "nobody")
-    recordings = api.control.recordings
-
-    async def start_part(active: Active) -> tuple[int, int]:
-        raise ConnectionError("no worker")
-
-    monkeypatch.setattr(recordings, "start_part", start_part)
-    monkeypatch.setattr(continuity, "GO_ON_PAUSE_S", 0)
-    worker = recordings.active[one["id"]].entry.worker
-    assert worker is not None
-    ended_part = {"recording": one["id"], "final": False, "reason": "x"}  # as dead as a killed one's
-    await recordings.workers.client(worker).call("recording.stop", ended_part, 10)
-    await continuity.go_on(recordings, api.control.rooms.get("one", "desk"), 1)  # type: ignore[arg-type]
-    ended = await until(api, one["id"], lambda shown: shown["state"] == "recovered")
-    assert (await api.ok("POST", f"/v1/recordings/{one['id']}/verify"))["verdict"] != "broken", ended
-
-
-async def test_stop_right_after_a_death_seals_what_there_is(api: Client) -> None:
-    await api.ok("POST", "/v1/rooms", {"name": "unlucky"})
-    one = await start(api, "stop after death", "unlucky")
-    os.kill(api.control.workers.all()[0].pid, signal.SIGKILL)
-    ended = await stop(api, one["id"])
-    assert ended["state"] in ("recovered", "sealed")
-    assert (await api.ok("POST", f"/v1/recordings/{one['id']}/verify"))["ok"]
 
 
 async def test_what_is_written_names_nobody(api: Client, settings: Settings) -> None:
