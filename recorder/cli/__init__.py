@@ -16,6 +16,7 @@ from recorder.gm.sm2 import Sm2Error
 from recorder.journal import JournalError
 from recorder.keys import KeyProblem
 from recorder.manifest import ManifestError
+from recorder.pages import PagesError
 from recorder.recovering import RecoveryError
 from recorder.sealed import SealedError
 from recorder.statements import StatementError
@@ -31,6 +32,7 @@ FAILURES = (
     CanonicalError,
     RecoveryError,
     ExportError,
+    PagesError,
     CatalogError,
     FieldKeyError,
     SelfTestError,
