@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recorder.journal import GroupCommit
+from recorder.journal.commit import CheckpointSigner
 from recorder.journal.encoding import record_time
 from recorder.records import ClockRecord, EndRecord, Record, SessionRecord
 from recorder.sealed import DataKey
@@ -39,11 +40,18 @@ class _NoSigner:
 class JournalInSteps:
     """A journal written as far as its caller says. ``records``: the session first; ``utc_ns``: its UTC."""
 
-    def __init__(self, directory: Path, key: DataKey, records: list[Record], utc_ns: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        key: DataKey,
+        records: list[Record],
+        utc_ns: int,
+        signer: CheckpointSigner | None = None,
+    ) -> None:
         session = records[0]
         assert isinstance(session, SessionRecord)
         clock = _StoppedClock(session.at_ns, utc_ns)
-        self._commit = GroupCommit(_NoSigner(), clock, threads=False)
+        self._commit = GroupCommit(signer or _NoSigner(), clock, threads=False)
         self._journal = self._commit.open(directory, key, session)
         self._records = records[1:]
 

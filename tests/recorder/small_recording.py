@@ -53,7 +53,7 @@ def make_recording(
 ) -> SmallRecording:
     """Write a recording of ``segments`` segments, ``checkpoints`` checkpoints each; content is seeded."""
     source = random.Random(seed)
-    data_key, wrap = _new_data_key(provider)
+    data_key, wrap = new_data_key(provider)
     recording = str(uuid7())
     path.mkdir(parents=True)
     signer = provider.signer()
@@ -103,7 +103,8 @@ def make_recording(
     return made
 
 
-def _new_data_key(provider: FileProvider) -> tuple[DataKey, dict[str, JSON]]:
+def new_data_key(provider: FileProvider) -> tuple[DataKey, dict[str, JSON]]:
+    """Make a data key and its wrap."""
     return asyncio.run(provider.new_data_key("new"))
 
 
