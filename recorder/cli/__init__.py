@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from recorder.canonical import CanonicalError
 from recorder.catalog import CatalogError
-from recorder.cli import export, index, look, recover, verify
+from recorder.cli import custody, export, index, look, recover, verify
 from recorder.cli.base import app, fail
+from recorder.custody import CustodyError
 from recorder.export import ExportError
 from recorder.fieldkey import FieldKeyError
 from recorder.gm.selftest import SelfTestError
@@ -21,7 +22,7 @@ from recorder.recovering import RecoveryError
 from recorder.sealed import SealedError
 from recorder.statements import StatementError
 
-__all__ = ["app", "export", "index", "look", "main", "recover", "verify"]
+__all__ = ["app", "custody", "export", "index", "look", "main", "recover", "verify"]
 
 FAILURES = (
     KeyProblem,
@@ -32,6 +33,7 @@ FAILURES = (
     CanonicalError,
     RecoveryError,
     ExportError,
+    CustodyError,
     PagesError,
     CatalogError,
     FieldKeyError,

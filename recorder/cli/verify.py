@@ -65,8 +65,9 @@ def verify(
     With --plain FILE it answers without any key which signed page names just these bytes, and so which
     recording the file is of.
 
-    Exit code 0 only if everything holds; 1 if anything is damaged; 3 if no damage was found, but the
-    recording has no signed manifest yet (running, or left by a crash), so that its tail is not proven.
+    Exit code 0 only if everything that should be there holds (also of a recording destroyed by rule); 1 if
+    anything is damaged; 3 if no damage was found, but the recording has no signed manifest yet (running, or
+    left by a crash), so that its tail is not proven.
     """
     trusted = None
     if trust:
@@ -81,7 +82,9 @@ def verify(
         out.print_json(json.dumps(report.to_json(), ensure_ascii=False))
     else:
         _print_report(report)
-    raise typer.Exit({Verdict.OK: 0, Verdict.BROKEN: 1, Verdict.UNPROVEN: 3}[report.verdict])
+    raise typer.Exit(
+        {Verdict.OK: 0, Verdict.DESTROYED: 0, Verdict.BROKEN: 1, Verdict.UNPROVEN: 3}[report.verdict]
+    )
 
 
 def _plain(report: PlainReport, as_json: bool) -> NoReturn:
@@ -118,7 +121,9 @@ def _open_key_if_asked(keys: Path | None, passphrase_file: Path | None, path: Pa
 
 def _print_report(report: Report) -> None:
     style = {Verdict.OK: "bold green", Verdict.BROKEN: "bold red", Verdict.UNPROVEN: "bold yellow"}
+    style[Verdict.DESTROYED] = "bold"
     words = {Verdict.OK: "OK", Verdict.BROKEN: "BROKEN", Verdict.UNPROVEN: "NOT PROVEN"}
+    words[Verdict.DESTROYED] = "DESTROYED"
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_row("recording", visible(report.recording) or "unknown")
     facts.add_row(

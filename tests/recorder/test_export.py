@@ -277,7 +277,23 @@ def test_failures_are_one_line_on_stderr(
     assert capsys.readouterr().err == f"recorder: {tmp_path / 'nothing'} does not exist\n"
 
 
-@pytest.mark.parametrize("command", ["", "verify", "show", "list", "recover", "export", "reindex"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "verify",
+        "show",
+        "list",
+        "recover",
+        "export",
+        "reindex",
+        "retention",
+        "hold",
+        "review",
+        "destroy",
+        "due",
+    ],
+)
 def test_every_command_explains_itself(command: str) -> None:
     result = run(*([command] if command else []), "--help")
     assert result.exit_code == 0
