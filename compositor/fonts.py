@@ -14,7 +14,9 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-FONT_PATH = Path(__file__).parent / "font" / "NotoSansCJKsc-Subset.otf"
+import recorder
+
+FONT_PATH = Path(recorder.__file__).parent / "font" / "NotoSansCJKsc-Subset.otf"
 
 
 class FontError(Exception):

@@ -2,30 +2,44 @@
 
 The only place where plain media arises. The export is signed into the recording as a statement first
 (operator and reason sealed in it), then each file is opened, its plain text's SM3 compared with the signed
-one, and only then given its name.
+one, and the package gets its name when all of it holds. ``recorder.court`` has the package's parts.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Literal
 
-from recorder.atomic import sync_directory
-from recorder.canonical import canonical
+from recorder.canonical import JSON
+from recorder.court import content, html, pdf
+from recorder.court.archive import archive_metadata
+from recorder.court.facts import CONTACT_SHEET, Facts, certificates_of, gather
+from recorder.court.parcel import Parcel, parcel
 from recorder.gm.sm3 import Sm3, named
 from recorder.gm.x509 import Certificate
-from recorder.manifest import MANIFEST, read_manifest, read_sealed_part
+from recorder.keys import SIDECAR, read_sidecar
+from recorder.manifest import MANIFEST, SEALED_PART, Manifest, read_manifest
+from recorder.report import Verdict
 from recorder.sealed import DataKey, FileSummary, SealedReader, plain_name
-from recorder.signed import Signer
-from recorder.statements import Statement, append_statement, list_statements, read_statements
+from recorder.signed import Signer, read_page, sign_page
+from recorder.statements import STATEMENTS, Statement, append_statement, list_statements, read_statements
 from recorder.storage import files_directory
+from recorder.verify import verify
+
+PACKAGE_TYPE = "shuanglu.package.v1"
+PACKAGE = "package.json"
+Sealed = Literal["archive", "all", "none"]
+_COURT = Path(__file__).parent / "court"
+_TITLE = ("双录录像核验报告", "Verification report of a dual recording")
+_BLOCK = 1 << 20
 
 
 class ExportError(Exception):
-    """Nothing, or no further file, was exported; says why."""
+    """Nothing was exported; says why."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,11 @@ class Exported:
     """What an export wrote."""
 
     statement: Statement
+    target: Path
     files: tuple[Path, ...]
+    """Of a directory, the paths of everything in it; of a zip, the names inside."""
+    verdict: Verdict
+    """What verifying the recording with its key said: also in the report."""
 
 
 def export_recording(
@@ -45,13 +63,19 @@ def export_recording(
     operator: str,
     reason: str,
     names: list[str] | None = None,
+    zipped: bool = False,
+    sealed: Sealed = "archive",
+    report: bool = True,
+    key_handed_over: bool = False,
 ) -> Exported:
-    """Write a recording's finished files in plain text, and its signed pages, into the new directory ``out``.
+    """Write a recording's finished files in plain text, and all that proves them, into a new package ``out``.
 
-    ``names`` restricts to files of these plain names (``composite.mp4``). Also written: ``manifest.json``,
-    the statements, and ``private.json`` (identities, metadata). Files get mode 0600. Raise ExportError if
-    operator or reason is empty, a name is unknown, ``out`` exists, or a file is not what was signed;
-    ManifestError, StatementError, SealedError where the recording is broken.
+    ``names`` restricts to files of these plain names (``composite.mp4``). ``sealed``: which of them go in as
+    they lie on disk too, with the wrapped key, so that an expert opens them himself. ``report``: with the
+    verification report (HTML and PDF, contact sheet in it). ``key_handed_over`` is put on record. Files get
+    mode 0600. Raise ExportError if operator or reason is empty, a name is unknown, or a file is not what was
+    signed; FileExistsError if ``out`` exists; ManifestError, StatementError, SealedError where the recording
+    is broken.
     """
     if not operator.strip() or not reason.strip():
         raise ExportError("an export names its operator and its reason")
@@ -59,6 +83,54 @@ def export_recording(
         manifest = read_manifest(directory)
     except FileNotFoundError:
         raise ExportError(f"{directory} has no manifest: stop it, or run recorder recover first") from None
+    _accept_signers(directory, manifest, signer)
+    chosen = _choose(directory, names)
+    pictured = [
+        file for file in _choose(directory, None) if report and plain_name(file.name) == CONTACT_SHEET
+    ]
+    with parcel(out, zipped=zipped) as package:
+        statement = append_statement(
+            directory,
+            "export",
+            {
+                "exported": [_named(summary) for summary in chosen],
+                "in_report": [_named(summary) for summary in pictured],
+                "private_part": True,
+                "key_handed_over": key_handed_over,
+            },
+            signer,
+            sealed={"operator": operator, "reason": reason, "to": str(out.absolute())},
+            data_key=data_key,
+        )
+        trusted = {certificate.fingerprint for certificate in certificates_of(manifest, [statement])}
+        found = verify(directory, data_key=data_key, trusted=trusted)
+        facts = gather(directory, data_key, found, operator=operator, reason=reason, exported_at=statement.at)
+        _add_media(package, directory, chosen, data_key)
+        _add_pages(package, directory)
+        _add_private(package, directory, facts, data_key)
+        _add_keys(package, directory, facts)
+        for summary in chosen if sealed != "none" else ():
+            if sealed == "all" or summary.kind == "archive":
+                _copy(package, files_directory(directory) / summary.name, f"sealed/{summary.name}")
+        for name in ("open.sh", "HOWTO.md"):
+            package.add(name, (_COURT / name).read_bytes())
+        package.add("archive-metadata.xml", archive_metadata(facts))
+        if report:
+            _add_report(package, facts)
+        fields: dict[str, JSON] = {
+            "type": PACKAGE_TYPE,
+            "recording": manifest.recording,
+            "statement": statement.number,
+            "at": statement.at,
+            "files": list(package.files),
+        }
+        package.add(PACKAGE, sign_page(fields, signer))
+    listed = [Path(str(file["name"])) for file in package.files]
+    written = listed if zipped else [out / name for name in listed]
+    return Exported(statement, out, tuple(written), found.verdict)
+
+
+def _accept_signers(directory: Path, manifest: Manifest, signer: Signer) -> None:
     accepted = {manifest.page.certificate.public_key.point}
     accepted.add(Certificate.from_pem(signer.certificate_pem).public_key.point)
     for known in read_statements(directory):
@@ -67,37 +139,12 @@ def export_recording(
             raise ExportError(
                 f"statement {known.number:06d} was signed by {who}, not by who signed the manifest"
             )
-    chosen = _choose(directory, names)
-    private = read_sealed_part(directory, data_key)
-    try:
-        out.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        raise ExportError(f"{out} exists; an export goes into a directory of its own") from None
-    listed = [
-        {"name": plain_name(summary.name), "file_id": summary.file_id, "plain_sm3": summary.plain_sm3}
-        for summary in chosen
-    ]
-    statement = append_statement(
-        directory,
-        "export",
-        {"exported": listed, "private_part": True},
-        signer,
-        sealed={"operator": operator, "reason": reason, "to": str(out.absolute())},
-        data_key=data_key,
-    )
-    written = [_write_plain(files_directory(directory), summary, out, data_key) for summary in chosen]
-    written.append(_write(out / "private.json", canonical(private)))
-    written.append(_write(out / MANIFEST, (directory / MANIFEST).read_bytes()))
-    for number, path in list_statements(directory):
-        written.append(_write(out / f"statement-{number:06d}.json", path.read_bytes()))
-    sync_directory(out)
-    return Exported(statement, tuple(written))
 
 
 def _choose(directory: Path, names: list[str] | None) -> list[FileSummary]:
     files = [summary for statement in read_statements(directory) for summary in statement.files]
     if names is None:
-        return files
+        return [summary for summary in files if (files_directory(directory) / summary.name).exists()]
     chosen = [summary for summary in files if plain_name(summary.name) in names]
     missing = set(names) - {plain_name(summary.name) for summary in chosen}
     if missing:
@@ -106,34 +153,80 @@ def _choose(directory: Path, names: list[str] | None) -> list[FileSummary]:
     return chosen
 
 
-def _write_plain(folder: Path, summary: FileSummary, out: Path, data_key: DataKey) -> Path:
-    """Write one file's plain text under its plain name, or under name and id where that is taken."""
-    target = out / Path(plain_name(summary.name)).name
-    if target.exists():
-        target = out / f"{target.stem}.{summary.file_id[:8]}{target.suffix}"
-    temporary = out / f".{target.name}.{secrets.token_hex(4)}"
+def _named(summary: FileSummary) -> Mapping[str, JSON]:
+    return {"name": plain_name(summary.name), "file_id": summary.file_id, "plain_sm3": summary.plain_sm3}
+
+
+def _add_media(package: Parcel, directory: Path, chosen: list[FileSummary], data_key: DataKey) -> None:
+    """Write plain files under their plain names, or under name and id where that is taken."""
+    taken: set[str] = set()
+    for summary in chosen:
+        name = Path(plain_name(summary.name)).name
+        if name in taken:
+            name = f"{Path(name).stem}.{summary.file_id[:8]}{Path(name).suffix}"
+        taken.add(name)
+        _open_into(package, f"media/{name}", files_directory(directory) / summary.name, summary, data_key)
+
+
+def _open_into(package: Parcel, name: str, path: Path, summary: FileSummary, data_key: DataKey) -> None:
     running = Sm3()
-    try:
-        with SealedReader(folder / summary.name, data_key) as reader, _create(temporary) as file:
-            for chunk in reader.chunks():
-                running.update(chunk)
-                file.write(chunk)
-            finished = reader.finished
-            file.flush()
-            os.fsync(file.fileno())
-        if not finished or named(running.digest()) != summary.plain_sm3:
-            raise ExportError(f"{summary.name} is not the file that was signed; it was not exported")
-        temporary.rename(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    with SealedReader(path, data_key) as reader, package.file(name) as write:
+        for chunk in reader.chunks():
+            running.update(chunk)
+            write(chunk)
+        finished = reader.finished
+    if not finished or named(running.digest()) != summary.plain_sm3:
+        raise ExportError(f"{summary.name} is not the file that was signed; nothing was exported")
 
 
-def _create(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
+def _add_pages(package: Parcel, directory: Path) -> None:
+    package.add(MANIFEST, read_page(directory / MANIFEST))
+    for number, path in list_statements(directory):
+        package.add(f"{STATEMENTS}/{number:06d}.json", read_page(path))
 
 
-def _write(path: Path, data: bytes) -> Path:
-    with _create(path) as file:
-        file.write(data)
-    return path
+def _add_private(package: Parcel, directory: Path, facts: Facts, data_key: DataKey) -> None:
+    """Write the private halves of the pages in plain text: names and metadata; who did what, and why."""
+    sealed = facts.manifest.sealed
+    _open_into(package, "private/recording.json", directory / SEALED_PART, sealed, data_key)
+    for statement in facts.statements:
+        if statement.sealed is not None:
+            path = directory / STATEMENTS / statement.sealed.name
+            name = f"private/{statement.number:06d}.json"
+            _open_into(package, name, path, statement.sealed, data_key)
+
+
+def _add_keys(package: Parcel, directory: Path, facts: Facts) -> None:
+    """Write the signers' certificates, the wrapped data key, and whose private key unwraps it."""
+    for number, certificate in enumerate(facts.certificates, 1):
+        package.add(f"certificates/signing-{number}.pem", certificate.pem.encode())
+    encryption = facts.provider.get("encryption_certificate")
+    if isinstance(encryption, str) and encryption:
+        package.add("certificates/encryption.pem", encryption.encode())
+    package.add(f"keys/{SIDECAR}", read_page(directory / SIDECAR))
+    for number, wrap in enumerate(_wraps(read_sidecar(directory)), 1):
+        package.add(f"keys/wrap-{number}.der", wrap)
+
+
+def _wraps(sidecar: Mapping[str, JSON]) -> Iterator[bytes]:
+    wraps = sidecar.get("wraps")
+    for wrap in wraps if isinstance(wraps, list) else []:
+        if isinstance(wrap, Mapping) and isinstance(wrap.get("ciphertext"), str):
+            try:
+                yield base64.b64decode(str(wrap["ciphertext"]), validate=True)
+            except binascii.Error:
+                continue
+
+
+def _copy(package: Parcel, path: Path, name: str) -> None:
+    with path.open("rb") as source, package.file(name) as write:
+        while block := source.read(_BLOCK):
+            write(block)
+
+
+def _add_report(package: Parcel, facts: Facts) -> None:
+    made = content.sections(facts)
+    subtitle = f"{facts.manifest.recording} | {facts.report.verdict.value} | {facts.exported_at}"
+    good = facts.report.ok
+    package.add("report.html", html.render(_TITLE, subtitle, made, good=good))
+    package.add("report.pdf", pdf.render(_TITLE, subtitle, made, good=good))

@@ -22,17 +22,22 @@ class Kind(StrEnum):
     UNSUPPORTED = "unsupported"
     UNPROVEN = "unproven"
     LEFTOVER = "leftover"
+    DESTROYED = "destroyed"
+    """Not there because a signed tombstone says so: no damage."""
 
 
-_NOT_DAMAGE = (Kind.UNPROVEN, Kind.LEFTOVER)
+_NOT_DAMAGE = (Kind.UNPROVEN, Kind.LEFTOVER, Kind.DESTROYED)
 
 
 class Verdict(StrEnum):
-    """``ok``: all holds. ``unproven``: no damage found, but not all is signed. ``broken``: damage found."""
+    """``ok``: all holds. ``unproven``: no damage found, but not all is signed. ``broken``: damage found.
+    ``destroyed``: all kinds of files and the key were destroyed by rule, and all that should be there holds.
+    """
 
     OK = "ok"
     UNPROVEN = "unproven"
     BROKEN = "broken"
+    DESTROYED = "destroyed"
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Report:
     assurance: str = ""
     second_opinion: dict[str, JSON] | None = None
     """What was checked twice, by other code (``recorder.second_opinion``); None if that was not asked for."""
+    destroyed: bool = False
+    """A signed tombstone says that the data key was destroyed, and it is not there."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -89,12 +96,12 @@ class Report:
             return Verdict.BROKEN
         if any(finding.kind == Kind.UNPROVEN for finding in self.findings):
             return Verdict.UNPROVEN
-        return Verdict.OK
+        return Verdict.DESTROYED if self.destroyed else Verdict.OK
 
     @property
     def ok(self) -> bool:
-        """Whether everything holds."""
-        return self.verdict == Verdict.OK
+        """Whether everything that should be there holds."""
+        return self.verdict in (Verdict.OK, Verdict.DESTROYED)
 
     def to_json(self) -> dict[str, JSON]:
         """Return the report as JSON, ``verdict`` and ``ok`` included."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recorder.canonical import CanonicalError
 from recorder.clock import rfc3339
+from recorder.destruction import Destroyed, destroyed_by
 from recorder.gm import selftest
 from recorder.gm.sm3 import named
 from recorder.gm.x509 import Certificate
@@ -61,6 +62,8 @@ class _Verification:
         self._seen: set[Path] = set()
         self._owner: dict[str, str] = {}
         """File id → name of the first file that has it."""
+        self._destroyed = Destroyed()
+        self._gone: dict[tuple[int, str], int] = {}
 
     def run(self) -> Report:
         """Check page by page, then file by file."""
@@ -77,12 +80,14 @@ class _Verification:
         self._check_directory(sidecar)
         self._key_id = manifest.key_id if manifest else str(sidecar.fields.get("key_id")) if sidecar else ""
         statements = self._statements(manifest)
+        self._destroyed = destroyed_by(statements)
         if manifest is not None:
             self._signed_segments(manifest)
             self._expect(manifest.sealed, self._path, "")
         else:
             self._unsigned_segments()
         self._statement_files(statements)
+        self._say_destroyed()
         self._leftovers()
         self._report.signers = {print_: cert.subject for print_, cert in self._signers.items()}
         return self._report
@@ -372,6 +377,13 @@ class _Verification:
         """Check a file a signed page names."""
         name = f"{prefix}{summary.name}"
         path = folder / summary.name
+        tombstone = self._destroyed.files.get(summary.file_id)
+        if tombstone is not None and not path.exists():
+            self._gone[tombstone, prefix] = self._gone.get((tombstone, prefix), 0) + 1
+            return None
+        if tombstone is not None:
+            detail = f"statement {tombstone} destroys it, but it is still here: the removal was interrupted"
+            self._add(Kind.LEFTOVER, name, detail)
         if Path(summary.name).name != summary.name or not path.is_file():
             self._add(Kind.REMOVED, name, f"the signed file (id {summary.file_id}) is not there")
             return None
@@ -397,6 +409,26 @@ class _Verification:
         report.checkpoints += len(checked.checkpoints)
         report.findings += checked.findings
         return checked
+
+    def _say_destroyed(self) -> None:
+        """Say what tombstones account for; a missing sidecar is no finding any more if one does."""
+        for (number, prefix), count in self._gone.items():
+            detail = (
+                f"{count} files destroyed by rule; statement {number} is the tombstone with their digests"
+            )
+            self._add(Kind.DESTROYED, prefix, detail)
+        if self._destroyed.key is None:
+            return
+        if (self._path / SIDECAR).exists():
+            detail = f"statement {self._destroyed.key} destroys it, but it is still here"
+            self._add(Kind.LEFTOVER, SIDECAR, detail)
+            return
+        findings = self._report.findings
+        findings[:] = [one for one in findings if (one.kind, one.file) != (Kind.REMOVED, SIDECAR)]
+        self._report.destroyed = True
+        self._add(
+            Kind.DESTROYED, SIDECAR, f"erased by rule; statement {self._destroyed.key} is the tombstone"
+        )
 
     def _leftovers(self) -> None:
         """Name what no signed page speaks of: harmless remains of a crash, or something added."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from recorder.canonical import CanonicalError
 from recorder.catalog import CatalogError
-from recorder.cli import export, index, look, recover, verify
+from recorder.cli import custody, export, index, look, recover, verify
 from recorder.cli.base import app, fail
+from recorder.custody import CustodyError
 from recorder.export import ExportError
 from recorder.fieldkey import FieldKeyError
 from recorder.gm.selftest import SelfTestError
@@ -16,11 +17,12 @@ from recorder.gm.sm2 import Sm2Error
 from recorder.journal import JournalError
 from recorder.keys import KeyProblem
 from recorder.manifest import ManifestError
+from recorder.pages import PagesError
 from recorder.recovering import RecoveryError
 from recorder.sealed import SealedError
 from recorder.statements import StatementError
 
-__all__ = ["app", "export", "index", "look", "main", "recover", "verify"]
+__all__ = ["app", "custody", "export", "index", "look", "main", "recover", "verify"]
 
 FAILURES = (
     KeyProblem,
@@ -31,6 +33,8 @@ FAILURES = (
     CanonicalError,
     RecoveryError,
     ExportError,
+    CustodyError,
+    PagesError,
     CatalogError,
     FieldKeyError,
     SelfTestError,

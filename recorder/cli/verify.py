@@ -7,29 +7,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from recorder.canonical import JSON
-from recorder.cli.base import (
-    AsJson,
-    Keys,
-    PassphraseFile,
-    app,
-    err,
-    file_provider,
-    open_key,
-    out,
-    visible,
-)
+from recorder.cli.base import AsJson, Keys, PassphraseFile, app, err, file_provider, open_key, out, visible
+from recorder.cli.reports import print_plain, print_report
 from recorder.gm.x509 import Certificate
 from recorder.keys import KeyProblem
+from recorder.plain import verify_plain
 from recorder.report import Report, Verdict
 from recorder.sealed import DataKey
 from recorder.verify import verify as verify_recording
 
 # The damaged one of several decides, then the unproven one.
-_WORST_FIRST = (Verdict.BROKEN, Verdict.UNPROVEN, Verdict.OK)
-_EXIT_CODES = {Verdict.OK: 0, Verdict.BROKEN: 1, Verdict.UNPROVEN: 3}
+_WORST_FIRST = (Verdict.BROKEN, Verdict.UNPROVEN, Verdict.DESTROYED, Verdict.OK)
+_EXIT_CODES = {Verdict.OK: 0, Verdict.DESTROYED: 0, Verdict.BROKEN: 1, Verdict.UNPROVEN: 3}
 
 
 @app.command()
@@ -45,6 +35,14 @@ def verify(
             "--trust",
             help="PEM certificate of a signer you trust, obtained another way; may be repeated. Without "
             "it the recording's own certificate is taken, and its fingerprint printed for you to compare.",
+        ),
+    ] = None,
+    plain: Annotated[
+        Path | None,
+        typer.Option(
+            "--plain",
+            help="An exported plain file, such as composite.mp4. The PATHs are then an exported package "
+            "(directory or zip), or a manifest.json with statements beside it, or single pages.",
         ),
     ] = None,
     second: Annotated[
@@ -63,14 +61,25 @@ def verify(
     enough. With --keys every chunk is opened as well. Each finding names file, record, byte range and, where
     signed checkpoints tell, the time of capture.
 
-    Exit code 0 only if everything holds; 1 if anything is damaged; 3 if no damage was found, but the
-    recording has no signed manifest yet (running, or left by a crash), so that its tail is not proven.
-    Of several recordings the worst decides, and --json prints a list, in the order they were named.
+    With --plain FILE it answers without any key which signed page names just these bytes, and so which
+    recording the file is of.
+
+    Exit code 0 only if everything that should be there holds (also of a recording destroyed by rule); 1 if
+    anything is damaged; 3 if no damage was found, but the recording has no signed manifest yet (running, or
+    left by a crash), so that its tail is not proven. Of several recordings the worst decides, and --json
+    prints a list, in the order they were named.
     """
     trusted = None
     if trust:
         trusted = [Certificate.from_pem(file.read_text("ascii")).fingerprint for file in trust]
-    reports = []
+    if plain is not None:
+        found = verify_plain(plain, paths, trusted=trusted)
+        if as_json:
+            out.print_json(json.dumps(found.to_json(), ensure_ascii=False))
+        else:
+            print_plain(found)
+        raise typer.Exit(0 if found.ok else 1)
+    reports: list[Report] = []
     for path in paths:
         data_key = _open_key_if_asked(keys, passphrase_file, path)
         report = verify_recording(path, data_key=data_key, trusted=trusted)
@@ -82,7 +91,7 @@ def verify(
         if not as_json:
             if len(paths) > 1:
                 out.print(visible(str(path)), style="bold")
-            _print_report(report)
+            print_report(report)
     if as_json:
         listed = [report.to_json() for report in reports]
         out.print_json(json.dumps(listed if len(paths) > 1 else listed[0], ensure_ascii=False))
@@ -99,46 +108,3 @@ def _open_key_if_asked(keys: Path | None, passphrase_file: Path | None, path: Pa
         # A broken sidecar is a finding, not a reason to check nothing.
         err.print(f"recorder: goes on without the key: {error}", markup=False)
         return None
-
-
-def _twice(opinion: dict[str, JSON]) -> str:
-    """Say what the second opinion is of, and of what it is not."""
-    return (
-        f"by {opinion['by']}: signatures of {opinion['pages']} of {opinion['pages_of']} pages and of "
-        f"{opinion['checkpoints']} of {opinion['checkpoints_of']} checkpoints, SM3 of {opinion['files']} of "
-        f"{opinion['files_of']} files ({opinion['bytes']:,} of {opinion['bytes_of']:,} bytes)"
-    )
-
-
-def _print_report(report: Report) -> None:
-    style = {Verdict.OK: "bold green", Verdict.BROKEN: "bold red", Verdict.UNPROVEN: "bold yellow"}
-    words = {Verdict.OK: "OK", Verdict.BROKEN: "BROKEN", Verdict.UNPROVEN: "NOT PROVEN"}
-    facts = Table(show_header=False, box=None, pad_edge=False)
-    facts.add_row("recording", visible(report.recording) or "unknown")
-    facts.add_row(
-        "checked",
-        f"{report.files} sealed files, {report.records} records, {report.bytes:,} bytes, "
-        f"{report.checkpoints} checkpoints, {report.statements} statements",
-    )
-    facts.add_row("opened", "every chunk, with the key" if report.opened else "no (no key given)")
-    if report.second_opinion is not None:
-        facts.add_row("checked twice", _twice(report.second_opinion))
-    for fingerprint, subject in report.signers.items():
-        vouched = "named by you" if report.trusted else "the recording's own: compare the fingerprint"
-        facts.add_row("signed by", f"{visible(subject)}\n{fingerprint} ({vouched})")
-    if report.assurance:
-        facts.add_row("assurance", visible(report.assurance))
-    out.print(facts)
-    if report.findings:
-        table = Table("what", "file", "record", "bytes", "time", "why")
-        for finding in report.findings:
-            table.add_row(
-                finding.kind.value,
-                visible(finding.file),
-                "" if finding.record is None else str(finding.record),
-                "" if finding.begin is None else f"{finding.begin}–{finding.end}",
-                finding.time,
-                visible(finding.detail),
-            )
-        out.print(table)
-    out.print(words[report.verdict], style=style[report.verdict])

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from recorder.gm.aead import TAG_BYTES
 from recorder.gm.sm3 import sm3
-from recorder.gm.sm4 import TAG_BYTES
 from recorder.sealed import DataKey, Header, RecordType, scan
 from recorder.sealed import format as fmt
-from recorder.sealed.format import FileKeys, Flag, Index
+from recorder.sealed.format import Flag, Index
+from recorder.sealed.suites import FileKeys
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Forgery:
         assert found.header is not None
         assert found.problem is None
         made = cls(found.header, finished=found.finished, plain_sm3=found.plain_sm3 != fmt.NOT_TAKEN)
-        keys = FileKeys.derive(data_key, bytes.fromhex(found.header.file_id))
+        keys = FileKeys.derive(data_key.secret, bytes.fromhex(found.header.file_id), found.header.suite)
         header_digest = sm3(raw[: found.records[0].end])
         for record in found.records[2:]:
             body = raw[record.offset + fmt.RECORD.size : record.end - fmt.TRAILER_BYTES]
@@ -79,8 +80,8 @@ class Forgery:
     ) -> bytes:
         """Seal it all anew. ``chunk_key`` seals the chunks with another key than the header commits to."""
         file_id = bytes.fromhex(self.header.file_id)
-        keys = FileKeys.derive(data_key, file_id)
-        sealing = FileKeys.derive(chunk_key or data_key, file_id)
+        keys = FileKeys.derive(data_key.secret, file_id, data_key.suite)
+        sealing = FileKeys.derive((chunk_key or data_key).secret, file_id, data_key.suite)
         data = bytearray(fmt.MAGIC)
         number = 0
 

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from recorder.canonical import JSON
 from recorder.checkpoint import Checkpoint, merkle_tree
 from recorder.ids import uuid7
 from recorder.journal.encoding import encode
@@ -53,7 +54,7 @@ def make_recording(
 ) -> SmallRecording:
     """Write a recording of ``segments`` segments, ``checkpoints`` checkpoints each; content is seeded."""
     source = random.Random(seed)
-    data_key, wrap = asyncio.run(provider.new_data_key("new", suite))
+    data_key, wrap = new_data_key(provider, suite)
     recording = str(uuid7())
     path.mkdir(parents=True)
     signer = provider.signer()
@@ -101,6 +102,11 @@ def make_recording(
     if stopped:
         _finish(made, part)
     return made
+
+
+def new_data_key(provider: FileProvider, suite: int = 1) -> tuple[DataKey, dict[str, JSON]]:
+    """Make a data key and its wrap."""
+    return asyncio.run(provider.new_data_key("new", suite))
 
 
 def _checkpoint(head: bytes, at_ns: int, provider: FileProvider, source: random.Random) -> bytes:
