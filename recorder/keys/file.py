@@ -1,10 +1,4 @@
-"""Keys: who makes, wraps, opens and signs. The provider is a seam: files here, a KMS or an SM2 device
-elsewhere.
-
-A recording's data key lies wrapped (SM2, GM/T 0009) in its sidecar ``keys.json``, outside every digest:
-rotating rewrites sidecars and never touches media; deleting them is crypto-erase. The sidecar is itself a
-signed page, so that a changed bit or another recording's wrap is found without any key.
-"""
+"""The file provider: SM2 keys in PEM files of one directory."""
 
 from __future__ import annotations
 
@@ -18,83 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-from recorder import clock
-from recorder.atomic import replace_file, sync_directory, write_private
+from recorder.atomic import sync_directory, write_private
 from recorder.canonical import JSON
 from recorder.gm import selftest
-from recorder.gm.kdf import kdf_sm3
 from recorder.gm.sm2 import PrivateKey, Sm2Error
 from recorder.gm.sm4 import KEY_BYTES
 from recorder.gm.x509 import Certificate, self_signed
+from recorder.keys.provider import WRAP_ALGORITHM, KeyProblem, ProviderInfo, data_key_id
 from recorder.sealed import DataKey
-from recorder.signed import SignedError, SignedPage, Signer, open_page, read_page, sign_page
 
-SIDECAR = "keys.json"
-SIDECAR_TYPE = "shuanglu.keys.v1"
-WRAP_ALGORITHM = "sm2-gmt0009"
-_KEY_ID_LABEL = b"shuanglu data key id v1"
 _VALID_DAYS = 3650
 
 _log = logging.getLogger(__name__)
-
-
-class KeyProblem(Exception):
-    """A key is missing, unusable, readable by others, or not for this recording; says which and why."""
-
-
-@dataclass(frozen=True)
-class ProviderInfo:
-    """What a provider is, as every manifest states it."""
-
-    name: str
-    version: str
-    certificate: str
-    """Number of the product's cryptography certificate, or ``none``."""
-    assurance: str
-    """``development`` (self-signed keys in files) or ``operator`` (certificates of an authority)."""
-    signing_certificate_pem: str
-    encryption_certificate_pem: str
-
-    def to_json(self) -> dict[str, JSON]:
-        """Return what a manifest's public part says of the provider."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "certificate": self.certificate,
-            "assurance": self.assurance,
-            "encryption_certificate": self.encryption_certificate_pem,
-        }
-
-
-class CryptoProvider(Protocol):
-    """Makes and opens data keys and signs; asynchronous, because a device or KMS is across a wire."""
-
-    def info(self) -> ProviderInfo:
-        """Say what this is."""
-
-    def signer(self) -> Signer:
-        """Return a signer for worker threads."""
-
-    async def random(self, size: int) -> bytes:
-        """Return random bytes fit for keys."""
-
-    async def new_data_key(self, recording_id: str) -> tuple[DataKey, dict[str, JSON]]:
-        """Make a recording's data key; return it and its wrap, an entry for ``write_sidecar``."""
-
-    async def unwrap(
-        self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
-    ) -> DataKey:
-        """Open a recording's data key for a stated purpose. Raise KeyProblem."""
-
-    async def sign(self, message: bytes) -> bytes:
-        """Return the DER signature of the signing key over ``message``."""
-
-
-def data_key_id(secret: bytes) -> str:
-    """Return the id of a data key, derived from it: a wrap that opens to another key is noticed."""
-    return kdf_sm3(_KEY_ID_LABEL + secret, 16).hex()
 
 
 @dataclass(frozen=True)
@@ -268,42 +199,3 @@ def _read_private(path: Path) -> bytes:
         if status.st_uid != os.geteuid():
             raise KeyProblem(f"{path} belongs to user {status.st_uid}, not to the one running this")
         return file.read()
-
-
-def write_sidecar(
-    directory: Path,
-    recording_id: str,
-    key_id: str,
-    wraps: list[dict[str, JSON]],
-    signer: Signer,
-    *,
-    revision: int = 1,
-    utc_ns: int | None = None,
-) -> dict[str, JSON]:
-    """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members."""
-    fields: dict[str, JSON] = {
-        "type": SIDECAR_TYPE,
-        "recording": recording_id,
-        "key_id": key_id,
-        "revision": revision,
-        "written_at": clock.rfc3339(utc_ns if utc_ns is not None else clock.SystemClock().utc_ns()),
-        "wraps": list(wraps),
-    }
-    replace_file(directory / SIDECAR, sign_page(fields, signer))
-    return fields
-
-
-def read_sidecar(directory: Path) -> dict[str, JSON]:
-    """Return the members of ``keys.json``, its signature checked. Raise KeyProblem, also if it is missing."""
-    return dict(open_sidecar(directory).fields)
-
-
-def open_sidecar(directory: Path) -> SignedPage:
-    """Return ``keys.json`` with its signer's certificate. Raise KeyProblem."""
-    path = directory / SIDECAR
-    try:
-        return open_page(read_page(path), page_type=SIDECAR_TYPE)
-    except FileNotFoundError:
-        raise KeyProblem(f"{path} is missing: erased, or the recording has not begun") from None
-    except SignedError as error:
-        raise KeyProblem(f"{path} {error}") from None

@@ -1,0 +1,53 @@
+"""The sidecar ``keys.json``: a recording's wrapped data key, signed, outside every digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recorder import clock
+from recorder.atomic import replace_file
+from recorder.canonical import JSON
+from recorder.keys.provider import KeyProblem
+from recorder.signed import SignedError, SignedPage, Signer, open_page, read_page, sign_page
+
+SIDECAR = "keys.json"
+SIDECAR_TYPE = "shuanglu.keys.v1"
+
+
+def write_sidecar(
+    directory: Path,
+    recording_id: str,
+    key_id: str,
+    wraps: list[dict[str, JSON]],
+    signer: Signer,
+    *,
+    revision: int = 1,
+    utc_ns: int | None = None,
+) -> dict[str, JSON]:
+    """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members."""
+    fields: dict[str, JSON] = {
+        "type": SIDECAR_TYPE,
+        "recording": recording_id,
+        "key_id": key_id,
+        "revision": revision,
+        "written_at": clock.rfc3339(utc_ns if utc_ns is not None else clock.SystemClock().utc_ns()),
+        "wraps": list(wraps),
+    }
+    replace_file(directory / SIDECAR, sign_page(fields, signer))
+    return fields
+
+
+def read_sidecar(directory: Path) -> dict[str, JSON]:
+    """Return the members of ``keys.json``, its signature checked. Raise KeyProblem, also if it is missing."""
+    return dict(open_sidecar(directory).fields)
+
+
+def open_sidecar(directory: Path) -> SignedPage:
+    """Return ``keys.json`` with its signer's certificate. Raise KeyProblem."""
+    path = directory / SIDECAR
+    try:
+        return open_page(read_page(path), page_type=SIDECAR_TYPE)
+    except FileNotFoundError:
+        raise KeyProblem(f"{path} is missing: erased, or the recording has not begun") from None
+    except SignedError as error:
+        raise KeyProblem(f"{path} {error}") from None
