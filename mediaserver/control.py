@@ -37,7 +37,7 @@ from mediaserver.recordings.finishing import Finishing
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Recordings
 from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
-from mediaserver.secrets import Secrets, open_secrets
+from mediaserver.secrets import Secrets
 from mediaserver.settings import Settings
 from mediaserver.store import Database, Store
 from mediaserver.supervisor import Workers
@@ -95,7 +95,11 @@ class Control:
         )
         self._news = WorkerNews(self)
         self.workers = Workers(
-            settings, on_up=self._news.up, on_events=self._news.take, on_death=self._news.died
+            settings,
+            on_up=self._news.up,
+            on_events=self._news.take,
+            on_death=self._news.died,
+            keys=secrets.keys,
         )
         self.rooms = Rooms(self.workers, self.store, self.database)
         self.recordings = Recordings(
@@ -357,9 +361,9 @@ class Control:
             _log.error("background work failed", exc_info=task.exception())
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, secrets: Secrets) -> None:
     """Run the server until SIGTERM or SIGINT: the first drains, the second closes at once."""
-    control = Control(settings, open_secrets(settings))
+    control = Control(settings, secrets)
     asked = asyncio.Event()
 
     def on_signal() -> None:

@@ -6,7 +6,7 @@ rotating rewrites sidecars and never touches media; deleting them is crypto-eras
 signed page, so that a changed bit or another recording's wrap is found without any key.
 """
 
-from recorder.keys.config import ProviderConfig, open_at, open_provider
+from recorder.keys.config import ProviderConfig, open_at, open_opener, open_provider
 from recorder.keys.environment import EnvironmentProvider
 from recorder.keys.erase import erase_key, erase_sidecar
 from recorder.keys.file import FileProvider
@@ -42,6 +42,7 @@ __all__ = [
     "erase_key",
     "erase_sidecar",
     "open_at",
+    "open_opener",
     "open_provider",
     "open_sidecar",
     "read_sidecar",

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recorder.gm.sm2 import Sm2Error
 from recorder.gm.x509 import Certificate
+from recorder.keys import file
 from recorder.keys.environment import EnvironmentProvider, PemKeys, take_keys
 from recorder.keys.file import FileProvider, read_private
 from recorder.keys.kms import KmsAddress, KmsProvider
-from recorder.keys.provider import CryptoProvider, KeyProblem
+from recorder.keys.provider import CryptoProvider, KeyProblem, Opener
 
 
 class ProviderConfig(BaseModel):
@@ -54,9 +55,7 @@ def open_provider(config: ProviderConfig) -> CryptoProvider:
         return KmsProvider.open(
             config.kms, opens=config.opens, certificate_no=config.certificate_no, former=former
         )
-    passphrase = config.passphrase
-    if config.passphrase_file is not None:
-        passphrase = _read(config.passphrase_file).decode().rstrip("\r\n")
+    passphrase = _passphrase(config)
     if config.provider == "environment":
         pem = config.pem or take_keys(os.environ)
         return EnvironmentProvider.open(
@@ -71,6 +70,13 @@ def open_provider(config: ProviderConfig) -> CryptoProvider:
         certificate_no=config.certificate_no,
         former=former,
     )
+
+
+def open_opener(config: ProviderConfig) -> Opener:
+    """Open what is needed to open data keys: of key files the encryption key alone. Raise KeyProblem."""
+    if config.provider == "file" and config.directory is not None:
+        return file.open_opener(config.directory, _passphrase(config))
+    return open_provider(config)
 
 
 def open_at(path: Path, passphrase: str | None = None, *, opens: bool = True) -> CryptoProvider:
@@ -89,6 +95,12 @@ def open_at(path: Path, passphrase: str | None = None, *, opens: bool = True) ->
         raise KeyProblem(f"{path} describes no key provider: {'; '.join(faults)}") from None
     changes = {"opens": opens and config.opens, "passphrase": config.passphrase or passphrase}
     return open_provider(config.model_copy(update=changes))
+
+
+def _passphrase(config: ProviderConfig) -> str | None:
+    if config.passphrase_file is not None:
+        return _read(config.passphrase_file).decode().rstrip("\r\n")
+    return config.passphrase
 
 
 def _read(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from recorder.atomic import sync_directory, write_private
 from recorder.gm import selftest
 from recorder.gm.sm2 import PrivateKey, Sm2Error
 from recorder.gm.x509 import Certificate, self_signed
-from recorder.keys.local import USES, LocalProvider, check_pairs
+from recorder.keys.local import USES, LocalOpener, LocalProvider, check_pairs
 from recorder.keys.provider import KeyProblem
 
 _VALID_DAYS = 3650
@@ -110,6 +110,22 @@ class FileProvider(LocalProvider):
 
     def __repr__(self) -> str:
         return f"FileProvider({str(self.directory)!r})"
+
+
+def open_opener(directory: Path, passphrase: str | None = None) -> LocalOpener:
+    """Load the encryption key and its certificate alone. Raise KeyProblem."""
+    selftest.require()
+    key_path, certificate_path = directory / "encryption.key.pem", directory / "encryption.cert.pem"
+    try:
+        key = PrivateKey.from_pem(read_private(key_path), passphrase)
+        certificate = Certificate.from_pem(certificate_path.read_text("ascii"))
+    except OSError as error:
+        raise KeyProblem(f"{error.filename}: {error.strerror}") from None
+    except (Sm2Error, UnicodeDecodeError) as error:
+        raise KeyProblem(f"{key_path} or its certificate does not load: {error}") from None
+    if certificate.public_key.point != key.public.point:
+        raise KeyProblem(f"{certificate_path} is not the certificate of {key_path.name}")
+    return LocalOpener(key, certificate)
 
 
 def read_private(path: Path) -> bytes:

@@ -40,6 +40,27 @@ class LocalSigner:
         return self._key.sign(message)
 
 
+class LocalOpener:
+    """An encryption key that opens data keys and does nothing else."""
+
+    def __init__(self, key: PrivateKey, certificate: Certificate) -> None:
+        self._key = key
+        self._recipient = certificate.fingerprint
+
+    def unwrap_now(
+        self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
+    ) -> DataKey:
+        """Open a recording's data key (1 ms); purpose and actor go to the log. Raise KeyProblem."""
+        ciphertext = wrap_of(sidecar, recording_id, self._recipient)
+        try:
+            secret = self._key.decrypt(ciphertext)
+        except Sm2Error as error:
+            raise KeyProblem(f"the data key of recording {recording_id} does not unwrap: {error}") from None
+        key = data_key_of(sidecar, recording_id, secret)
+        _log.info("opened the data key of recording %s for %s by %s", recording_id, purpose, actor)
+        return key
+
+
 class LocalProvider:
     """A signing key, an encryption certificate and, unless this side only seals, its key."""
 
@@ -59,15 +80,15 @@ class LocalProvider:
         data keys can be wrapped and not opened. ``former`` are PEM certificates of earlier signing keys.
         """
         self._signing = signing
-        self._encryption = encryption
         self._certificates = certificates
+        self._opener = LocalOpener(encryption, certificates["encryption"]) if encryption else None
         self._certificate_no = certificate_no
         self._former = former
 
     @property
     def can_open(self) -> bool:
         """Whether the encryption key is here."""
-        return self._encryption is not None
+        return self._opener is not None
 
     def info(self) -> ProviderInfo:
         """Say what this is; ``development`` if a certificate is self-signed."""
@@ -107,19 +128,12 @@ class LocalProvider:
         self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
     ) -> DataKey:
         """Do what ``unwrap`` does (1 ms) for callers without an event loop."""
-        if self._encryption is None:
+        if self._opener is None:
             raise SealedOnly(
                 f"the data key of recording {recording_id} cannot be opened here: only the encryption "
                 "certificate is present, not its key"
             )
-        ciphertext = wrap_of(sidecar, recording_id, self._certificates["encryption"].fingerprint)
-        try:
-            secret = self._encryption.decrypt(ciphertext)
-        except Sm2Error as error:
-            raise KeyProblem(f"the data key of recording {recording_id} does not unwrap: {error}") from None
-        key = data_key_of(sidecar, recording_id, secret)
-        _log.info("opened the data key of recording %s for %s by %s", recording_id, purpose, actor)
-        return key
+        return self._opener.unwrap_now(sidecar, recording_id=recording_id, purpose=purpose, actor=actor)
 
     async def sign(self, message: bytes) -> bytes:
         """Return the DER signature of the signing key over ``message``."""

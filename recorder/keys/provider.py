@@ -94,6 +94,15 @@ class CryptoProvider(Protocol):
         """Return the DER signature of the signing key over ``message``. Raise KeyProblem."""
 
 
+class Opener(Protocol):
+    """What only opens data keys: a compositor has nothing else."""
+
+    def unwrap_now(
+        self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
+    ) -> DataKey:
+        """Open a recording's data key for a stated purpose, blocking. Raise KeyProblem."""
+
+
 def data_key_id(secret: bytes) -> str:
     """Return the id of a data key, derived from it: a wrap that opens to another key is noticed."""
     return kdf_sm3(_KEY_ID_LABEL + secret, 16).hex()
