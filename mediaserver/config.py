@@ -19,7 +19,8 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
-from mediaserver.settings import Section, Settings, WorkerConfig, is_loopback
+from mediaserver.section import Section
+from mediaserver.settings import Settings, WorkerConfig, is_loopback
 from recorder.keys.environment import PREFIX as KEYS_PREFIX
 
 __all__ = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from mediaserver.settings import Kms, OtherKeys, Settings
+from mediaserver.key_settings import Kms, OtherKeys
+from mediaserver.settings import Settings
 from recorder.keys import CryptoProvider, KmsAddress, ProviderConfig, open_provider
 from recorder.keys.environment import take_keys
 from recorder.keys.rotating import RotatingProvider

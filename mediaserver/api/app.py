@@ -19,6 +19,7 @@ from mediaserver.errors import Refused
 from mediaserver.ipc import IpcError
 from mediaserver.recordings.evidence import EvidenceProblem
 from mediaserver.supervisor import NoWorker
+from recorder.keys import KeysUnavailable, SealedOnly
 
 if TYPE_CHECKING:
     from mediaserver.control import Control
@@ -84,6 +85,10 @@ def problem_of(error: Exception) -> Problem:
         return Problem(error.code, error.detail, status=status)
     if isinstance(error, NoWorker | ConnectionError | TimeoutError):
         return Problem("worker_unavailable", str(error), headers={"Retry-After": "1"})
+    if isinstance(error, SealedOnly):
+        return Problem("sealed_only", str(error))
+    if isinstance(error, KeysUnavailable):
+        return Problem("keys_unavailable", str(error), headers={"Retry-After": "5"})
     if isinstance(error, EvidenceProblem):
         return Problem("internal", str(error))
     if isinstance(error, web.HTTPException):
