@@ -36,6 +36,7 @@ from mediaserver.recordings import continuity
 from mediaserver.recordings.finishing import Finishing
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Recordings
+from mediaserver.recordings.rewrapping import Rewrapping
 from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
 from mediaserver.secrets import Secrets
 from mediaserver.settings import Settings
@@ -127,6 +128,8 @@ class Control:
             retry_s=settings.webhook.retry_hours * 3600,
             max_parallel=settings.composing.max_parallel or os.cpu_count() or 1,
         )
+
+        self.rewrapping = Rewrapping(self.recordings, self._jobs)
 
     @property
     def is_https(self) -> bool:

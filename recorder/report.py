@@ -77,6 +77,8 @@ class Report:
     trusted: bool = False
     """The signers were named by whoever verifies; else the recording vouches for its own certificate."""
     assurance: str = ""
+    erased: str = ""
+    """When a signed statement says that the data key was destroyed, if it is gone; nothing opens any more."""
     findings: list[Finding] = field(default_factory=list)
 
     @property

@@ -19,6 +19,7 @@ from recorder.gm.sm3 import named
 from recorder.gm.x509 import Certificate
 from recorder.journal.reader import segment_place
 from recorder.keys import SIDECAR, SIDECAR_TYPE
+from recorder.keys.succession import successors
 from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
 from recorder.placing import CheckedFile, check_file
 from recorder.report import Finding, Kind, Report, Verdict
@@ -57,6 +58,7 @@ class _Verification:
         self._trusted = frozenset(trusted) if trusted is not None else None
         self._report = Report(str(path), opened=data_key is not None, trusted=trusted is not None)
         self._signers: dict[str, Certificate] = {}
+        self._successors: dict[str, Certificate] = {}
         self._key_id = ""
         self._seen: set[Path] = set()
 
@@ -75,6 +77,7 @@ class _Verification:
         self._check_directory()
         self._key_id = manifest.key_id if manifest else str(sidecar.fields.get("key_id")) if sidecar else ""
         statements = self._statements(manifest)
+        self._missing_sidecar(statements)
         if manifest is not None:
             self._signed_segments(manifest)
             self._expect(manifest.sealed, self._path, "")
@@ -96,13 +99,23 @@ class _Verification:
         path = self._path / SIDECAR
         self._seen.add(path)
         if not path.exists():
-            self._add(Kind.REMOVED, SIDECAR, "the wrapped data key is missing (erased, or removed)")
-            return None
+            return None  # erased or removed: the statements say
         try:
             return open_page(read_page(path), page_type=SIDECAR_TYPE)
         except SignedError as error:
             self._add(Kind.CHANGED, SIDECAR, str(error), 0, path.stat().st_size)
             return None
+
+    def _missing_sidecar(self, statements: Iterable[Statement]) -> None:
+        """A key that is gone was erased if a signed statement says so, else removed."""
+        if (self._path / SIDECAR).exists():
+            return
+        said = [one for one in statements if one.kind == "destruction"]
+        said = [one for one in said if one.body.get("key_erased") is True]
+        if said:
+            self._report.erased = said[-1].at
+        else:
+            self._add(Kind.REMOVED, SIDECAR, "the wrapped data key is missing, and no statement says erased")
 
     def _manifest(self) -> Manifest | None:
         path = self._path / MANIFEST
@@ -123,6 +136,8 @@ class _Verification:
         """Take the trusted signers, or the first page's where nobody named any; report pages by others."""
         for page, name in zip(pages, (MANIFEST, SIDECAR), strict=True):
             if page is not None:
+                # After a rotation the old signing key vouches in the sidecar for the one that signed it.
+                self._successors |= successors(page.fields, self._signers)
                 self._signer_of(page, name)
 
     def _signer_of(self, page: SignedPage, name: str) -> bool:
@@ -132,7 +147,8 @@ class _Verification:
             if self._trusted is not None
             else not self._signers or certificate.fingerprint in self._signers
         )
-        if accepted:
+        if accepted or certificate.fingerprint in self._successors:
+            accepted = True
             self._signers[certificate.fingerprint] = certificate
         else:
             detail = f"signed by {certificate.subject} ({certificate.fingerprint}), who is not accepted here"

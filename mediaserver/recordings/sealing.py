@@ -1,4 +1,4 @@
-"""Ends that take more than one try: the key service is down, or the disk full. The media is safe meanwhile."""
+"""Ends that take more than one try: the key service is down, or the disk full. The media is safe."""
 
 from __future__ import annotations
 

@@ -92,6 +92,10 @@ def _print_report(report: Report) -> None:
     if report.assurance:
         facts.add_row("assurance", visible(report.assurance))
     out.print(facts)
+    if report.erased:
+        facts = Table(show_header=False, box=None, pad_edge=False)
+        facts.add_row("key", f"erased, as stated at {visible(report.erased)}: all is proven, nothing opens")
+        out.print(facts)
     if report.findings:
         table = Table("what", "file", "record", "bytes", "time", "why")
         for finding in report.findings:

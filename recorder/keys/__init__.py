@@ -6,7 +6,7 @@ rotating rewrites sidecars and never touches media; deleting them is crypto-eras
 signed page, so that a changed bit or another recording's wrap is found without any key.
 """
 
-from recorder.keys.config import ProviderConfig, open_at, open_opener, open_provider
+from recorder.keys.config import ProviderConfig, open_at, open_opener, open_opener_at, open_provider
 from recorder.keys.environment import EnvironmentProvider
 from recorder.keys.erase import erase_key, erase_sidecar
 from recorder.keys.file import FileProvider
@@ -17,6 +17,7 @@ from recorder.keys.provider import (
     CryptoProvider,
     KeyProblem,
     KeysUnavailable,
+    Opener,
     ProviderInfo,
     SealedOnly,
     data_key_id,
@@ -35,6 +36,7 @@ __all__ = [
     "KmsAddress",
     "KmsProvider",
     "LocalSigner",
+    "Opener",
     "ProviderConfig",
     "ProviderInfo",
     "SealedOnly",
@@ -43,6 +45,7 @@ __all__ = [
     "erase_sidecar",
     "open_at",
     "open_opener",
+    "open_opener_at",
     "open_provider",
     "open_sidecar",
     "read_sidecar",

@@ -83,8 +83,19 @@ def open_at(path: Path, passphrase: str | None = None, *, opens: bool = True) ->
     """Open the provider that a command names: a directory of key files, or a JSON file (0600) that describes
     another. Raise KeyProblem.
     """
+    config = config_at(path, passphrase)
+    return open_provider(config.model_copy(update={"opens": opens and config.opens}))
+
+
+def open_opener_at(path: Path, passphrase: str | None = None) -> Opener:
+    """Open what opens data keys, named as for ``open_at``. Raise KeyProblem."""
+    return open_opener(config_at(path, passphrase))
+
+
+def config_at(path: Path, passphrase: str | None = None) -> ProviderConfig:
+    """Say what a path on a command line names, without opening it. Raise KeyProblem."""
     if not path.is_file():
-        return FileProvider.open(path, passphrase, opens=opens)
+        return ProviderConfig(directory=path, passphrase=passphrase)
     try:
         config = ProviderConfig.model_validate_json(_read(path))
     except ValidationError as error:
@@ -93,8 +104,7 @@ def open_at(path: Path, passphrase: str | None = None, *, opens: bool = True) ->
             for fault in error.errors(include_input=False, include_url=False)
         ]
         raise KeyProblem(f"{path} describes no key provider: {'; '.join(faults)}") from None
-    changes = {"opens": opens and config.opens, "passphrase": config.passphrase or passphrase}
-    return open_provider(config.model_copy(update=changes))
+    return config.model_copy(update={"passphrase": config.passphrase or passphrase})
 
 
 def _passphrase(config: ProviderConfig) -> str | None:

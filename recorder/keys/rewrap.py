@@ -6,7 +6,7 @@ and run again it goes on where it was: what is wrapped for the new keys already 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -100,12 +100,11 @@ class Rewrapper:
         )
         return Outcome.REWRAPPED
 
-    def rewrap_all(self, directories: Iterator[Path]) -> Iterator[tuple[Path, Rewrapped]]:
-        """Rewrap one after the other, giving each directory and the counts so far.
+    def rewrap_all(self, directories: Iterable[Path], counts: Rewrapped) -> Iterator[Path]:
+        """Rewrap one after the other, giving each directory when ``counts`` has it.
 
         One that fails is counted and named. Raise KeysUnavailable when the key service goes: run it again.
         """
-        counts = Rewrapped()
         for directory in directories:
             try:
                 outcome = self.rewrap(directory)
@@ -118,4 +117,4 @@ class Rewrapper:
                     counts.rewrapped += 1
                 else:
                     counts.already += 1
-            yield directory, counts
+            yield directory
