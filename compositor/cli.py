@@ -27,7 +27,7 @@ from compositor.sealing import seal_file
 from compositor.spool import SpoolError
 from recorder.canonical import CanonicalError, as_int
 from recorder.journal import JournalError, JournalReader
-from recorder.keys import FileProvider, KeyProblem, read_sidecar
+from recorder.keys import KeyProblem, open_opener_at, read_sidecar
 from recorder.manifest import ManifestError, read_manifest
 from recorder.records import EventRecord, SessionRecord, TrackInfo, TrackRecord
 from recorder.sealed import DataKey, SealedError
@@ -86,8 +86,7 @@ def _data_key(directory: Path, keys: Path, passphrase_file: Path | None, purpose
     if passphrase_file is not None:
         passphrase = passphrase_file.read_text().rstrip("\n")
     sidecar = read_sidecar(directory)
-    provider = FileProvider.open(keys, passphrase)
-    return provider.unwrap_now(
+    return open_opener_at(keys, passphrase).unwrap_now(
         sidecar, recording_id=str(sidecar["recording"]), purpose=purpose, actor=getpass.getuser()
     )
 
@@ -96,7 +95,11 @@ def _data_key(directory: Path, keys: Path, passphrase_file: Path | None, purpose
 def render(
     recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="Directory of one recording.")],
     keys: Annotated[
-        Path, typer.Option("--keys", help="Directory with encryption.key.pem and the signing key.")
+        Path,
+        typer.Option(
+            "--keys",
+            help="Directory with encryption.key.pem, or a file that describes a KMS.",
+        ),
     ],
     output: Annotated[
         Path | None,

@@ -4,7 +4,8 @@ In: the first line is the job (see ``Job``); while it is live, ``{"ended": true}
 complete, optionally with ``"end_ns"``. End of input before that means that the parent died: the job gives up
 (exit code 3) and leaves no file behind. Out: ``progress``, ``event``, and last ``done`` or ``failed``.
 
-Written files are sealed; nothing here ever writes plain media. The data key comes by standard input only.
+Written files are sealed; nothing here ever writes plain media. The data key comes by standard input, or is
+opened here with a key that this process alone is told the place of.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import queue
 import sys
 import threading
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compositor.compose import Composition, NothingRecorded
 from compositor.encode import EncodeError, Encoder
@@ -30,6 +32,7 @@ from compositor.sealing import Write, seal_file
 from compositor.single import SingleWanted, SingleWriter
 from compositor.spool import Spool, SpoolError
 from recorder.journal import JournalError, JournalReader
+from recorder.keys import SIDECAR, KeyProblem, KeysUnavailable, ProviderConfig, open_opener, read_sidecar
 from recorder.sealed import DataKey, FileSummary, SealedError
 from recorder.template import Template
 
@@ -47,8 +50,12 @@ class Job(BaseModel):
 
     recording_dir: Path
     data_key_id: str
-    data_key: str = Field(description="base64 of 16 bytes, 32 in suite 3")
-    suite: int = Field(default=1, description="Cipher suite of the files to write.")
+    data_key: str | None = Field(default=None, repr=False, description="base64 of 16 bytes, 32 in suite 3")
+    suite: int = Field(default=1, description="Cipher suite of data_key, and so of the files to write.")
+    opening: ProviderConfig | None = Field(
+        default=None,
+        description="Where this process finds the key that opens keys.json, instead of data_key.",
+    )
     template: Template | None = Field(default=None, description="None: no composite, only singles.")
     kind: Literal["archive", "derived"] = "archive"
     name: str = Field(default="composite.mp4", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
@@ -57,9 +64,27 @@ class Job(BaseModel):
     sign: bool = False
     nice: int = Field(default=NICE, ge=0, le=19)
 
+    @model_validator(mode="after")
+    def _has_one_key(self) -> Job:
+        if (self.data_key is None) == (self.opening is None):
+            raise ValueError("data_key or opening, one of them")
+        return self
+
+    @cached_property
     def key(self) -> DataKey:
-        """Return the recording's data key. Raises ValueError when it is no base64, or not of the suite."""
-        return DataKey(self.data_key_id, base64.b64decode(self.data_key, validate=True), self.suite)
+        """The recording's data key, opened here once. Raises ValueError for no base64, or not of the suite,
+        KeyProblem."""
+        if self.data_key is not None:
+            return DataKey(self.data_key_id, base64.b64decode(self.data_key, validate=True), self.suite)
+        assert self.opening is not None
+        sidecar = read_sidecar(self.recording_dir)
+        recording = str(sidecar["recording"])
+        key = open_opener(self.opening).unwrap_now(
+            sidecar, recording_id=recording, purpose="compose", actor="compositor"
+        )
+        if key.key_id != self.data_key_id:
+            raise KeyProblem(f"{SIDECAR} holds another key than recording {recording} began with")
+        return key
 
 
 class ParentDied(Exception):
@@ -116,7 +141,7 @@ class Voice:
 def compose_recording(job: Job, control: Control, voice: Voice) -> dict[str, Any]:
     """Follow or read the journal to its end, write the composite. Returns the content of ``done``."""
     assert job.template is not None
-    template, key = job.template, job.key()
+    template, key = job.template, job.key
     files = job.recording_dir / "files"
     files.mkdir(mode=0o700, exist_ok=True)
     for orphan in files.glob(f".{job.name}.*.spool"):  # of an attempt that was killed: of no use to anyone
@@ -209,7 +234,7 @@ def write_images(job: Job, composition: Composition) -> list[FileSummary]:
 def _seal(job: Job, name: str, media_type: str, content: bytes) -> FileSummary:
     """Write a derived file beside the composite."""
     path = job.recording_dir / "files" / f"{name}.{{file_id}}.sealed"
-    return seal_file(path, job.key(), lambda write: write(content), kind="derived", media_type=media_type)
+    return seal_file(path, job.key, lambda write: write(content), kind="derived", media_type=media_type)
 
 
 def write_composite(write: Write, spool: Spool, composition: Composition) -> None:
@@ -228,7 +253,7 @@ def write_composite(write: Write, spool: Spool, composition: Composition) -> Non
 def write_singles(job: Job, control: Control, voice: Voice) -> list[dict[str, Any]]:
     """Write the single-picture files asked for, from a complete journal."""
     assert job.singles is not None
-    key = job.key()
+    key = job.key
     writer = SingleWriter(job.recording_dir, key, job.singles, end_ns=control.end_ns)
     reader = JournalReader(job.recording_dir, key)
     try:
@@ -242,7 +267,7 @@ def write_singles(job: Job, control: Control, voice: Voice) -> list[dict[str, An
 
 def _wait_for_end(control: Control, job: Job) -> None:
     """Without a composite nothing is followed: wait until the journal is complete."""
-    reader = JournalReader(job.recording_dir, job.key())
+    reader = JournalReader(job.recording_dir, job.key)
     while not control.ended:
         control.check()
         for _ in reader.records():
@@ -257,7 +282,11 @@ def run(lines: TextIO, out: TextIO) -> int:
     voice = Voice(out)
     try:
         job = Job.model_validate(json.loads(lines.readline() or "null"))
-        job.key()
+        job.key  # noqa: B018  opened now, before anything is written
+    except KeysUnavailable as error:
+        return _failed(voice, "keys_unavailable", error)
+    except KeyProblem as error:
+        return _failed(voice, "key_unavailable", error)
     except (ValueError, ValidationError) as error:
         voice.say({"failed": {"code": "job_invalid", "detail": _without_key(error)}})
         return EXIT_FAILED

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mediaserver import addresses, config, doctor, log, tls
-from mediaserver.secrets import SecretsError, open_secrets, read_api_keys
+from mediaserver.secrets import Secrets, SecretsError, open_secrets, read_api_keys
 from mediaserver.settings import Settings
 from mediaserver.tokens import ApiKey, Grants, client_token, server_token
 
@@ -58,8 +58,7 @@ def serve(config_file: ConfigFile = None) -> None:
     from mediaserver.control import serve as run  # heavy imports, which the other commands do without
 
     log.configure(settings.log)
-    _announce(settings)
-    uvloop.run(run(settings))
+    uvloop.run(run(settings, _announce(settings)))
 
 
 @app.command()
@@ -208,8 +207,10 @@ def _api_key(settings: Settings, key_id: str = "") -> ApiKey:
     return keys[-1]
 
 
-def _announce(settings: Settings) -> None:
-    """Make what a first start lacks and say what clients will be told."""
+def _announce(settings: Settings) -> Secrets:
+    """Make what a first start lacks and say what clients will be told. Opens the keys, once: those of the
+    environment are taken out of it.
+    """
     try:
         secrets = open_secrets(settings)
         told = addresses.advertised(settings)
@@ -235,6 +236,7 @@ def _announce(settings: Settings) -> None:
         err.print(f"SHA-256 of the {kind}\n  {made.fingerprint}", markup=False)
     if settings.environment == "development":
         err.print("Environment         development: recordings say so for ever", markup=False)
+    return secrets
 
 
 async def _ask(

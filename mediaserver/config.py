@@ -19,9 +19,21 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
-from mediaserver.settings import Section, Settings, WorkerConfig, is_loopback
+from mediaserver.section import Section
+from mediaserver.settings import Settings, WorkerConfig, is_loopback
+from recorder.keys.environment import PREFIX as KEYS_PREFIX
 
-__all__ = ["ConfigError", "Settings", "WorkerConfig", "default_yaml", "dump", "is_loopback", "keys", "load"]
+__all__ = [
+    "ConfigError",
+    "Settings",
+    "WorkerConfig",
+    "default_yaml",
+    "dump",
+    "for_children",
+    "is_loopback",
+    "keys",
+    "load",
+]
 
 ENVIRONMENT_PREFIX = "SHUANGLU__"
 
@@ -90,6 +102,12 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         raise ConfigError([_explain(fault) for fault in error.errors()]) from None
     except (TypeError, ValueError) as error:
         raise ConfigError([str(error)]) from error
+
+
+def for_children(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without our settings and keys: children are told what they need to know."""
+    own = (ENVIRONMENT_PREFIX, KEYS_PREFIX)
+    return {name: value for name, value in environ.items() if not name.startswith(own)}
 
 
 def _override(raw: dict[str, Any], name: str, value: str) -> None:
@@ -182,7 +200,7 @@ def default_yaml() -> str:
         "# SHUANGLU__HTTP__PORT=9443 in the environment overrides http.port.",
         "# Made by: mediaserver config --default",
     ]
-    sections = {name for name, field in Settings.model_fields.items() if _is_section(field.annotation)}
+    sections = set(_sections(Settings, ""))
     for path, default, description in keys():
         depth = path.count(".")
         indent = "  " * depth
@@ -190,6 +208,14 @@ def default_yaml() -> str:
         lines += ["", *(f"{indent}# {line}" for line in _wrap(description, 108 - 2 * depth))]
         lines.append(f"{indent}{name}:" if path in sections else f"{indent}{name}: {json.dumps(default)}")
     return "\n".join(lines) + "\n"
+
+
+def _sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and _is_section(annotation):
+            yield f"{prefix}{name}"
+            yield from _sections(annotation, f"{prefix}{name}.")
 
 
 def _is_section(annotation: Any) -> bool:

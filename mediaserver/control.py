@@ -36,8 +36,9 @@ from mediaserver.recordings import continuity
 from mediaserver.recordings.finishing import Finishing
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Recordings
+from mediaserver.recordings.rewrapping import Rewrapping
 from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
-from mediaserver.secrets import Secrets, open_secrets
+from mediaserver.secrets import Secrets
 from mediaserver.settings import Settings
 from mediaserver.store import Database, Store
 from mediaserver.supervisor import Workers
@@ -95,7 +96,11 @@ class Control:
         )
         self._news = WorkerNews(self)
         self.workers = Workers(
-            settings, on_up=self._news.up, on_events=self._news.take, on_death=self._news.died
+            settings,
+            on_up=self._news.up,
+            on_events=self._news.take,
+            on_death=self._news.died,
+            keys=secrets.keys,
         )
         self.rooms = Rooms(self.workers, self.store, self.database)
         self.recordings = Recordings(
@@ -123,6 +128,8 @@ class Control:
             retry_s=settings.webhook.retry_hours * 3600,
             max_parallel=settings.composing.max_parallel or os.cpu_count() or 1,
         )
+
+        self.rewrapping = Rewrapping(self.recordings, self._jobs)
 
     @property
     def is_https(self) -> bool:
@@ -357,9 +364,9 @@ class Control:
             _log.error("background work failed", exc_info=task.exception())
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, secrets: Secrets) -> None:
     """Run the server until SIGTERM or SIGINT: the first drains, the second closes at once."""
-    control = Control(settings, open_secrets(settings))
+    control = Control(settings, secrets)
     asked = asyncio.Event()
 
     def on_signal() -> None:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 from mediaserver import addresses, tls
+from mediaserver.keys import open_keys, server_keys
 from mediaserver.settings import Settings
 from recorder.clock import TRUSTED_ERROR_NS, read_discipline
 from recorder.gm import selftest
 from recorder.gm.sm2 import LibcryptoMissing
+from recorder.keys import KeyProblem, KeysUnavailable
 
 MIN_OPEN_FILES = 4096
 BYTES_PER_HOUR = 1_200_000_000
@@ -43,7 +45,7 @@ def examine(settings: Settings) -> list[Finding]:
     findings: list[Finding] = []
     for look in (_python, _ports, _receive_buffer, _clock, _disk, _crypto, _fonts, _addresses, _certificate):
         findings += look(settings)
-    return [*findings, *_secrets(settings), *_limits()]
+    return [*findings, *_secrets(settings), *_keys(settings), *_limits()]
 
 
 def _python(settings: Settings) -> Iterator[Finding]:
@@ -238,6 +240,39 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
         yield Finding("Secrets", "failure", text, f"chmod -R go-rwx {directory}")
     else:
         yield Finding("Secrets", "ok", f"{directory} is readable by its owner only")
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    """Open the keys as the server would; a KMS is asked who it is, and for a signature."""
+    crypto = settings.crypto
+    if crypto.provider == "file" and not settings.crypto_dir.exists():
+        yield Finding(
+            "Keys", "ok", f"none yet; the first start makes development keys in {settings.crypto_dir}"
+        )
+        return
+    try:
+        provider = open_keys(settings, server_keys(settings))
+        provider.signer().sign(b"mediaserver doctor")
+    except KeysUnavailable as error:
+        yield Finding("Keys", "failure", str(error), "start the KMS, or correct crypto.kms")
+        return
+    except (KeyProblem, OSError) as error:
+        yield Finding("Keys", "failure", str(error), "correct the section crypto (docs/operations.md, Keys)")
+        return
+    info = provider.info()
+    opens = "opens recordings" if provider.can_open else "seals only"
+    text = f"{info.name} {info.version}, product certificate {info.certificate}, {info.assurance}; {opens}"
+    if settings.environment == "production" and info.assurance == "development":
+        yield Finding("Keys", "failure", text, "use keys with certificates of your authority")
+    elif not crypto.open and crypto.provider == "file" and _has_encryption_key(settings):
+        text += "; yet encryption.key.pem lies beside it"
+        yield Finding("Keys", "warning", text, f"move it from {settings.crypto_dir} to whoever opens")
+    else:
+        yield Finding("Keys", "ok", text)
+
+
+def _has_encryption_key(settings: Settings) -> bool:
+    return (settings.crypto_dir / "encryption.key.pem").exists()
 
 
 def _limits() -> Iterator[Finding]:

@@ -17,10 +17,11 @@ from pathlib import Path
 import yaml
 
 from mediaserver.config import ConfigError, parse_yaml
+from mediaserver.keys import open_keys, server_keys
 from mediaserver.settings import Settings
 from mediaserver.tokens import MIN_SECRET_BYTES, ApiKey
 from recorder.atomic import sync_directory
-from recorder.keys import FileProvider, KeyProblem
+from recorder.keys import CryptoProvider, FileProvider, KeyProblem, ProviderConfig
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ class Secrets:
     api_keys: tuple[ApiKey, ...]
     session_key: str
     """Signs browser sessions."""
-    provider: FileProvider
+    provider: CryptoProvider
+    keys: ProviderConfig
+    """Where the provider's keys are, for the workers."""
     created: tuple[Path, ...]
     """Files made just now, to tell the operator."""
 
@@ -61,24 +64,28 @@ def open_secrets(settings: Settings) -> Secrets:
     if not session_key.exists():
         _write_new(session_key, secrets.token_urlsafe(32) + "\n")
         created.append(session_key)
-    passphrase = settings.crypto.passphrase.get_secret_value() if settings.crypto.passphrase else None
-    if not crypto.exists() or not any(crypto.iterdir()):
+    in_files = settings.crypto.provider == "file"
+    if in_files and (not crypto.exists() or not any(crypto.iterdir())):
         _refuse_new_crypto_keys(settings)
         crypto.mkdir(mode=0o700, exist_ok=True)
+        passphrase = settings.crypto.passphrase.get_secret_value() if settings.crypto.passphrase else None
         FileProvider.create(crypto, passphrase)
         created += sorted(path for path in crypto.iterdir() if path.is_file())
-    for path in [directory, crypto, *_files(directory), *_files(crypto)]:
+    checked = [directory, *_files(directory), *([crypto, *_files(crypto)] if in_files else ())]
+    for path in checked:
         _check_mode(path)
+    where = str(crypto) if in_files else f"crypto.provider {settings.crypto.provider}"
     try:
-        provider = FileProvider.open(crypto, passphrase)
+        keys = server_keys(settings)
+        provider = open_keys(settings, keys)
     except KeyProblem as error:
-        raise SecretsError(f"{crypto}: {error}") from error
+        raise SecretsError(f"{where}: {error}") from error
     if settings.environment == "production" and provider.info().assurance == "development":
         raise SecretsError(
-            f"environment is production, but the keys in {crypto} are development keys; put keys with a "
-            "certificate of your authority there (docs/operations.md)"
+            f"environment is production, but the keys of {where} are development keys; use keys with a "
+            "certificate of your authority (docs/operations.md)"
         )
-    return Secrets(read_api_keys(api_keys), _read_session_key(session_key), provider, tuple(created))
+    return Secrets(read_api_keys(api_keys), _read_session_key(session_key), provider, keys, tuple(created))
 
 
 def read_api_keys(path: Path) -> tuple[ApiKey, ...]:
@@ -108,6 +115,11 @@ def read_api_keys(path: Path) -> tuple[ApiKey, ...]:
 
 def _refuse_new_crypto_keys(settings: Settings) -> None:
     """Make new keys at a first start only: beside recordings they would hide that the old are gone."""
+    if not settings.crypto.open:
+        raise SecretsError(
+            f"{settings.crypto_dir} holds no keys, and crypto.open is false: put signing.key.pem, its "
+            "certificate and encryption.cert.pem there; whoever opens keeps encryption.key.pem"
+        )
     if settings.crypto.directory is not None:
         raise SecretsError(f"crypto.directory: {settings.crypto.directory} holds no keys (is it mounted?)")
     recordings = settings.recordings_dir

@@ -1,7 +1,8 @@
 """What an operator can set, each key with its default and the consequence of changing it.
 
 Key names carry their unit (``drain_s``, ``chunk_ms``, ``queue_bytes``); values are plain numbers. Reading
-a file and the environment is in config.py; configs/default.yaml is made from the descriptions here.
+a file and the environment is in config.py; configs/default.yaml is made from the descriptions here. The
+section ``crypto`` is in key_settings.py.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
+from mediaserver.key_settings import Crypto
+from mediaserver.section import Section
+from recorder.keys import ProviderConfig
 from recorder.template import Profile
 
 
@@ -30,12 +34,6 @@ Network = Annotated[str, AfterValidator(_network)]
 Address = Annotated[str, AfterValidator(_address)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the settings: strict, frozen, no unknown keys."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
 class Http(Section):
@@ -247,29 +245,6 @@ class Tokens(Section):
     )
 
 
-class Crypto(Section):
-    """Keys that sign recordings and wrap their data keys."""
-
-    directory: Path | None = Field(
-        default=None,
-        description="Directory of the key provider's files. null: secrets/crypto in the data directory, made "
-        "at "
-        "the first start with development keys.",
-    )
-    passphrase: SecretStr | None = Field(
-        default=None,
-        description="Encrypts the private key files. null: they lie open, protected by file modes only. "
-        "Prefer passphrase_file. Losing it loses every recording.",
-    )
-    passphrase_file: Path | None = Field(default=None, description="File that holds the passphrase.")
-    suite: Literal["sm4-gcm", "sm4-ctr-hmac-sm3", "aes-256-gcm"] = Field(
-        default="sm4-gcm",
-        description="Cipher of new recordings; those that exist keep theirs and stay readable. "
-        "sm4-ctr-hmac-sm3 is for devices without GCM and takes twice the CPU; aes-256-gcm is no national "
-        "algorithm. Digests and signatures are SM3 and SM2 in all three.",
-    )
-
-
 class Database(Section):
     """The index of recordings. It can be deleted and rebuilt from them (recorder reindex)."""
 
@@ -387,8 +362,8 @@ class WorkerConfig(Section):
     """Addresses of the ICE candidates; the port is the bound one."""
     media: Media
     recording: Recording
-    crypto_dir: Path
-    crypto_passphrase: str | None = Field(repr=False)
+    keys: ProviderConfig
+    """Where the signing key is; never what opens a recording."""
     log: Log
 
 

@@ -22,8 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mediaserver import addresses
+from mediaserver.config import for_children
 from mediaserver.ipc import IpcClient, IpcError, JsonObject
+from mediaserver.keys import server_keys
 from mediaserver.settings import Settings, WorkerConfig
+from recorder.keys import ProviderConfig
 
 START_TIMEOUT_S = 30.0
 HEARTBEAT_S = 2.0
@@ -104,8 +107,11 @@ class Workers:
         on_events: OnEvents = _taken,
         on_death: Callable[[Death], Awaitable[None]] = _nothing,
         command: Sequence[str] = (sys.executable, "-m", "mediaserver.media.worker"),
+        keys: ProviderConfig | None = None,
     ) -> None:
+        """``keys``: where the workers' signing key is; None: as the settings say."""
         self._settings = settings
+        self._keys = (keys or server_keys(settings)).for_sealing()
         self._on_up, self._on_events, self._on_death = on_up, on_events, on_death
         self._command = list(command)
         self._count = settings.media.workers or len(os.sched_getaffinity(0))
@@ -289,7 +295,13 @@ class Workers:
     def _launch(self) -> subprocess.Popen[bytes]:
         """Start a worker process, which then waits for its settings."""
         # Standard output goes where our log goes. No pipe of ours may be involved: it would break with us.
-        return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=2,
+            start_new_session=True,
+            env=for_children(os.environ),
+        )
 
     def _keep_spare(self) -> None:
         """Have one process loaded that only lacks its settings: loading takes seconds on a busy machine."""
@@ -330,7 +342,6 @@ class Workers:
     def config_of(self, index: int) -> WorkerConfig:
         """Return what worker ``index`` is told at its start."""
         settings = self._settings
-        passphrase = settings.crypto.passphrase
         return WorkerConfig(
             index=index,
             socket=self._socket(index),
@@ -339,8 +350,7 @@ class Workers:
             advertised=addresses.advertised(settings),
             media=settings.media,
             recording=settings.recording,
-            crypto_dir=settings.crypto_dir.absolute(),
-            crypto_passphrase=passphrase.get_secret_value() if passphrase else None,
+            keys=self._keys,
             log=settings.log,
         )
 

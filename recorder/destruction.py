@@ -14,7 +14,7 @@ from pathlib import Path
 
 from recorder.atomic import sync_directory
 from recorder.canonical import JSON
-from recorder.keys import SIDECAR
+from recorder.keys import SIDECAR, erase_sidecar
 from recorder.signed import Signer, digest_name, sign_page
 from recorder.statements import STATEMENTS, Statement, StatementError, read_statements
 from recorder.storage import files_directory, segments_directory
@@ -62,7 +62,8 @@ def carry_out(directory: Path, accepted: Collection[bytes]) -> int:
     destroyed = destroyed_by(statements)
     removed = 0
     if destroyed.key is not None:
-        removed += _remove(directory, [SIDECAR])
+        removed += (directory / SIDECAR).exists()
+        erase_sidecar(directory)
     for folder in (segments_directory(directory), files_directory(directory)):
         removed += _remove(folder, destroyed.names)
     return removed

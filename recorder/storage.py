@@ -39,15 +39,21 @@ class SegmentName:
         return place if str(place) == name else None
 
 
-def recording_directory(data: Path, tenant: str, recording: str) -> Path:
-    """Return where a new recording goes. Raise ValueError for a tenant or id that is no safe file name."""
+def tenant_directory(data: Path, tenant: str) -> Path:
+    """Return where a tenant's recordings are. Raise ValueError for a tenant that is no safe file name."""
     if not _SAFE.match(tenant):
         raise ValueError(f"tenant {tenant!r} is no safe directory name")
+    return data / "recordings" / tenant
+
+
+def recording_directory(data: Path, tenant: str, recording: str) -> Path:
+    """Return where a new recording goes. Raise ValueError for a tenant or id that is no safe file name."""
+    root = tenant_directory(data, tenant)
     identifier = uuid.UUID(recording)
     if identifier.version != 7:
         raise ValueError(f"recording id {recording} is no UUIDv7")
     day = datetime.fromtimestamp((identifier.int >> 80) / 1000, UTC)
-    return data / "recordings" / tenant / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / str(identifier)
+    return root / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / str(identifier)
 
 
 def segments_directory(directory: Path) -> Path:

@@ -20,6 +20,7 @@ from recorder.gm.sm3 import named
 from recorder.gm.x509 import Certificate
 from recorder.journal.reader import segment_place
 from recorder.keys import SIDECAR, SIDECAR_TYPE
+from recorder.keys.succession import successors
 from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
 from recorder.placing import CheckedFile, check_file
 from recorder.report import Finding, Kind, Report, Verdict
@@ -58,6 +59,7 @@ class _Verification:
         self._trusted = frozenset(trusted) if trusted is not None else None
         self._report = Report(str(path), opened=data_key is not None, trusted=trusted is not None)
         self._signers: dict[str, Certificate] = {}
+        self._successors: dict[str, Certificate] = {}
         self._key_id = ""
         self._seen: set[Path] = set()
         self._owner: dict[str, str] = {}
@@ -130,6 +132,8 @@ class _Verification:
         """Take the trusted signers, or the first page's where nobody named any; report pages by others."""
         for page, name in zip(pages, (MANIFEST, SIDECAR), strict=True):
             if page is not None:
+                # After a rotation the old signing key vouches in the sidecar for the one that signed it.
+                self._successors |= successors(page.fields, self._signers)
                 self._signer_of(page, name)
 
     def _signer_of(self, page: SignedPage, name: str) -> bool:
@@ -139,7 +143,8 @@ class _Verification:
             if self._trusted is not None
             else not self._signers or certificate.fingerprint in self._signers
         )
-        if accepted:
+        if accepted or certificate.fingerprint in self._successors:
+            accepted = True
             self._signers[certificate.fingerprint] = certificate
         else:
             detail = f"signed by {certificate.subject} ({certificate.fingerprint}), who is not accepted here"

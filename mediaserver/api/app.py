@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from mediaserver.api import events, files, invites, recordings, rooms, system, whip
+from mediaserver.api import events, files, invites, keys, recordings, rooms, system, whip
 from mediaserver.api.auth import identify
 from mediaserver.api.problems import CODES, Problem, from_http_error
 from mediaserver.api.routing import Call, Route, run
@@ -19,6 +19,7 @@ from mediaserver.errors import Refused
 from mediaserver.ipc import IpcError
 from mediaserver.recordings.evidence import EvidenceProblem
 from mediaserver.supervisor import NoWorker
+from recorder.keys import KeysUnavailable, SealedOnly
 
 if TYPE_CHECKING:
     from mediaserver.control import Control
@@ -32,6 +33,7 @@ ROUTES: tuple[Route, ...] = (
     *files.ROUTES,
     *events.ROUTES,
     *invites.ROUTES,
+    *keys.ROUTES,
     *system.ROUTES,
 )
 
@@ -84,6 +86,10 @@ def problem_of(error: Exception) -> Problem:
         return Problem(error.code, error.detail, status=status)
     if isinstance(error, NoWorker | ConnectionError | TimeoutError):
         return Problem("worker_unavailable", str(error), headers={"Retry-After": "1"})
+    if isinstance(error, SealedOnly):
+        return Problem("sealed_only", str(error))
+    if isinstance(error, KeysUnavailable):
+        return Problem("keys_unavailable", str(error), headers={"Retry-After": "5"})
     if isinstance(error, EvidenceProblem):
         return Problem("internal", str(error))
     if isinstance(error, web.HTTPException):

@@ -171,9 +171,9 @@ async def timeline(call: Call) -> web.Response:
 
 
 async def _composite_timeline(call: Call, entry: Entry) -> dict[str, Any] | None:
-    """Open the compositor's account of the composite; None while there is none."""
+    """Open the compositor's account of the composite; None while there is none, or nothing is opened here."""
     file = next((one for one in entry.files if one.name == TIMELINE), None)
-    if file is None:
+    if file is None or not call.control.recordings.provider.can_open:
         return None
     recordings = call.control.recordings
     key = await recordings.data_key(entry, purpose="timeline", actor=call.actor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,7 @@ class Recordings:
         tapped."""
         self._make_commit = commit
         self._commit: GroupCommit | None = None
+        self._making = asyncio.Lock()
         self._clock = clock
         self._drain = drain
         self._told = told
@@ -94,13 +96,11 @@ class Recordings:
         if order.recording in self._running or room.recordings:
             active = next(iter(room.recordings), order.recording)
             raise IpcError("recording_active", active, 409)
-        self._loop = asyncio.get_running_loop()
+        commit = await self._ready()
+        if order.recording in self._running or room.recordings:
+            raise IpcError("recording_active", next(iter(room.recordings), order.recording), 409)
         try:
-            if self._commit is None:
-                self._commit = self._make_commit(self._trouble)
-            recording = Recording(order, room, self._commit, self._clock)
-        except KeyProblem as error:
-            raise IpcError("keys_unavailable", str(error), 503) from None
+            recording = Recording(order, room, commit, self._clock)
         except JournalError as error:
             raise IpcError("part_exists", str(error), 409) from None
         except OSError as error:
@@ -131,6 +131,23 @@ class Recordings:
             "tracks": [p.track_info_json(recording.tracks) for p in room.live()],
             "next_track": recording.next_track,
         }
+
+    async def _ready(self) -> GroupCommit:
+        """Return the group commit. To make it may ask a KMS, so that is done beside the event loop."""
+        self._loop = asyncio.get_running_loop()
+        async with self._making:
+            if self._commit is None:
+                try:
+                    self._commit = await asyncio.to_thread(self._make_commit, self._trouble)
+                except KeyProblem as error:
+                    raise IpcError("keys_unavailable", str(error), 503) from None
+            return self._commit
+
+    def key(self, recording: str) -> JsonObject:
+        """Return a running recording's data key, for a control process that cannot open it; IpcError."""
+        key = self.get(recording).order.data_key
+        secret = base64.b64encode(key.secret).decode()
+        return {"data_key_id": key.key_id, "data_key": secret, "suite": key.suite}
 
     async def stop(self, recording: str, *, final: bool, reason: str) -> JsonObject:
         """End a part with everything in it that was received before; returns its summary."""

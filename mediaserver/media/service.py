@@ -96,6 +96,7 @@ class Service:
             "recording.start": self.recording_start,
             "recording.event": self.recording_event,
             "recording.stop": self.recording_stop,
+            "recording.key": self.recording_key,
             "stats": self.stats,
             "drain": self.drain,
             "quit": self.end,
@@ -242,6 +243,10 @@ class Service:
         final = params.get("final", True)
         reason = str(params.get("reason") or "stopped")
         return await self.recordings.stop(_text(params, "recording"), final=bool(final), reason=reason)
+
+    async def recording_key(self, params: JsonObject) -> JsonObject:
+        """Give the data key of a running recording back to who may command it: it came by this socket."""
+        return self.recordings.key(_text(params, "recording"))
 
     # --- inside
 

@@ -30,7 +30,7 @@ from mediaserver.memory import keep_tidy, settle_memory
 from mediaserver.settings import WorkerConfig
 from recorder.clock import SystemClock
 from recorder.journal import GroupCommit, JournalTrouble
-from recorder.keys import FileProvider
+from recorder.keys import open_provider
 
 ORPHAN_NS = 60 * SECOND_NS
 CLOSE_S = 10.0
@@ -63,12 +63,13 @@ def candidates(config: WorkerConfig, port: int) -> list[Candidate]:
 def commit_maker(
     config: WorkerConfig, clock: SystemClock
 ) -> Callable[[Callable[[JournalTrouble], None]], GroupCommit]:
-    """Return what starts the group commit; the signing key is read when the first recording starts."""
+    """Return what starts the group commit; the signing key is read, or the KMS asked, when the first
+    recording starts. It may block for as long as the KMS is given.
+    """
 
     def make(on_trouble: Callable[[JournalTrouble], None]) -> GroupCommit:
-        provider = FileProvider.open(config.crypto_dir, config.crypto_passphrase)
         return GroupCommit(
-            provider.signer(),
+            open_provider(config.keys).signer(),
             clock,
             queue_bytes=config.recording.queue_bytes,
             segment_ns=int(config.recording.segment_s * SECOND_NS),

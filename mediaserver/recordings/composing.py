@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mediaserver.config import for_children
+
 _log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "compositor.job")
 LINE_LIMIT = 16 << 20
@@ -28,7 +30,6 @@ HORIZON_MS = 2000.0
 """A composite is made so long after the call: until then what arrives may still change it."""
 SILENT_S = 60.0
 """A child that says nothing and uses no CPU for this long hangs."""
-_SETTINGS = ("SHUANGLU__", "SHUANGLU_CRYPTO_PASSPHRASE")
 
 OnEvent = Callable[[str, dict[str, Any]], Awaitable[None]]
 
@@ -198,8 +199,7 @@ def child_environment() -> dict[str, str]:
     """Give the child our environment without our settings: secrets may be among them, and it decodes what
     strangers sent.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
-    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**for_children(os.environ), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _cpu_ticks(pid: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -10,10 +12,13 @@ from dataclasses import replace
 from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.recordings import evidence
 from mediaserver.recordings.lifecycle import WORKER_FAULTS, Active, Recordings
+from mediaserver.recordings.sealing import AGAIN_S
 from mediaserver.recordings.states import changed
 from mediaserver.rooms import Room
 from mediaserver.supervisor import Worker
 from recorder.catalog import Entry
+from recorder.keys import KeysUnavailable, SealedOnly, data_key_id
+from recorder.sealed import DataKey
 from recorder.storage import list_segments
 
 _log = logging.getLogger(__name__)
@@ -79,10 +84,51 @@ async def take_over(recordings: Recordings, workers: list[Worker]) -> None:
     for entry in await recordings.database.run(recordings.catalog.active):
         try:
             await _take_over(recordings, entry, written.get(entry.id))
-        except (evidence.EvidenceProblem, OSError):
+        except KeysUnavailable as error:
+            _log.error("recording %s is taken over when the keys answer: %s", entry.id, error)
+            recordings.later(_take_over_at_last(recordings, entry))
+        except (evidence.EvidenceProblem, SealedOnly, OSError) as error:
             _log.exception("recording %s cannot be taken over", entry.id)
-            failed = replace(entry, state="failed", failure="key_unavailable", worker=None)
+            failure = "sealed_only" if isinstance(error, SealedOnly) else "key_unavailable"
+            failed = replace(entry, state="failed", failure=failure, worker=None)
             await recordings.database.run(recordings.catalog.put, failed)
+
+
+async def _take_over_at_last(recordings: Recordings, entry: Entry) -> None:
+    """Seal what has no writer any more once the key service is back; whose writer lives was taken over."""
+    while True:
+        await asyncio.sleep(AGAIN_S)
+        with contextlib.suppress(KeysUnavailable):
+            await _take_over(recordings, entry, None)
+            return
+
+
+async def _key(recordings: Recordings, entry: Entry, written: tuple[Worker, JsonObject] | None) -> DataKey:
+    """Give a recording's data key: opened, or, where that cannot be, as the worker that writes it has it.
+
+    The worker got it over the same socket (in a directory of ours, 0700). Raises EvidenceProblem,
+    KeysUnavailable, SealedOnly.
+    """
+    try:
+        return await evidence.unwrap(
+            recordings.provider,
+            recordings.directory(entry),
+            entry,
+            purpose="take over",
+            actor="server",
+        )
+    except (KeysUnavailable, SealedOnly):
+        if written is None:
+            raise
+        try:
+            answer = await written[0].client.call("recording.key", {"recording": entry.id}, 5.0)
+            secret = base64.b64decode(str(answer["data_key"]), validate=True)
+            key = DataKey(str(answer["data_key_id"]), secret, int(answer["suite"]))
+        except (*WORKER_FAULTS, KeyError, ValueError) as error:
+            raise evidence.EvidenceProblem(f"the worker of {entry.id} gives no key: {error}") from error
+        if key.key_id != entry.details.get("key_id") or data_key_id(key.secret, key.suite) != key.key_id:
+            raise evidence.EvidenceProblem(f"the worker of {entry.id} has another key") from None
+        return key
 
 
 async def _take_over(recordings: Recordings, entry: Entry, written: tuple[Worker, JsonObject] | None) -> None:
@@ -93,7 +139,7 @@ async def _take_over(recordings: Recordings, entry: Entry, written: tuple[Worker
         )
         await recordings.database.run(recordings.catalog.put, failed)
         return
-    key = await evidence.unwrap(recordings.provider, directory, entry, purpose="take over", actor="server")
+    key = await _key(recordings, entry, written)
     active = Active(entry, key)
     recordings.active[entry.id] = active
     if written is None:

@@ -17,7 +17,16 @@ from recorder.canonical import CanonicalError
 from recorder.catalog import Entry
 from recorder.gm.x509 import Certificate
 from recorder.journal import JournalError, PartSummary, recover
-from recorder.keys import SIDECAR, SIDECAR_TYPE, CryptoProvider, KeyProblem, read_sidecar, write_sidecar
+from recorder.keys import (
+    SIDECAR,
+    SIDECAR_TYPE,
+    CryptoProvider,
+    KeyProblem,
+    KeysUnavailable,
+    SealedOnly,
+    read_sidecar,
+    write_sidecar,
+)
 from recorder.manifest import MANIFEST, MANIFEST_TYPE, ManifestError, read_manifest, write_manifest
 from recorder.reindex import facts_of, private_of, template_text
 from recorder.sealed import DataKey, FileSummary, SealedError
@@ -40,7 +49,7 @@ _PROBLEMS = (KeyProblem, ManifestError, StatementError, SealedError, JournalErro
 
 
 async def new_key(provider: CryptoProvider, directory: Path, recording: str, suite: int) -> DataKey:
-    """Make a recording's directory, data key and signed sidecar; raises OSError."""
+    """Make a recording's directory, data key and signed sidecar; raises KeyProblem, OSError."""
     key, wrap = await provider.new_data_key(recording, suite)
 
     def write() -> None:
@@ -57,7 +66,7 @@ async def new_key(provider: CryptoProvider, directory: Path, recording: str, sui
 async def unwrap(
     provider: CryptoProvider, directory: Path, entry: Entry, *, purpose: str, actor: str
 ) -> DataKey:
-    """Open a recording's data key; raises EvidenceProblem.
+    """Open a recording's data key; raises EvidenceProblem, KeysUnavailable, SealedOnly.
 
     It must be the one the recording began with: anyone can wrap another for our certificate, and read what we
     then seal with it.
@@ -65,6 +74,8 @@ async def unwrap(
     try:
         sidecar = await asyncio.to_thread(read_sidecar, directory)
         key = await provider.unwrap(sidecar, recording_id=entry.id, purpose=purpose, actor=actor)
+    except (KeysUnavailable, SealedOnly):
+        raise
     except KeyProblem as error:
         raise EvidenceProblem(str(error)) from error
     if key.key_id != entry.details.get("key_id", key.key_id):
@@ -75,10 +86,10 @@ async def unwrap(
 def own_signers(provider: CryptoProvider, directory: Path) -> set[str]:
     """Give the fingerprints of our certificates that a recording may be signed with. Blocks.
 
-    Ours is today's certificate and any other over the same key (before an authority's it was self-signed).
+    Ours is today's certificate, those of keys it replaced, and any other over the same keys (before an
+    authority's it was self-signed).
     """
-    own = Certificate.from_pem(provider.info().signing_certificate_pem)
-    accepted = {own.fingerprint}
+    accepted = {certificate.fingerprint for certificate in _own(provider)}
     for name, page_type in ((MANIFEST, MANIFEST_TYPE), (SIDECAR, SIDECAR_TYPE)):
         try:
             page = open_page((directory / name).read_bytes(), page_type=page_type)
@@ -89,9 +100,14 @@ def own_signers(provider: CryptoProvider, directory: Path) -> set[str]:
     return accepted
 
 
+def _own(provider: CryptoProvider) -> list[Certificate]:
+    info = provider.info()
+    pems = (info.signing_certificate_pem, *info.former_signing_certificates)
+    return [Certificate.from_pem(pem) for pem in pems]
+
+
 def _is_ours(provider: CryptoProvider, certificate: Certificate) -> bool:
-    own = Certificate.from_pem(provider.info().signing_certificate_pem)
-    return certificate.public_key.point == own.public_key.point
+    return certificate.public_key.point in {own.public_key.point for own in _own(provider)}
 
 
 async def capture(
@@ -103,13 +119,15 @@ async def capture(
     *,
     lost: bool,
 ) -> Entry:
-    """Sign the capture manifest; returns the ended entry. Raises EvidenceProblem, OSError.
+    """Sign the capture manifest; returns the ended entry. Raises EvidenceProblem, KeysUnavailable, OSError.
 
     ``known`` are the summaries of parts that ended on purpose; the others are read from what their writers
     left. Run again after a death between manifest and index, it takes the manifest that is there.
     """
     try:
         return await asyncio.to_thread(_capture, provider, directory, key, entry, known, lost)
+    except KeysUnavailable:
+        raise
     except _PROBLEMS as error:
         raise EvidenceProblem(str(error)) from error
 
@@ -220,7 +238,7 @@ def state_files(
 ) -> None:
     """Sign statements for what was composed: one for the archive, one for the derived files. Blocks.
 
-    What a statement speaks for already is not stated again. Raises EvidenceProblem, OSError.
+    What a statement speaks for already is not stated again. Raises EvidenceProblem, KeysUnavailable, OSError.
     """
     try:
         stated = {file.file_id for one in _our_statements(provider, directory) for file in one.files}
@@ -233,6 +251,8 @@ def state_files(
                     "durations_ms": {one.summary.name: one.duration_ms for one in files},
                 }
                 append_statement(directory, statement, body, provider.signer())
+    except KeysUnavailable:
+        raise
     except _PROBLEMS as error:
         raise EvidenceProblem(str(error)) from error
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mediaserver.errors import Refused
+from mediaserver.keys import opening_keys
 from mediaserver.recordings import evidence
 from mediaserver.recordings.admission import Admission
 from mediaserver.recordings.composing import COMMAND, ComposingFailed, Composition
@@ -29,7 +30,7 @@ from mediaserver.recordings.pieces import Piece, file_names, pieces
 from recorder.canonical import canonical
 from recorder.catalog import Entry
 from recorder.gm.sm3 import named, sm3
-from recorder.keys import CryptoProvider
+from recorder.keys import CryptoProvider, KeysUnavailable, ProviderConfig
 from recorder.reindex import files_of, template_text
 from recorder.sealed import DataKey, FileSummary
 from recorder.signed import signable
@@ -39,6 +40,7 @@ from recorder.verify import verify
 
 _log = logging.getLogger(__name__)
 NICE = 10
+KEYS_AGAIN_S = 5.0
 CORES_FOR_LIVE = 0.9
 """Of the machine, where the settings say nothing: media workers go before, composers run at low priority."""
 
@@ -183,12 +185,13 @@ class Finishing:
     async def _put(self, entry: Entry) -> None:
         await self._recordings.database.run(self._recordings.catalog.put, entry)
 
-    def _compose(self, entry: Entry, piece: Piece, key: DataKey, *, live: bool) -> Composition:
+    def _compose(
+        self, entry: Entry, piece: Piece, key: DataKey | ProviderConfig, *, live: bool
+    ) -> Composition:
+        """Start a compositor with the data key, or with where it finds the key that opens that."""
         request: dict[str, Any] = {
             "recording_dir": str(self._recordings.directory(entry)),
-            "data_key_id": key.key_id,
-            "data_key": base64.b64encode(key.secret).decode(),
-            "suite": key.suite,
+            **_told(entry, key),
             "template": piece.template,
             "kind": piece.kind,
             "live": live,
@@ -228,20 +231,46 @@ class Finishing:
                 stated = await asyncio.to_thread(evidence.stated_files, recordings.provider, directory)
                 missing = [piece for piece in pieces(entry) if not piece.is_among(stated)]
                 for piece in missing:
-                    await self._make(entry, piece, directory)
+                    await self._make_at_last(entry, piece, directory)
             except (ComposingFailed, evidence.EvidenceProblem, OSError) as error:
                 return await self._failed(entry, error)
             finally:
                 self._starting.pop(recording, None)
         return {"ok": True}
 
+    async def _make_at_last(self, entry: Entry, piece: Piece, directory: Path) -> None:
+        """Make a piece, waiting for the key service for as long as it is down."""
+        while True:
+            try:
+                await self._make(entry, piece, directory)
+                return
+            except KeysUnavailable as error:
+                why: Exception = error
+            except ComposingFailed as error:
+                if error.code != "keys_unavailable":
+                    raise
+                self._compositions.get(entry.id, {}).pop(piece.name, None)
+                why = error
+            _log.error("composing of %s waits for its keys: %s", entry.id, why)
+            await asyncio.sleep(KEYS_AGAIN_S)
+
+    async def _key(self, entry: Entry) -> DataKey | ProviderConfig:
+        """Give the data key, or where this server only seals, what the compositor opens it with."""
+        if self._recordings.provider.can_open:
+            return await self._recordings.data_key(entry, purpose="compose", actor="server")
+        opening = opening_keys(self._settings)
+        if opening is None:
+            raise ComposingFailed(
+                "sealed_only", "crypto.open is false and crypto.opening names no keys: compositor render can"
+            )
+        return opening
+
     async def _make(self, entry: Entry, piece: Piece, directory: Path) -> None:
         """Wait for a piece, starting it if nothing does yet, and sign statements for it."""
         recordings = self._recordings
         composition = self._compositions.get(entry.id, {}).get(piece.name)
         if composition is None:
-            key = await recordings.data_key(entry, purpose="compose", actor="server")
-            composition = self._compose(entry, piece, key, live=False)
+            composition = self._compose(entry, piece, await self._key(entry), live=False)
         done = await composition.result()
         if piece.template is not None:
             cpu_s, length_s = float(done.get("cpu_s") or 0), float(done.get("duration_ms") or 0) / 1000
@@ -294,8 +323,13 @@ class Finishing:
         return await asyncio.to_thread(evidence.statement_pages, self._recordings.directory(entry))
 
     async def verify(self, entry: Entry, actor: str) -> dict[str, Any]:
-        """Verify a recording with its key, beside the event loop; returns the report."""
-        key = await self._recordings.data_key(entry, purpose="verify", actor=actor)
+        """Verify a recording, with its key where this server can open; returns the report.
+
+        Beside the event loop. Raises EvidenceProblem, KeysUnavailable.
+        """
+        key = None
+        if self._recordings.provider.can_open:
+            key = await self._recordings.data_key(entry, purpose="verify", actor=actor)
         directory = self._recordings.directory(entry)
         trusted = await asyncio.to_thread(evidence.own_signers, self._recordings.provider, directory)
         report = await asyncio.to_thread(verify, directory, data_key=key, trusted=trusted)
@@ -305,6 +339,13 @@ class Finishing:
         """End the compositors without their work; the next process starts them again."""
         await asyncio.gather(*(one.close() for one in self._running))
         self._compositions.clear()
+
+
+def _told(entry: Entry, key: DataKey | ProviderConfig) -> dict[str, Any]:
+    if isinstance(key, DataKey):
+        secret = base64.b64encode(key.secret).decode()
+        return {"data_key_id": key.key_id, "data_key": secret, "suite": key.suite}
+    return {"data_key_id": entry.details["key_id"], "opening": key.model_dump(mode="json")}
 
 
 def made(done: dict[str, Any]) -> list[evidence.Made]:

@@ -96,7 +96,8 @@ class Jobs:
         """How long a delivery is tried."""
         self._deliver = deliver
         self._max_parallel = max_parallel
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        """The event loop that work runs in, for its threads."""
         self._closing = threading.Event()
         self._running: set[asyncio.Task[dict[str, Any]]] = set()
         self._turning = asyncio.Lock()
@@ -266,7 +267,7 @@ class Jobs:
 
         try:
             await asyncio.wrap_future(
-                asyncio.run_coroutine_threadsafe(self._tracked(run(), f"{kind} {argument}"), self._loop)
+                asyncio.run_coroutine_threadsafe(self._tracked(run(), f"{kind} {argument}"), self.loop)
             )
         except (asyncio.CancelledError, RuntimeError) as error:
             if self._closing.is_set():
@@ -285,7 +286,7 @@ class Jobs:
             return await self._deliver(key_id, seq)
 
         try:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self._loop))
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self.loop))
         except (asyncio.CancelledError, RuntimeError) as error:
             if self._closing.is_set():
                 raise Closing from error
@@ -293,7 +294,7 @@ class Jobs:
 
     def perform(self, work: str, recording: str) -> dict[str, Any]:
         """Run one piece of work in the event loop and wait for it, from a thread of DBOS."""
-        future = asyncio.run_coroutine_threadsafe(self._task(work, recording), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._task(work, recording), self.loop)
         try:
             return future.result()
         except (asyncio.CancelledError, RuntimeError) as error:

@@ -18,17 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
 from mediaserver.errors import Refused
 from mediaserver.ipc import IpcError
-from mediaserver.recordings import evidence
+from mediaserver.recordings import evidence, sealing
 from mediaserver.recordings.states import changed, next_attempt
 from mediaserver.rooms import Participant, Room, Rooms
 from mediaserver.supervisor import NoWorker, Workers
 from recorder.catalog import Catalog, CatalogError, Entry
 from recorder.ids import uuid7
 from recorder.journal import PartSummary
+from recorder.keys import KeyProblem
 from recorder.sealed import DataKey, suite_named
 from recorder.storage import recording_directory
 from recorder.template import Template
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0
-STOP_AGAIN_S = 2.0
 TRACKS_PER_PART = 1000
 """Part n numbers its tracks from (n-1) x 1000 + 1 on: unique without having read what the dead part wrote."""
 
@@ -68,6 +66,8 @@ class Active:
     """Of parts that told how they ended, by part number."""
     began_ns: int = 0
     """When the current part began, monotonic: a worker that died before then did not write it."""
+    unsigned: bool = False
+    """It has ended, and waits for the key service to sign its manifest."""
 
     @property
     def running(self) -> bool:
@@ -120,9 +120,13 @@ class Recordings:
         return [one for one in self.active.values() if (one.entry.tenant, one.entry.room) == (tenant, room)]
 
     async def data_key(self, entry: Entry, *, purpose: str, actor: str) -> DataKey:
-        """Unwrap a recording's key; the purpose and who asks go to the key provider."""
+        """Unwrap a recording's key; the purpose and who asks go to the key provider.
+
+        Raises EvidenceProblem, KeysUnavailable, and SealedOnly where nothing is to be opened here, running
+        recordings included.
+        """
         active = self.active.get(entry.id)
-        if active is not None:
+        if active is not None and self.provider.can_open:
             return active.data_key
         return await evidence.unwrap(
             self.provider, self.directory(entry), entry, purpose=purpose, actor=actor
@@ -181,9 +185,9 @@ class Recordings:
             active = Active(entry, data_key)
             self.active[entry.id] = active
             armed_ns, _ = await self.start_part(active)
-        except (*WORKER_FAULTS, OSError) as error:
-            await self._give_up(entry, error)
-            code = error.code if isinstance(error, IpcError) else "recording_failed"
+        except (*WORKER_FAULTS, KeyProblem, OSError) as error:
+            code = _code_of(error)
+            await self._give_up(entry, error, code)
             why = str(error) or "its media worker did not answer in time"
             raise Refused(code, f"the recording could not be started: {why}", recording=entry.id) from error
         details = {**active.entry.details, "armed_mono_ns": armed_ns}
@@ -199,9 +203,8 @@ class Recordings:
         await self.finishing.started(active)
         return active.entry
 
-    async def _give_up(self, entry: Entry, error: BaseException) -> None:
+    async def _give_up(self, entry: Entry, error: BaseException, code: str) -> None:
         self.active.pop(entry.id, None)
-        code = error.code if isinstance(error, IpcError) else "recording_failed"
         failed = changed(entry, "failed", failure=code, composing={"state": "none", "progress": None})
         await self.database.run(self.catalog.put, failed)
         _log.error("recording %s could not be started: %s", entry.id, error)
@@ -310,27 +313,24 @@ class Recordings:
             return await self.publish(active, kind, data, actor)
 
     async def stop(self, entry: Entry, reason: str, actor: str = "server") -> Entry:
-        """End a recording; returns when its manifest is signed. One that has ended stays as it is."""
+        """End a recording; returns when its manifest is signed. One that has ended stays as it is.
+
+        While the key service is down it returns in state ``stopping``: the media is safe, and the manifest is
+        signed as soon as that is back.
+        """
         active = self.active.get(entry.id)
         if active is None:
             return await self.find(entry.id) or entry
+        if active.unsigned:
+            return active.entry
         if active.stopping is None or _went_wrong(active.stopping):
             active.stopping = asyncio.create_task(self._stop(active, reason, actor), name=f"stop {entry.id}")
         return await asyncio.shield(active.stopping)
 
-    async def stop_at_last(self, active: Active, reason: str) -> None:
-        """Stop a recording whose disk is full: it is sealed as soon as there is room again."""
-        while True:
-            try:
-                await self.stop(active.entry, reason)
-                return
-            except (OSError, sa.exc.OperationalError) as error:
-                _log.error("recording %s cannot be ended yet: %s", active.entry.id, error)
-            await asyncio.sleep(STOP_AGAIN_S)
-
     def seal_later(self, active: Active) -> None:
         """Seal in the background what a dead writer left. A stop meanwhile waits for the same end."""
-        active.stopping = asyncio.create_task(self.seal(active, lost=True), name=f"seal {active.entry.id}")
+        work = sealing.seal_or_wait(self, active, lost=True, actor="server")
+        active.stopping = asyncio.create_task(work, name=f"seal {active.entry.id}")
         self.keep(active.stopping)
 
     async def stop_room(self, room: Room, reason: str) -> None:
@@ -348,11 +348,13 @@ class Recordings:
                 active.entry = changed(active.entry, "stopping", details=details)
                 await self.save(active)
             lost = not await self._end_part(active, reason)
-        return await self.seal(active, lost=lost, actor=actor)
+        return await sealing.seal_or_wait(self, active, lost=lost, actor=actor)
 
     async def _end_part(self, active: Active, reason: str) -> bool:
         """Let the worker end its part; False if there is no worker left to do so."""
         entry = active.entry
+        if entry.part in active.summaries:  # a stop before this one did
+            return True
         params = {"recording": entry.id, "final": True, "reason": reason}
         for _ in range(3):
             if entry.worker is None:  # none could go on with it
@@ -377,7 +379,8 @@ class Recordings:
     async def seal(self, active: Active, *, lost: bool, actor: str = "server") -> Entry:
         """Sign the capture manifest of what was recorded; the recording has ended then.
 
-        ``lost``: the last part's writer died, so that the end is where its journal ends.
+        ``lost``: the last part's writer died, so that the end is where its journal ends. Raises
+        KeysUnavailable, and OSError when the disk is full: a later try signs it.
         """
         entry = active.entry
         try:
@@ -432,7 +435,7 @@ class Recordings:
                 _log.error("the worker cannot go on recording %s: %s", active.entry.id, data)
                 reason = str(data.get("code", "recording_failed"))
                 active.entry = replace(active.entry, failure=reason)
-                self.later(self.stop_at_last(active, reason))
+                self.later(sealing.stop_at_last(self, active, reason))
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
         """Let something go on that nobody waits for; its failure is logged."""
@@ -452,6 +455,12 @@ class Recordings:
         """Wait for what goes on in the background."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=timeout_s)
+
+
+def _code_of(error: BaseException) -> str:
+    if isinstance(error, IpcError):
+        return error.code
+    return "keys_unavailable" if isinstance(error, KeyProblem) else "recording_failed"
 
 
 def duration_ms(entry: Entry) -> int | None:

@@ -1,4 +1,5 @@
-"""The command ``recorder``: look at, verify, recover, export and index recordings, offline.
+"""The command ``recorder``: look at, verify, recover, export and index recordings, rotate
+and erase keys, offline.
 
 Each module beside this one adds its commands to ``base.app``.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from recorder.canonical import CanonicalError
 from recorder.catalog import CatalogError
-from recorder.cli import custody, export, index, look, recover, verify
+from recorder.cli import custody, export, index, keys, look, recover, verify
 from recorder.cli.base import app, fail
 from recorder.custody import CustodyError
 from recorder.export import ExportError
@@ -22,7 +23,7 @@ from recorder.recovering import RecoveryError
 from recorder.sealed import SealedError
 from recorder.statements import StatementError
 
-__all__ = ["app", "custody", "export", "index", "look", "main", "recover", "verify"]
+__all__ = ["app", "custody", "export", "index", "keys", "look", "main", "recover", "verify"]
 
 FAILURES = (
     KeyProblem,

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from recorder.keys import FileProvider, read_sidecar
+from recorder.keys import CryptoProvider, Opener, open_at, read_sidecar
 from recorder.sealed import DataKey
 
 app = typer.Typer(
@@ -32,13 +32,25 @@ out = Console(highlight=False, markup=False)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 RecordingPath = Annotated[Path, typer.Argument(metavar="PATH", help="Directory of one recording.")]
+_KEYS_HELP = (
+    "Directory with signing.key.pem, encryption.key.pem and their certificates, or a file that describes a "
+    "KMS (docs/kms.md)."
+)
 Keys = Annotated[
     Path | None,
-    typer.Option("--keys", help="Directory with signing.key.pem, encryption.key.pem and their certificates."),
+    typer.Option(
+        "--keys",
+        help="Directory with signing.key.pem, encryption.key.pem and their certificates, or a file "
+        "that describes a KMS (docs/kms.md).",
+    ),
 ]
 NeededKeys = Annotated[
     Path,
-    typer.Option("--keys", help="Directory with signing.key.pem, encryption.key.pem and their certificates."),
+    typer.Option(
+        "--keys",
+        help="Directory with signing.key.pem, encryption.key.pem and their certificates, or a file "
+        "that describes a KMS (docs/kms.md).",
+    ),
 ]
 PassphraseFile = Annotated[
     Path | None,
@@ -55,15 +67,18 @@ def fail(text: str) -> NoReturn:
     sys.exit(1)
 
 
-def file_provider(keys: Path, passphrase_file: Path | None) -> FileProvider:
-    if passphrase_file is not None:
-        passphrase: str | None = passphrase_file.read_text().rstrip("\n")
-    else:
-        passphrase = os.environ.get("SHUANGLU_CRYPTO_PASSPHRASE")
-    return FileProvider.open(keys, passphrase)
+def file_provider(keys: Path, passphrase_file: Path | None, *, opens: bool = True) -> CryptoProvider:
+    """Open the keys that a command names: a directory of key files, or a file that describes a KMS."""
+    return open_at(keys, passphrase(passphrase_file), opens=opens)
 
 
-def open_key(provider: FileProvider, path: Path, purpose: str, actor: str) -> DataKey:
+def passphrase(file: Path | None) -> str | None:
+    if file is not None:
+        return file.read_text().rstrip("\n")
+    return os.environ.get("SHUANGLU_CRYPTO_PASSPHRASE")
+
+
+def open_key(provider: Opener, path: Path, purpose: str, actor: str) -> DataKey:
     sidecar = read_sidecar(path)
     recording = str(sidecar["recording"])
     return provider.unwrap_now(sidecar, recording_id=recording, purpose=purpose, actor=actor)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from recorder.cli.base import (
     NeededKeys,
@@ -14,7 +17,9 @@ from recorder.cli.base import (
     file_provider,
     open_key,
     out,
+    passphrase,
 )
+from recorder.keys import open_opener_at
 from recorder.recovering import recover_recording
 from recorder.storage import list_segments
 
@@ -33,7 +38,19 @@ def _grows(path: Path) -> bool:
 
 
 @app.command()
-def recover(path: RecordingPath, keys: NeededKeys, passphrase_file: PassphraseFile = None) -> None:
+def recover(
+    path: RecordingPath,
+    keys: NeededKeys,
+    passphrase_file: PassphraseFile = None,
+    opening: Annotated[
+        Path | None,
+        typer.Option(
+            "--opening",
+            help="Directory with encryption.key.pem, or a file that describes a KMS, where --keys is of a "
+            "server that only seals: --keys signs, this one opens.",
+        ),
+    ] = None,
+) -> None:
     """Sign a manifest for a recording that no writer ended, over every good record that is there.
 
     Changes no media file and may be stopped at any time. A server does this itself at its start; use it where
@@ -41,8 +58,9 @@ def recover(path: RecordingPath, keys: NeededKeys, passphrase_file: PassphraseFi
     """
     if _grows(path):
         fail(f"{path} is being written: stop the recording instead")
-    provider = file_provider(keys, passphrase_file)
-    data_key = open_key(provider, path, "recover", "recorder recover")
+    provider = file_provider(keys, passphrase_file, opens=opening is None)
+    opener = provider if opening is None else open_opener_at(opening, passphrase(passphrase_file))
+    data_key = open_key(opener, path, "recover", "recorder recover")
     manifest = recover_recording(path, data_key, provider=provider.info(), signer=provider.signer())
     out.print(
         f"{manifest.recording}: {manifest.facts.get('state')}, {len(manifest.parts)} parts, "

@@ -14,6 +14,7 @@ from typing import Any
 from cffi import FFI
 
 from recorder.gm import der
+from recorder.gm.sm3 import sm3
 
 SIGNER_ID = b"1234567812345678"
 """GM/T 0009 section 10: the id to use where none is agreed."""
@@ -55,6 +56,8 @@ ffi.cdef(
     int EVP_DigestVerifyInit(EVP_MD_CTX *c, EVP_PKEY_CTX **p, const EVP_MD *md, void *e, EVP_PKEY *key);
     int EVP_DigestVerify(EVP_MD_CTX *c, const unsigned char *sig, size_t n,
                          const unsigned char *tbs, size_t size);
+    int EVP_PKEY_sign_init(EVP_PKEY_CTX *context);
+    int EVP_PKEY_sign(EVP_PKEY_CTX *c, unsigned char *out, size_t *n, const unsigned char *tbs, size_t size);
     int EVP_PKEY_encrypt_init(EVP_PKEY_CTX *context);
     int EVP_PKEY_encrypt(EVP_PKEY_CTX *c, unsigned char *out, size_t *n,
                          const unsigned char *in, size_t size);
@@ -83,6 +86,12 @@ ffi.cdef(
     """
 )
 _BIO_CTRL_INFO = 3
+_CURVE = bytes.fromhex(  # a, b and the base point of GB/T 32918.5
+    "FFFFFFFEFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF00000000FFFFFFFFFFFFFFFC"
+    "28E9FA9E9D9F5E344D5A9E4BCF6509A7F39789F515AB8F92DDBCBD414D940E93"
+    "32C4AE2C1F1981195F9904466A39C9948FE30BBFF2660BE1715A4589334C74C7"
+    "BC3736A2F4F6779C59BDCEE36B692153D0A9877CC62A474002DF32E52139F0A0"
+)
 
 
 class Sm2Error(ValueError):
@@ -178,6 +187,11 @@ class PublicKey:
         """The public point, 65 bytes: 04 ‖ x ‖ y."""
         return self.to_der()[-POINT_BYTES:]
 
+    def digest(self, message: bytes) -> bytes:
+        """Return e = SM3(Z ‖ message), 32 bytes: what a device signs (GB/T 32918.2 6.1, GM/T 0018)."""
+        z = sm3((len(SIGNER_ID) * 8).to_bytes(2, "big") + SIGNER_ID + _CURVE + self.point[1:])
+        return sm3(z + message)
+
     def verify(self, message: bytes, signature: bytes) -> bool:
         """Tell whether ``signature`` (DER) is this key's over ``message``. Never raises for bad ones."""
         context, _key_context = _digest_context(self._key)
@@ -271,6 +285,20 @@ class PrivateKey:
         size = ffi.new("size_t *", 128)
         out = ffi.new("unsigned char[]", 128)
         if _lib.EVP_DigestSign(context, out, size, message, len(message)) != 1:
+            raise _fail("sign")
+        return bytes(ffi.buffer(out, size[0]))
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """Return the DER signature over e (32 bytes, see ``PublicKey.digest``), as a device makes it."""
+        if len(digest) != 32:
+            raise Sm2Error(f"sign: a digest of {len(digest)} bytes, not 32")
+        context = _owned(_lib.EVP_PKEY_CTX_new(self._key, ffi.NULL), _lib.EVP_PKEY_CTX_free, "context")
+        size = ffi.new("size_t *", 128)
+        out = ffi.new("unsigned char[]", 128)
+        if (
+            _lib.EVP_PKEY_sign_init(context) != 1
+            or _lib.EVP_PKEY_sign(context, out, size, digest, len(digest)) != 1
+        ):
             raise _fail("sign")
         return bytes(ffi.buffer(out, size[0]))
 

@@ -26,6 +26,9 @@ from recorder.sealed import DataKey
 SYNC_NS = 1_000_000_000
 CLOCK_NS = 1_000_000_000
 CHECKPOINT_NS = 2_000_000_000
+SIGN_PATIENCE_S = 0.4
+"""A signature that takes longer is given up: meanwhile nothing is written, and a crash would lose that much
+more."""
 SYNCERS = 4
 """Files synced at once: a file system commits them together, and a start waits for few others."""
 
@@ -73,6 +76,8 @@ class GroupCommit:
         self._next_chunk = self._next_sync = self._next_clock = self._next_checkpoint = 0
         self._syncing: dict[JournalWriter, Future[None]] = {}
         self._syncer = ThreadPoolExecutor(SYNCERS, thread_name_prefix="journal-sync") if threads else None
+        self._signers = ThreadPoolExecutor(1, thread_name_prefix="journal-sign") if threads else None
+        self._signing: Future[bytes] | None = None
         self._thread: threading.Thread | None = None
         if threads:
             self._thread = threading.Thread(target=self._run, name="journal-commit", daemon=True)
@@ -116,6 +121,8 @@ class GroupCommit:
             self._thread.join()
         if self._syncer is not None:
             self._syncer.shutdown()
+        if self._signers is not None:
+            self._signers.shutdown(wait=False, cancel_futures=True)
         now_ns = self._clock.now_ns()
         for journal in self._open_journals():
             if not self._commit(journal, now_ns):
@@ -165,7 +172,7 @@ class GroupCommit:
         utc_ns = self._clock.utc_ns()
         unsigned = Checkpoint(0, len(standing), now_ns, utc_ns, root, ())
         try:
-            signature = self._signer.sign(unsigned.signed_message())
+            signature = self._sign(unsigned.signed_message())
         except (
             Exception
         ) as error:  # a device or key service may fail in any way; the recordings go on without
@@ -175,6 +182,18 @@ class GroupCommit:
         for index, (journal, _) in enumerate(standing):
             share = Checkpoint(index, len(standing), now_ns, utc_ns, root, paths[index], signature)
             journal.checkpoint(share.to_bytes(), now_ns)
+
+    def _sign(self, message: bytes) -> bytes:
+        """Sign, waiting ``SIGN_PATIENCE_S`` at most: the key may be across a network. Raises TimeoutError."""
+        if self._signers is None:
+            return self._signer.sign(message)
+        if self._signing is not None and not self._signing.done():
+            raise TimeoutError("the signature before this one is still awaited")
+        self._signing = self._signers.submit(self._signer.sign, message)
+        try:
+            return self._signing.result(SIGN_PATIENCE_S)
+        except TimeoutError:
+            raise TimeoutError(f"no signature within {SIGN_PATIENCE_S:g} s") from None
 
     def _sync(self, now_ns: int) -> None:
         """Begin what is due: journals somebody waits for at once, the others each second."""

@@ -29,6 +29,7 @@ from recorder.sealed import DataKey
 T = TypeVar("T")
 
 RETRY_NS = 1_000_000_000
+UNSIGNED_AGAIN_NS = 60_000_000_000
 CLOSE_PATIENCE_NS = 3_000_000_000
 """How long a journal that is being closed goes on trying on a failing disk."""
 LARGE_TEMPLATE_BYTES = 16 << 10
@@ -96,6 +97,7 @@ class JournalWriter:
         self._ended = False
         self._give_up_ns = 0
         self._retry_ns: int | None = None
+        self._unsigned_ns = 0
         self._synced_ns = session.at_ns
         self._write_ns = session.at_ns
         self._sync_error: OSError | None = None
@@ -230,8 +232,10 @@ class JournalWriter:
             self._queue.put((record,))
 
     def report_unsigned(self, error: Exception, now_ns: int) -> None:
-        """Say that a checkpoint could not be signed."""
-        self._say("recording.unsigned", "signing", str(error), now_ns)
+        """Say that a checkpoint could not be signed; once a minute while that goes on."""
+        if now_ns >= self._unsigned_ns:
+            self._unsigned_ns = now_ns + UNSIGNED_AGAIN_NS
+            self._say("recording.unsigned", "signing", str(error), now_ns)
 
     def _take(self) -> None:
         records, held, marks = self._queue.take()

@@ -2,74 +2,49 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import logging
 import os
 import secrets
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from recorder.atomic import sync_directory, write_private
-from recorder.canonical import JSON
 from recorder.gm import selftest
 from recorder.gm.sm2 import PrivateKey, Sm2Error
 from recorder.gm.x509 import Certificate, self_signed
-from recorder.keys.provider import (
-    FIRST_SUITE,
-    WRAP_ALGORITHM,
-    KeyProblem,
-    ProviderInfo,
-    data_key_id,
-    sidecar_key,
-)
-from recorder.sealed import SUITES, DataKey
+from recorder.keys.local import USES, LocalOpener, LocalProvider, check_pairs
+from recorder.keys.provider import KeyProblem
 
 _VALID_DAYS = 3650
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FileSigner:
-    """Signs with a private key in memory; for any thread."""
-
-    certificate_pem: str
-    _key: PrivateKey
-
-    def sign(self, message: bytes) -> bytes:
-        """Return the DER signature over ``message``."""
-        return self._key.sign(message)
+_FILES = tuple(f"{name}.{kind}.pem" for name in USES for kind in ("key", "cert"))
 
 
-class FileProvider:
+class FileProvider(LocalProvider):
     """SM2 keys in PEM files of one directory: ``signing.key.pem``, ``encryption.key.pem`` and their
     ``….cert.pem``.
 
     All files are 0600 and belong to the running user, or ``open`` refuses. Made by ``create``, they are
     self-signed and recordings say ``assurance: development``; certificates of an authority in their place
-    make it ``operator``.
+    make it ``operator``. Where only sealing is wanted ``encryption.key.pem`` is not needed.
     """
 
     NAME = "file"
-    VERSION = "1"
 
     def __init__(
         self,
         directory: Path,
         signing: PrivateKey,
-        encryption: PrivateKey,
+        encryption: PrivateKey | None,
         certificates: Mapping[str, Certificate],
+        *,
+        certificate_no: str = "none",
+        former: tuple[str, ...] = (),
     ) -> None:
         """Use keys already loaded; see ``create`` and ``open``."""
+        super().__init__(signing, encryption, certificates, certificate_no=certificate_no, former=former)
         self.directory = directory
-        self._signing = signing
-        self._encryption = encryption
-        self._certificates = certificates
 
     @classmethod
     def create(cls, directory: Path, passphrase: str | None = None) -> FileProvider:
@@ -96,107 +71,65 @@ class FileProvider:
         return cls.open(directory, passphrase)
 
     @classmethod
-    def open(cls, directory: Path, passphrase: str | None = None) -> FileProvider:
-        """Load both keys. Raise KeyProblem naming the file that is missing, open to others or wrong."""
+    def open(
+        cls,
+        directory: Path,
+        passphrase: str | None = None,
+        *,
+        opens: bool = True,
+        certificate_no: str = "none",
+        former: tuple[str, ...] = (),
+    ) -> FileProvider:
+        """Load both keys. Raise KeyProblem naming the file that is missing, open to others or wrong.
+
+        ``opens`` False: ``encryption.key.pem`` is not read and need not be there.
+        """
         selftest.require()
         keys: dict[str, PrivateKey] = {}
         certificates: dict[str, Certificate] = {}
-        for name in ("signing", "encryption"):
+        for name in USES:
             key_path, certificate_path = directory / f"{name}.key.pem", directory / f"{name}.cert.pem"
             try:
-                keys[name] = PrivateKey.from_pem(_read_private(key_path), passphrase)
+                if opens or name == "signing":
+                    keys[name] = PrivateKey.from_pem(read_private(key_path), passphrase)
                 certificates[name] = Certificate.from_pem(certificate_path.read_text("ascii"))
             except FileNotFoundError as error:
                 raise KeyProblem(f"{error.filename} is missing") from None
             except (Sm2Error, UnicodeDecodeError) as error:
                 hint = "" if passphrase else " (is a passphrase needed?)"
                 raise KeyProblem(f"{key_path} or its certificate does not load: {error}{hint}") from None
-            if certificates[name].public_key.point != keys[name].public.point:
-                raise KeyProblem(f"{certificate_path} is not the certificate of {key_path.name}")
-        if keys["signing"].public.point == keys["encryption"].public.point:
-            raise KeyProblem(f"{directory}: signing and encryption key must be two keys")
-        return cls(directory, keys["signing"], keys["encryption"], certificates)
+        check_pairs(keys, certificates, {name: str(directory / f"{name}.cert.pem") for name in USES})
+        return cls(
+            directory,
+            keys["signing"],
+            keys.get("encryption"),
+            certificates,
+            certificate_no=certificate_no,
+            former=former,
+        )
 
     def __repr__(self) -> str:
         return f"FileProvider({str(self.directory)!r})"
 
-    def info(self) -> ProviderInfo:
-        """Say what this is; ``development`` if the signing certificate is self-signed."""
-        development = any(certificate.self_signed for certificate in self._certificates.values())
-        return ProviderInfo(
-            name=self.NAME,
-            version=self.VERSION,
-            certificate="none",
-            assurance="development" if development else "operator",
-            signing_certificate_pem=self._certificates["signing"].pem,
-            encryption_certificate_pem=self._certificates["encryption"].pem,
-        )
 
-    def signer(self) -> FileSigner:
-        """Return a signer for worker threads."""
-        return FileSigner(self._certificates["signing"].pem, self._signing)
-
-    async def random(self, size: int) -> bytes:
-        """Return bytes of the kernel's generator."""
-        return secrets.token_bytes(size)
-
-    async def new_data_key(
-        self, recording_id: str, suite: int = FIRST_SUITE
-    ) -> tuple[DataKey, dict[str, JSON]]:
-        """Make a recording's data key; return it and its wrap for this provider's encryption key."""
-        secret = secrets.token_bytes(SUITES[suite].data_key_bytes)
-        wrap: dict[str, JSON] = {
-            "algorithm": WRAP_ALGORITHM,
-            "recipient": self._certificates["encryption"].fingerprint,
-            "provider": self.NAME,
-            "ciphertext": base64.b64encode(self._encryption.public.encrypt(secret)).decode(),
-        }
-        _log.info("made the data key of recording %s", recording_id)
-        return DataKey(data_key_id(secret, suite), secret, suite), wrap
-
-    async def unwrap(
-        self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
-    ) -> DataKey:
-        """Open a recording's data key; purpose and actor go to the log. Raise KeyProblem."""
-        return self.unwrap_now(sidecar, recording_id=recording_id, purpose=purpose, actor=actor)
-
-    def unwrap_now(
-        self, sidecar: Mapping[str, JSON], *, recording_id: str, purpose: str, actor: str
-    ) -> DataKey:
-        """Do what ``unwrap`` does (1 ms) for callers without an event loop."""
-        if sidecar.get("recording") != recording_id:
-            raise KeyProblem(
-                f"this sidecar is recording {sidecar.get('recording')!r}'s, not {recording_id}'s"
-            )
-        wraps = sidecar.get("wraps")
-        own = self._certificates["encryption"].fingerprint
-        found = [
-            wrap
-            for wrap in (wraps if isinstance(wraps, list) else [])
-            if isinstance(wrap, Mapping)
-            and (wrap.get("recipient"), wrap.get("algorithm")) == (own, WRAP_ALGORITHM)
-        ]
-        if not found:
-            raise KeyProblem(f"the data key of recording {recording_id} is not wrapped for {own}")
-        try:
-            secret = self._encryption.decrypt(
-                base64.b64decode(str(found[0].get("ciphertext")), validate=True)
-            )
-        except (Sm2Error, binascii.Error) as error:
-            raise KeyProblem(f"the data key of recording {recording_id} does not unwrap: {error}") from None
-        data_key = sidecar_key(sidecar, secret)
-        _log.info("opened the data key of recording %s for %s by %s", recording_id, purpose, actor)
-        return data_key
-
-    async def sign(self, message: bytes) -> bytes:
-        """Return the DER signature of the signing key over ``message``."""
-        return self._signing.sign(message)
+def open_opener(directory: Path, passphrase: str | None = None) -> LocalOpener:
+    """Load the encryption key and its certificate alone. Raise KeyProblem."""
+    selftest.require()
+    key_path, certificate_path = directory / "encryption.key.pem", directory / "encryption.cert.pem"
+    try:
+        key = PrivateKey.from_pem(read_private(key_path), passphrase)
+        certificate = Certificate.from_pem(certificate_path.read_text("ascii"))
+    except OSError as error:
+        raise KeyProblem(f"{error.filename}: {error.strerror}") from None
+    except (Sm2Error, UnicodeDecodeError) as error:
+        raise KeyProblem(f"{key_path} or its certificate does not load: {error}") from None
+    if certificate.public_key.point != key.public.point:
+        raise KeyProblem(f"{certificate_path} is not the certificate of {key_path.name}")
+    return LocalOpener(key, certificate)
 
 
-_FILES = tuple(f"{name}.{kind}.pem" for name in ("signing", "encryption") for kind in ("key", "cert"))
-
-
-def _read_private(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
+    """Read a file that only its owner, who runs this, may read. Raise KeyProblem, OSError."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):

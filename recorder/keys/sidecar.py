@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from recorder import clock
@@ -24,10 +25,12 @@ def write_sidecar(
     suite: int = FIRST_SUITE,
     revision: int = 1,
     utc_ns: int | None = None,
+    succession: Sequence[JSON] = (),
 ) -> dict[str, JSON]:
     """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members.
 
     ``suite`` is the data key's; a rewrap keeps it, or the key is refused when it is opened.
+    ``succession``: see ``recorder.keys.succession``; left out of the page if empty.
     """
     fields: dict[str, JSON] = {
         "type": SIDECAR_TYPE,
@@ -38,6 +41,8 @@ def write_sidecar(
         "written_at": clock.rfc3339(utc_ns if utc_ns is not None else clock.SystemClock().utc_ns()),
         "wraps": list(wraps),
     }
+    if succession:
+        fields["succession"] = list(succession)
     replace_file(directory / SIDECAR, sign_page(fields, signer))
     return fields
 

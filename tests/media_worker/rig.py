@@ -25,7 +25,7 @@ from av import AudioFrame, VideoFrame
 
 from mediaserver.ipc import IpcClient
 from mediaserver.settings import Log, Media, Recording, WorkerConfig
-from recorder.keys import FileProvider
+from recorder.keys import FileProvider, ProviderConfig
 
 TENANT = "default"
 JsonObject = dict[str, Any]
@@ -105,8 +105,7 @@ async def worker(tmp_path: Path, **media: Any) -> AsyncIterator[Worker]:
         advertised=("127.0.0.1",),
         media=Media(**media),
         recording=Recording(),
-        crypto_dir=crypto,
-        crypto_passphrase=None,
+        keys=ProviderConfig(directory=crypto).for_sealing(),
         log=Log(),
     )
     log = (tmp_path / "worker.log").open("ab")

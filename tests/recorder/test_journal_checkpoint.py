@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recorder.checkpoint import Checkpoint, leaf_hash, merkle_tree
+from recorder.clock import SystemClock
 from recorder.gm.sm3 import sm3
+from recorder.journal import GroupCommit, JournalReader, JournalTrouble
+from recorder.records import EndRecord, RtpRecord, SessionRecord
+from tests.recorder.journal_tools import KEY, packets
 
 HEADS = st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=40)
 
@@ -55,3 +63,41 @@ def test_frames_cut_at_every_length_are_refused() -> None:
             Checkpoint.from_bytes(payload[:size])
     with pytest.raises(ValueError, match="version 2"):
         Checkpoint.from_bytes(b"\x02" + payload[1:])
+
+
+def test_a_slow_signer_stops_no_writing(tmp_path: Path) -> None:
+    """A KMS that hangs: the signature is given up, chunks go on, and it signs again when it is back."""
+    clock = SystemClock()
+    hanging, asked = threading.Event(), threading.Event()
+    troubles: list[JournalTrouble] = []
+
+    class Slow:
+        signed = 0
+
+        def sign(self, message: bytes) -> bytes:
+            asked.set()
+            assert hanging.wait(60)
+            self.signed += 1
+            return sm3(message)
+
+    signer = Slow()
+    commit = GroupCommit(signer, clock, on_trouble=troubles.append)
+    try:
+        journal = commit.open(tmp_path, KEY, SessionRecord(clock.now_ns(), 1, {}))
+        assert asked.wait(30)
+        for _ in range(3):
+            journal.write(packets(10, clock.now_ns()))
+            journal.flushed().result(30)  # on disk, while the signer hangs
+        assert signer.signed == 0
+        hanging.set()
+        deadline = time.monotonic() + 30
+        while signer.signed < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        journal.close(EndRecord(clock.now_ns(), True, "x")).result(30)
+    finally:
+        hanging.set()
+        commit.close()
+    assert signer.signed >= 2
+    assert {trouble.type for trouble in troubles} == {"recording.unsigned"}
+    assert len(troubles) == 1  # once a minute, not once a try
+    assert sum(isinstance(record, RtpRecord) for record in JournalReader(tmp_path, KEY).records()) == 30

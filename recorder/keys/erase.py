@@ -1,0 +1,52 @@
+"""Crypto-erase: without its sidecar a recording's data key is gone, and with it everything sealed.
+
+What is honest about it: the bytes are overwritten and synced before the file is removed, which is of no use
+on SSDs, copy-on-write file systems, snapshots and backups, where old blocks stay until they are reused. What
+remains there is a wrap that only the encryption key opens: after erasing a recording for good reason, rotate
+that key and destroy the old one (docs/operations.md, Keys). Digests, signatures and statements stay.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from recorder.atomic import sync_directory
+from recorder.keys.sidecar import SIDECAR
+
+
+def erase_sidecar(directory: Path) -> None:
+    """Overwrite, sync and remove a recording's ``keys.json`` and what a killed write left of it.
+
+    Done again it changes nothing. Raise OSError; FileNotFoundError only if the directory itself is missing.
+    """
+    for path in (directory / SIDECAR, *sorted(directory.glob(f".{SIDECAR}.*"))):
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.write(os.urandom(size))
+            os.fsync(file.fileno())
+        path.unlink()
+    sync_directory(directory)
+
+
+def erase_key(directory: Path, sites: Sequence[Path] = ()) -> list[Path]:
+    """Erase a recording's key here and in its copies; return the directories where one lay.
+
+    ``sites`` are the same recording's directories on other file systems; one that has no such directory has
+    nothing to erase. Object stores are not reached from here. The copies go first, so that a run that dies is
+    repeated. Raise OSError naming the place that could not be erased; until that is done again the key is
+    not erased.
+    """
+    erased: list[Path] = []
+    for place in (*sites, directory):
+        if not place.is_dir():
+            continue
+        if (place / SIDECAR).exists():
+            erased.append(place)
+        erase_sidecar(place)
+    return erased
