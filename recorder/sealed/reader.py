@@ -14,7 +14,7 @@ from recorder.gm.sm3 import sm3
 from recorder.gm.sm4 import TAG_BYTES, TagError
 from recorder.sealed import format as fmt
 from recorder.sealed.format import DataKey, FileKeys, Flag, Index, RecordType, SealedError
-from recorder.sealed.source import RawRecord, RecordSource
+from recorder.sealed.source import ByteSource, RawRecord, RecordSource
 
 
 class SealedReader:
@@ -23,8 +23,8 @@ class SealedReader:
     ``read`` may be called from several threads; ``chunks`` from one.
     """
 
-    def __init__(self, path: Path, data_key: DataKey) -> None:
-        """Open the file and check that the key is the one it was sealed with.
+    def __init__(self, path: Path | ByteSource, data_key: DataKey) -> None:
+        """Open the file (or what reads like one, such as an object at a site) and check that the key is the one it was sealed with.
 
         Raise SealedError: ``incomplete`` while the writer has not written the header yet, ``wrong_key``, and
         what ``recorder.sealed.format.SealedError`` lists for damaged files. Raise OSError as open(2) does.
