@@ -68,10 +68,10 @@ def template_text(template: Mapping[str, object]) -> dict[str, object]:
 
 
 def files_of(directory: Path) -> tuple[FileEntry, ...]:
-    """List the fetchable files that the signed statements speak for; the first of a name holds. They lie here, or
-    at the recording's sites alone.
+    """List the fetchable files that the signed statements speak for; the first of a name holds.
 
-    Raises StatementError where the chain of statements is broken.
+    They lie here, or at the recording's sites alone. Raises StatementError where the chain of statements is
+    broken.
     """
     found: dict[str, FileEntry] = {}
     elsewhere = names_at_sites(directory)

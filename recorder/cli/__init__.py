@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from recorder.canonical import CanonicalError
 from recorder.catalog import CatalogError
-from recorder.cli import export, index, look, recover, verify
+from recorder.cli import export, index, look, recover, sites, verify
 from recorder.cli.base import app, fail
 from recorder.export import ExportError
 from recorder.fieldkey import FieldKeyError
@@ -18,9 +18,10 @@ from recorder.keys import KeyProblem
 from recorder.manifest import ManifestError
 from recorder.recovering import RecoveryError
 from recorder.sealed import SealedError
+from recorder.sites import SiteError
 from recorder.statements import StatementError
 
-__all__ = ["app", "export", "index", "look", "main", "recover", "verify"]
+__all__ = ["app", "export", "index", "look", "main", "recover", "sites", "verify"]
 
 FAILURES = (
     KeyProblem,
@@ -35,6 +36,7 @@ FAILURES = (
     FieldKeyError,
     SelfTestError,
     Sm2Error,
+    SiteError,
     OSError,
 )
 

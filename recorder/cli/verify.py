@@ -13,7 +13,6 @@ from recorder.cli.base import (
     AsJson,
     Keys,
     PassphraseFile,
-    RecordingPath,
     app,
     err,
     file_provider,
@@ -21,6 +20,7 @@ from recorder.cli.base import (
     out,
     visible,
 )
+from recorder.cli.sites import KeepIn, Place, SiteFile, local
 from recorder.gm.x509 import Certificate
 from recorder.keys import KeyProblem
 from recorder.report import Report, Verdict
@@ -30,7 +30,7 @@ from recorder.verify import verify as verify_recording
 
 @app.command()
 def verify(
-    path: RecordingPath,
+    place: Place,
     keys: Keys = None,
     passphrase_file: PassphraseFile = None,
     trust: Annotated[
@@ -41,6 +41,8 @@ def verify(
             "it the recording's own certificate is taken, and its fingerprint printed for you to compare.",
         ),
     ] = None,
+    site: SiteFile = None,
+    keep_in: KeepIn = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that nothing in a recording was changed, removed, reordered, cut off or added.
@@ -51,12 +53,15 @@ def verify(
 
     Exit code 0 only if everything holds; 1 if anything is damaged; 3 if no damage was found, but the
     recording has no signed manifest yet (running, or left by a crash), so that its tail is not proven.
+
+    With a URL the sealed bytes at that site are checked; they are fetched into a private temporary directory.
     """
-    data_key = _open_key_if_asked(keys, passphrase_file, path)
     trusted = None
     if trust:
         trusted = [Certificate.from_pem(file.read_text("ascii")).fingerprint for file in trust]
-    report = verify_recording(path, data_key=data_key, trusted=trusted)
+    with local(place, site, keep_in) as path:
+        data_key = _open_key_if_asked(keys, passphrase_file, path)
+        report = verify_recording(path, data_key=data_key, trusted=trusted)
     if as_json:
         out.print_json(json.dumps(report.to_json(), ensure_ascii=False))
     else:

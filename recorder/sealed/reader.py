@@ -24,7 +24,9 @@ class SealedReader:
     """
 
     def __init__(self, path: Path | ByteSource, data_key: DataKey) -> None:
-        """Open the file (or what reads like one, such as an object at a site) and check that the key is the one it was sealed with.
+        """Open the file and check that the key is the one it was sealed with.
+
+        ``path`` may be what reads like a file, such as an object at a site.
 
         Raise SealedError: ``incomplete`` while the writer has not written the header yet, ``wrong_key``, and
         what ``recorder.sealed.format.SealedError`` lists for damaged files. Raise OSError as open(2) does.

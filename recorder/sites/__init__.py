@@ -1,8 +1,9 @@
-"""Object stores that hold recordings: S3-compatible ones and directories, the first one's replicas among them.
+"""Object stores that hold recordings: S3-compatible ones and directories, the first one's replicas
+among them.
 
-A site has the layout of a data directory (``recordings/{tenant}/{yyyy}/{mm}/{dd}/{id}/…``), so what lies there can
-be fetched whole, verified and served. Only sealed bytes and signed pages ever go to a site. docs/storage.md says
-what is promised.
+A site has the layout of a data directory (``recordings/{tenant}/{yyyy}/{mm}/{dd}/{id}/…``), so what
+lies there can be fetched whole, verified and served. Only sealed bytes and signed pages ever go to a
+site. docs/storage.md says what is promised.
 """
 
 from recorder.sites.config import SiteConfig

@@ -27,8 +27,8 @@ class SiteConfig(BaseModel):
         description="Name in metrics, events and the log. Unique, and it stays: uploads under way name it.",
     )
     url: str = Field(
-        description="s3://bucket/prefix, or file:///directory (a mounted share). What lies below has the layout of a "
-        "data directory."
+        description="s3://bucket/prefix, or file:///directory (a mounted share). What lies below has the "
+        "layout of a data directory."
     )
     endpoint: str | None = Field(
         default=None,
@@ -37,8 +37,8 @@ class SiteConfig(BaseModel):
     region: str = Field(default="us-east-1", description="Region that requests are signed for.")
     credentials_file: Path | None = Field(
         default=None,
-        description="YAML or JSON with access_key_id and secret_access_key (and session_token), mode 0600. null: the "
-        "machine's own role or the AWS_… environment variables.",
+        description="YAML or JSON with access_key_id and secret_access_key (and session_token), mode 0600. "
+        "null: the machine's own role or the AWS_… environment variables.",
     )
     ca_file: Path | None = Field(
         default=None, description="PEM certificates of a private authority that the store's are signed by."
@@ -48,8 +48,8 @@ class SiteConfig(BaseModel):
     )
     checksum: bool = Field(
         default=True,
-        description="Send x-amz-checksum-sha256, which locked buckets ask for. false: for stores that refuse it; the "
-        "signed SHA-256 of each request's body is checked by the store all the same.",
+        description="Send x-amz-checksum-sha256, which locked buckets ask for. false: for stores that refuse "
+        "it; the signed SHA-256 of each request's body is checked by the store all the same.",
     )
     timeout_s: float = Field(
         default=60.0, gt=0, description="A request of at most 8 MiB that takes longer has failed."
@@ -116,7 +116,9 @@ class SiteConfig(BaseModel):
 
 
 def read_site(url: str, path: Path | None) -> SiteConfig:
-    """Make a site of a URL and a file with its other members. Raise ValueError naming the fault, OSError."""
+    """Make a site of a URL and a file with its other members. Raise ValueError naming the fault,
+    OSError.
+    """
     members: dict[str, Any] = _mapping(path, path.read_bytes()) if path is not None else {}
     for name in ("credentials_file", "ca_file"):
         if isinstance(members.get(name), str):

@@ -29,10 +29,10 @@ def closed_files(directory: Path) -> list[Outgoing]:
     """List what may go, in the order it should: keys, segments, manifest, statements, each
     after the files it speaks for.
 
-    A segment is closed when its END is there, when a later one exists (its writer is dead or left it after an
-    error of the disk), or when the manifest names it. Of ``files/`` goes what a statement speaks for, because a
-    composer's half-made files are removed. Files whose names begin with a dot are temporary. Reads a few bytes
-    of the last segment and the statements only. Raise OSError.
+    A segment is closed when its END is there, when a later one exists (its writer is dead or left it
+    after an error of the disk), or when the manifest names it. Of ``files/`` goes what a statement
+    speaks for, because a composer's half-made files are removed. Files whose names begin with a dot are
+    temporary. Reads a few bytes of the last segment and the statements only. Raise OSError.
     """
     found: list[Outgoing] = []
     if (directory / SIDECAR).exists():
@@ -62,18 +62,14 @@ def _segments(directory: Path) -> Iterator[Outgoing]:
 
 def _others(directory: Path) -> Iterator[Outgoing]:
     """Find what other pages lie beside these, such as certificates."""
-    known = {SIDECAR, MANIFEST, SEALED_PART}
-    folders = {segments_directory(directory).name, files_directory(directory).name, STATEMENTS}
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if (
-            path.name.startswith(".")
-            or name in known
-            or name.partition("/")[0] in folders
-            or not path.is_file()
-        ):
+    known = {SIDECAR, MANIFEST, SEALED_PART, STATEMENTS}
+    known |= {segments_directory(directory).name, files_directory(directory).name}
+    for top in sorted(directory.iterdir()):
+        if top.name in known or top.name.startswith("."):
             continue
-        yield Outgoing(name, path)
+        for path in sorted(top.rglob("*")) if top.is_dir() else (top,):
+            if path.is_file() and not path.name.startswith("."):
+                yield Outgoing(path.relative_to(directory).as_posix(), path)
 
 
 def _has_end(path: Path) -> bool:
@@ -102,9 +98,11 @@ def _spoken_for(statement: Path) -> Iterator[str]:
 
 
 def signed_digests(directory: Path) -> dict[str, str]:
-    """Return ``sm3:…`` of every segment and file that the signed pages name, by path below ``directory``.
+    """Return ``sm3:…`` of every segment and file that the signed pages name, by path below
+    ``directory``.
 
-    Raise ManifestError, StatementError, CanonicalError where a page does not hold, OSError where one is missing.
+    Raise ManifestError, StatementError, CanonicalError where a page does not hold, OSError where one is
+    missing.
     """
     segments, files = segments_directory(directory).name, files_directory(directory).name
     found = {f"{segments}/{one.name}": one.sm3 for one in read_manifest(directory).segments}

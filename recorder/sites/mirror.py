@@ -23,7 +23,8 @@ MEDIA = ("segments", "files")
 
 
 def recordings_at(listed: Sequence[Stored], prefix: str = "") -> dict[str, list[Stored]]:
-    """Sort objects below ``prefix`` by the recording they belong to: the path that holds keys, manifest or segments.
+    """Sort objects below ``prefix`` by the recording they belong to: the path that holds keys, manifest
+    or segments.
 
     Keys of the answer are paths below ``prefix``; ``""`` when the prefix is itself a recording.
     """
@@ -53,14 +54,16 @@ def fetch(
     names: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Bring everything below ``prefix`` to the directory ``target``, which may hold part of it. Return new files.
+    """Bring everything below ``prefix`` to the directory ``target``, which may hold part of it. Return
+    new files.
 
-    Files are 0600 and get their names when they are whole; one that is there with the right size is left alone,
-    so a fetch that was broken off goes on. ``pages_only``: of recordings that have a manifest only keys, manifest
-    and statements; a note says what is at the site. ``names``: only these, below ``prefix``. Raise SiteError
-    (``missing``: nothing is there; ``changed``: a name that leads out of the directory), OSError.
+    Files are 0600 and get their names when they are whole; one that is there with the right size is
+    left alone, so a fetch that was broken off goes on. ``pages_only``: of recordings that have a
+    manifest only keys, manifest and statements; a note says what is at the site. ``names``: only these,
+    below ``prefix``. Raise SiteError (``missing``: nothing is there; ``changed``: a name that leads out
+    of the directory), OSError.
     """
-    listed = site.listing(prefix)
+    listed = [one for one in site.listing(prefix) if not one.key.rpartition("/")[2].startswith(".")]
     if names is not None:
         listed = [one for one in listed if _below(one.key, prefix) in names]
     if not listed:
@@ -84,7 +87,7 @@ def fetch(
     missing = [(one, path) for one, path in jobs if not path.exists() or path.stat().st_size != one.size]
     total, done = sum(one.size for one, _ in missing), 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for one, path in missing:
+        for _, path in missing:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for size in pool.map(lambda job: _bring(site, *job), missing):
             done += size
@@ -96,7 +99,8 @@ def fetch(
 
 
 def push(site: Site, directory: Path, prefix: str) -> list[str]:
-    """Put what is closed of a recording's directory to a site, at ``prefix``. Return the names that were new.
+    """Put what is closed of a recording's directory to a site, at ``prefix``. Return the names that
+    were new.
 
     Raise SiteError (``conflict`` where other bytes are there: nothing is overwritten), OSError.
     """

@@ -15,7 +15,9 @@ class Removal:
     removed: list[str] = field(default_factory=list)
     """``site: key`` of what is gone (or was never there)."""
     kept: dict[str, str] = field(default_factory=dict)
-    """``site: key`` and why it is still there or not known to be gone: locked, versioned, unreachable."""
+    """``site: key`` and why it is still there or not known to be gone: locked, versioned,
+    unreachable.
+    """
 
     @property
     def complete(self) -> bool:
@@ -24,11 +26,13 @@ class Removal:
 
 
 def remove_from_sites(sites: Sequence[Site], recording: str, names: Iterable[str]) -> Removal:
-    """Remove files of the recording at the path ``recording`` (``recordings/{tenant}/…/{id}``) from every site.
+    """Remove files of the recording at the path ``recording`` (``recordings/{tenant}/…/{id}``) from
+    every site.
 
-    ``names`` are paths below it; ``keys.json`` alone is crypto-erase. Never raises for a site that refuses or does
-    not answer: it is named in ``kept``, and the caller states it (a tombstone must not claim more than happened)
-    and tries again. A bucket that locks or keeps versions hides the object only; that counts as kept.
+    ``names`` are paths below it; ``keys.json`` alone is crypto-erase. Never raises for a site that
+    refuses or does not answer: it is named in ``kept``, and the caller states it (a tombstone must not
+    claim more than happened) and tries again. A bucket that locks or keeps versions hides the object
+    only; that counts as kept.
     """
     result = Removal()
     for name in names:

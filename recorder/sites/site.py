@@ -1,4 +1,6 @@
-"""One site: put what is not there yet, read ranges, list, delete. Third-party errors are translated here."""
+"""One site: put what is not there yet, read ranges, list, delete. Third-party errors are translated
+here.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from recorder.sites.config import SiteConfig
 
 _log = logging.getLogger(__name__)
 WHOLE_BYTES = 8 << 20
-"""Up to this size an object is one request, put only if absent where the store can; larger ones go in parts."""
+"""Up to this size an object is one request, put only if absent where the store can; larger ones go in
+parts.
+"""
 PART_BYTES = 8 << 20
 READ_BYTES = 1 << 20
 PROBE = ".probe"
@@ -37,8 +41,8 @@ Throttle = Callable[[int], Awaitable[None]]
 class SiteError(Exception):
     """A site does not do what was asked.
 
-    ``code``: unreachable (try again later), refused (credentials, or a locked object), missing, conflict (other
-    bytes are there and are never overwritten), changed (not the bytes that were signed).
+    ``code``: unreachable (try again later), refused (credentials, or a locked object), missing,
+    conflict (other bytes are there and are never overwritten), changed (not the bytes that were signed).
     """
 
     def __init__(self, code: str, site: str, detail: str) -> None:
@@ -54,12 +58,14 @@ class Stored:
     size: int
     etag: str
     """MD5 in hex of objects put whole by most stores; something else of others."""
-    version: str | None = None
-    """Of a bucket that keeps all versions; None otherwise."""
+    modified: float
+    """UTC in seconds, by the site's clock."""
 
 
 class Site:
-    """One configured site; opened at the first use. For any thread; what is ``async`` is for event loops."""
+    """One configured site; opened at the first use. For any thread; what is ``async`` is for event
+    loops.
+    """
 
     def __init__(self, config: SiteConfig) -> None:
         self.config = config
@@ -83,7 +89,7 @@ class Site:
         directory = config.directory
         try:
             if directory is not None:
-                # Not made here: a share that is not mounted must not become a directory on the system's disk.
+                # Not made here: a share that is not mounted must not become a folder on the system's disk.
                 if not directory.is_dir():
                     raise SiteError("unreachable", self.name, f"there is no directory {directory}")
                 return LocalStore(directory)
@@ -91,7 +97,7 @@ class Site:
                 "token" if name == "session_token" else name: value
                 for name, value in config.credentials().items()
             }
-            client: dict[str, Any] = {
+            client: Any = {
                 "timeout": timedelta(seconds=config.timeout_s),
                 "connect_timeout": timedelta(seconds=min(5.0, config.timeout_s)),
                 "allow_http": (config.endpoint or "").startswith(
@@ -129,7 +135,9 @@ class Site:
 
     @contextmanager
     def _asking(self, key: str) -> Iterator[None]:
-        """Translate what goes wrong. Only the first line of an error: it names method, key and answer."""
+        """Translate what goes wrong. Only the first line of an error: it names method, key and
+        answer.
+        """
         try:
             yield
         except (exceptions.NotFoundError, FileNotFoundError) as error:
@@ -156,7 +164,9 @@ class Site:
             raise
 
     def listing(self, prefix: str = "") -> list[Stored]:
-        """List everything below ``prefix`` (whole path segments), in the order of keys. Raise SiteError."""
+        """List everything below ``prefix`` (whole path segments), in the order of keys. Raise
+        SiteError.
+        """
         with self._asking(prefix or "the site"):
             chunks = obstore.list(self._store, prefix=prefix or None)
             return sorted((_stored(one) for chunk in chunks for one in chunk), key=lambda one: one.key)
@@ -167,14 +177,16 @@ class Site:
             return bytes(obstore.get(self._store, key).bytes())
 
     def read_range(self, key: str, begin: int, end: int) -> bytes:
-        """Return bytes ``begin`` to ``end`` (exclusive), fewer only at the object's end. Raise SiteError."""
+        """Return bytes ``begin`` to ``end`` (exclusive), fewer only at the object's end. Raise
+        SiteError.
+        """
         with self._asking(key):
             return bytes(obstore.get_range(self._store, key, start=begin, end=end))
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """Return the last ``size`` bytes (or all there are) and the object's size. Raise SiteError."""
         with self._asking(key):
-            options = {"range": {"suffix": size}} if self.config.directory is None else {}
+            options: Any = {"range": {"suffix": size}} if self.config.directory is None else {}
             result = obstore.get(self._store, key, options=options)
             whole = int(result.meta["size"])
             if options:
@@ -201,10 +213,11 @@ class Site:
     async def put_new(
         self, key: str, path: Path, *, throttle: Throttle | None = None, known: Stored | None = None
     ) -> bool:
-        """Put a file that never changes; False if the same bytes are there already (then nothing is sent).
+        """Put a file that never changes; False if the same bytes are there already (then nothing is
+        sent).
 
-        ``known``: the object as a listing told it, if it is there. Raise SiteError ``conflict`` if other bytes
-        are there, OSError if the file cannot be read.
+        ``known``: the object as a listing told it, if it is there. Raise SiteError ``conflict`` if
+        other bytes are there, OSError if the file cannot be read.
         """
         if known is not None:
             await self._require_same(known, path)
@@ -251,8 +264,9 @@ class Site:
     async def put_page(self, key: str, path: Path) -> bool:
         """Put a page that has revisions (``keys.json``); False if it is there as it is.
 
-        A page there with a later ``revision`` is never overwritten: SiteError ``conflict``. Should the local
-        file be removed meanwhile (crypto-erase), the site's is removed again. Raise SiteError, OSError.
+        A page there with a later ``revision`` is never overwritten: SiteError ``conflict``. Should the
+        local file be removed meanwhile (crypto-erase), the site's is removed again. Raise SiteError,
+        OSError.
         """
         data = await asyncio.to_thread(path.read_bytes)
         if await self._find(key) is not None:
@@ -268,10 +282,12 @@ class Site:
         return True
 
     def delete(self, key: str) -> None:
-        """Delete an object; one that is not there is no error. Raise SiteError ``refused`` if its bytes stay.
+        """Delete an object; one that is not there is no error. Raise SiteError ``refused`` if its bytes
+        stay.
 
-        A bucket that keeps versions (every locked one does) only hides an object behind a marker and says that all
-        is well. obstore can neither list nor delete versions, so there nothing is ever known to be gone.
+        A bucket that keeps versions (every locked one does) only hides an object behind a marker and
+        says that all is well. obstore can neither list nor delete versions, so there nothing is ever
+        known to be gone.
         """
         with self._asking(key):
             obstore.delete(self._store, key)
@@ -284,7 +300,9 @@ class Site:
             raise SiteError("refused", self.name, detail)
 
     def keeps_versions(self) -> bool:
-        """Tell whether the site keeps what is overwritten or deleted, by putting ``.probe``. Raise SiteError."""
+        """Tell whether the site keeps what is overwritten or deleted, by putting ``.probe``. Raise
+        SiteError.
+        """
         if self._keeps_versions is None:
             with self._asking(PROBE):
                 made = obstore.put(self._store, PROBE, b"Shuanglu asks whether versions are kept here.\n")
@@ -302,18 +320,20 @@ class Site:
         return False
 
     async def _require_same(self, found: Stored, path: Path) -> None:
-        """Raise SiteError ``conflict`` unless an object has a file's bytes: by its MD5, else read back."""
+        """Raise SiteError ``conflict`` unless an object has a file's bytes: by its MD5, else read
+        back.
+        """
         if found.size == path.stat().st_size:
             if found.etag and found.etag == await asyncio.to_thread(_digest, path, "md5"):
                 return
-            if await self.sm3(found.key) == await asyncio.to_thread(_sm3_of, path):
+            if await self.sm3(found.key) == await asyncio.to_thread(sm3_of, path):
                 return
         raise SiteError("conflict", self.name, f"{found.key} has other bytes there; it is not overwritten")
 
 
 def _stored(meta: Any) -> Stored:
     etag = str(meta.get("e_tag") or "").strip('"')
-    return Stored(str(meta["path"]), int(meta["size"]), etag, meta.get("version"))
+    return Stored(str(meta["path"]), int(meta["size"]), etag, meta["last_modified"].timestamp())
 
 
 def _first(error: BaseException) -> str:
@@ -342,7 +362,7 @@ def _digest(path: Path, name: str) -> str:
         return hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
 
 
-def _sm3_of(path: Path) -> str:
+def sm3_of(path: Path) -> str:
     digest = Sm3()
     with path.open("rb") as file:
         while data := file.read(READ_BYTES):

@@ -1,4 +1,6 @@
-"""A sealed file at sites, read as ``recorder.sealed`` reads a local one: few requests, one copy after another."""
+"""A sealed file at sites, read as ``recorder.sealed`` reads a local one: few requests, one copy after
+another.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from recorder.sites.site import Site, SiteError
 _Read = Callable[[Site], tuple[bytes, int]]
 _log = logging.getLogger(__name__)
 TAIL_BYTES = 128 << 10
-"""Read at once when opening: END and INDEX of a file of up to 2.5 GiB; a smaller file is then here whole."""
+"""Read at once when opening: END and INDEX of a file of up to 2.5 GiB; a smaller file is then here
+whole.
+"""
 HEAD_BYTES = 8 << 10
 BEFORE_BYTES = 64
 """A chunk is opened with the trailer before it."""
@@ -23,12 +27,15 @@ MOST_AHEAD_BYTES = 4 << 20
 class SiteBytes:
     """One immutable object, at one or more sites, as positioned bytes; safe from several threads.
 
-    Opening reads the tail; a random read one chunk; reading on in order reads ever further ahead, up to 4 MiB.
-    When a site fails the next one that has the object goes on. Which bytes are right the reader's tags say.
+    Opening reads the tail; a random read one chunk; reading on in order reads ever further ahead, up to
+    4 MiB. When a site fails the next one that has the object goes on. Which bytes are right the
+    reader's tags say.
     """
 
     def __init__(self, sites: Sequence[Site], key: str) -> None:
-        """Find the object. Raise SiteError of the last site if none gives it (``missing``, ``unreachable``)."""
+        """Find the object. Raise SiteError of the last site if none gives it (``missing``,
+        ``unreachable``).
+        """
         if not sites:
             raise ValueError("no site is named")
         self.key = key

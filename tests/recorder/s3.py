@@ -1,8 +1,8 @@
 """A real S3 server on loopback: OpenStack Swift (Debian) with its S3 API, in a temporary directory.
 
-Four unprivileged processes (proxy, account, container, object server), one replica, one device that is a plain
-directory: what an S3 client sees is Swift as banks run it. It needs a file system with user xattrs. Started
-once for a whole test run (2 s); each test takes a bucket of its own.
+Four unprivileged processes (proxy, account, container, object server), one replica, one device that is
+a plain directory: what an S3 client sees is Swift as banks run it. It needs a file system with user
+xattrs. Started once for a whole test run (2 s); each test takes a bucket of its own.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class S3Server:
         resource = f"{path}?{query}" if query else path
         text = "\n".join((method, md5, kind, date, resource))
         signature = base64.b64encode(hmac.new(self.secret_key.encode(), text.encode(), "sha1").digest())
-        request = urllib.request.Request(  # noqa: S310
+        request = urllib.request.Request(
             self.endpoint + resource, data=body or None, method=method, headers=dict(headers or {})
         )
         request.add_header("Date", date)
@@ -97,7 +97,7 @@ class S3Server:
             request.add_header("Content-Type", kind)
             request.add_header("Content-MD5", md5)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=30) as answer:
                 data: bytes = answer.read()
                 return data
         except urllib.error.HTTPError as error:
@@ -108,7 +108,8 @@ class S3Server:
 def serving(directory: Path | None = None) -> Iterator[S3Server]:
     """Run the server in a new directory below ``directory`` (default: the system's for temporary files).
 
-    Raise S3Error where the Debian packages are missing or it does not come up; its log is in the message.
+    Raise S3Error where the Debian packages are missing or it does not come up; its log is in the
+    message.
     """
     missing = [name for name in (*SERVERS, "proxy") if shutil.which(f"swift-{name}-server") is None]
     if missing:
@@ -164,11 +165,16 @@ def _write_configuration(server: S3Server, ports: Mapping[str, int]) -> None:
         (home / f"{name}.conf").write_text(
             common.format(port=ports[name])
             + f"devices = {home / 'devices'}\nmount_check = false\nfallocate_reserve = 0\n"
+            # A listing must not lag behind an object on a busy machine: no updater runs here.
+            + "container_update_timeout = 30\n"
             + f"disable_fallocate = true\n[pipeline:main]\npipeline = {name}-server\n"
             + f"[app:{name}-server]\nuse = egg:swift#{name}\nallow_versions = true\n"
         )
     _build_rings(home, ports)
-    pipeline = "catch_errors gatekeeper cache listing_formats s3api tempauth copy slo dlo versioned_writes symlink proxy-server"
+    pipeline = (
+        "catch_errors gatekeeper cache listing_formats s3api tempauth copy slo dlo versioned_writes symlink "
+        "proxy-server"
+    )
     (home / "proxy.conf").write_text(
         common.format(port=server.port)
         + f"[pipeline:main]\npipeline = {pipeline}\n"
@@ -194,7 +200,8 @@ from swift.common.ring import RingBuilder
 home, places = sys.argv[1], dict(one.split("=") for one in sys.argv[2:])
 for name, port in places.items():
     builder = RingBuilder(2, 1, 1)
-    builder.add_dev({"region": 1, "zone": 1, "weight": 1.0, "ip": "127.0.0.1", "port": int(port), "device": "d1"})
+    where = {"region": 1, "zone": 1, "ip": "127.0.0.1", "port": int(port)}
+    builder.add_dev({**where, "weight": 1.0, "device": "d1"})
     builder.rebalance()
     builder.get_ring().save(os.path.join(home, name + ".ring.gz"))
 """
