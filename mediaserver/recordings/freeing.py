@@ -38,6 +38,10 @@ class Freeing:
         self._not_before: dict[str, float] = {}
         self._sweeping = asyncio.Lock()
 
+    def forget_failures(self) -> None:
+        """Ask every site again at the next sweep: somebody has repaired one."""
+        self._not_before.clear()
+
     async def arrived(self, entry: Entry, site: Site) -> None:
         """Note that all of an ended recording is at a site."""
         if self._storage.local == "delete":

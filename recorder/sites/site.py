@@ -148,7 +148,9 @@ class Site:
             raise SiteError("refused", self.name, f"{key}: {_first(error)}") from None
         except (exceptions.BaseError, OSError, ValueError) as error:
             text = _first(error)
-            code = "refused" if " 403 " in text or " 405 " in text or " 400 " in text else "unreachable"
+            code = "refused" if any(f" {status} " in text for status in (400, 403, 405)) else "unreachable"
+            if "invalid path" in text:  # an object that is none of ours, with a name no file can have
+                code = "changed"
             raise SiteError(code, self.name, f"{key}: {text}") from None
 
     # --- reading
