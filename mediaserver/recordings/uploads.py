@@ -20,7 +20,7 @@ from mediaserver.recordings.freeing import Freeing
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Recordings
 from recorder.catalog import Entry
-from recorder.sites import Outgoing, Removal, Site, SiteError, Stored, closed_files, remove_from_sites
+from recorder.sites import Outgoing, Removal, Site, SiteError, Stored, closed_files, remove_from_sites, send
 from recorder.statements import STATEMENTS
 from recorder.storage import files_directory, segments_directory
 
@@ -168,11 +168,8 @@ class Uploads:
         lock = self._locks.setdefault(entry.id, asyncio.Lock()) if one.revised else self._gates[site.name]
         try:
             async with lock:
-                if one.revised:
-                    new = await site.put_page(key, one.path)
-                else:
-                    throttle = self._pace[site.name].wait
-                    new = await site.put_new(key, one.path, throttle=throttle, known=upload.known.get(key))
+                known = upload.known.get(key)
+                new = await send(site, entry.directory, one, throttle=self._pace[site.name].wait, known=known)
         except SiteError as error:
             if error.code != "conflict":
                 raise

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from recorder.cli.base import (
     NeededKeys,
@@ -39,6 +42,12 @@ def recover(
     passphrase_file: PassphraseFile = None,
     site: SiteFile = None,
     keep_in: KeepIn = None,
+    gone: Annotated[
+        bool,
+        typer.Option(
+            "--gone", help="The node that recorded is known to be dead: do not watch whether it goes on."
+        ),
+    ] = False,
 ) -> None:
     """Sign a manifest for a recording that no writer ended, over every good record that is there.
 
@@ -50,9 +59,9 @@ def recover(
     recording ends where its last segment there ends.
     """
     provider = file_provider(keys, passphrase_file)
-    if not is_url(place) and _grows(Path(place)):
+    if not gone and not is_url(place) and _grows(Path(place)):
         fail(f"{place} is being written: stop the recording instead")
-    with local(place, site, keep_in, send_back=True) as path:
+    with local(place, site, keep_in, send_back=True, watch=not gone) as path:
         data_key = open_key(provider, path, "recover", "recorder recover")
         manifest = recover_recording(path, data_key, provider=provider.info(), signer=provider.signer())
     out.print(

@@ -60,12 +60,18 @@ def site_of(url: str, site_file: Path | None) -> Site:
 
 @contextmanager
 def local(
-    place: str, site_file: Path | None, keep_in: Path | None = None, *, send_back: bool = False
+    place: str,
+    site_file: Path | None,
+    keep_in: Path | None = None,
+    *,
+    send_back: bool = False,
+    watch: bool = False,
 ) -> Iterator[Path]:
     """Give the directory of one recording: itself, or a private copy of the sealed bytes at a site.
 
     The copy is removed afterwards unless ``keep_in`` names its directory. ``send_back``: what was added
-    to the copy goes to the site at the end, unless the work failed. Raise SiteError, OSError.
+    to the copy goes to the site at the end, unless the work failed. ``watch``: refuse what still grows there.
+    Raise SiteError, OSError.
     """
     if not is_url(place):
         yield Path(place)
@@ -76,7 +82,7 @@ def local(
         raise SiteError(
             "missing", site.name, f"{place} is no recording; recorder list {place} shows what is there"
         )
-    if send_back and _grows(site, listed):
+    if watch and _grows(site, listed):
         raise SiteError("refused", site.name, f"{place} still grows: stop the recording instead")
     with tempfile.TemporaryDirectory(prefix="recorder-") as temporary:
         # Under its own name: whoever verifies compares it with the recording's id.

@@ -8,7 +8,7 @@ site. docs/storage.md says what is promised.
 
 from recorder.sites.config import SiteConfig
 from recorder.sites.contents import Outgoing, closed_files, signed_digests
-from recorder.sites.mirror import fetch, push, recordings_at
+from recorder.sites.mirror import fetch, push, recordings_at, send
 from recorder.sites.removal import Removal, remove_from_sites
 from recorder.sites.site import Site, SiteError, Stored
 from recorder.sites.source import SiteBytes
@@ -26,5 +26,6 @@ __all__ = [
     "push",
     "recordings_at",
     "remove_from_sites",
+    "send",
     "signed_digests",
 ]

@@ -38,9 +38,8 @@ def closed_files(directory: Path) -> list[Outgoing]:
     if (directory / SIDECAR).exists():
         found.append(Outgoing(SIDECAR, directory / SIDECAR, revised=True))
     found += _segments(directory)
-    for name in (SEALED_PART, MANIFEST):
-        if (directory / name).exists():
-            found.append(Outgoing(name, directory / name))
+    if (directory / MANIFEST).exists():  # until then its sealed part may be written anew
+        found += [Outgoing(name, directory / name) for name in (SEALED_PART, MANIFEST)]
     pages: list[Outgoing] = []
     for _, path in list_statements(directory):
         for name in _spoken_for(path):

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from recorder.atomic import sync_directory
 from recorder.elsewhere import note_at_sites
 from recorder.keys import SIDECAR
-from recorder.manifest import MANIFEST
-from recorder.sites.contents import closed_files
-from recorder.sites.site import Site, SiteError, Stored
+from recorder.manifest import MANIFEST, SEALED_PART
+from recorder.sites.contents import Outgoing, closed_files
+from recorder.sites.site import Site, SiteError, Stored, Throttle
 
 AT_ONCE = 4
 Progress = Callable[[int, int], None]
@@ -98,6 +98,32 @@ def fetch(
     return [path for _, path in missing]
 
 
+async def send(
+    site: Site,
+    prefix: str,
+    one: Outgoing,
+    *,
+    throttle: Throttle | None = None,
+    known: Stored | None = None,
+) -> bool:
+    """Put one file of the recording at ``prefix``; False if it is there already. See ``Site.put_new``.
+
+    A sealed part of a manifest that never came is replaced: its node died between the two.
+    """
+    place = f"{prefix}/" if prefix else ""
+    key = f"{place}{one.name}"
+    if one.revised:
+        return await site.put_page(key, one.path)
+    try:
+        return await site.put_new(key, one.path, throttle=throttle, known=known)
+    except SiteError as error:
+        if error.code != "conflict" or one.name != SEALED_PART:
+            raise
+        if await asyncio.to_thread(site.head, f"{place}{MANIFEST}") is not None:
+            raise
+    return await site.put_page(key, one.path)
+
+
 def push(site: Site, directory: Path, prefix: str) -> list[str]:
     """Put what is closed of a recording's directory to a site, at ``prefix``. Return the names that
     were new.
@@ -108,9 +134,7 @@ def push(site: Site, directory: Path, prefix: str) -> list[str]:
     async def go() -> list[str]:
         new = []
         for one in closed_files(directory):
-            key = f"{prefix}/{one.name}" if prefix else one.name
-            put = site.put_page if one.revised else site.put_new
-            if await put(key, one.path):
+            if await send(site, prefix, one):
                 new.append(one.name)
         return new
 

@@ -78,7 +78,9 @@ async def event(api: Client, kind: str, recording: str, **wanted: Any) -> dict[s
         while True:
             page = await api.ok("GET", "/v1/events?after=0&limit=1000")
             for one in page["events"]:
-                if (one["type"], one["recording"]) == (kind, recording) and wanted.items() <= one["data"].items():
+                if (one["type"], one["recording"]) == (kind, recording) and wanted.items() <= one[
+                    "data"
+                ].items():
                     found: dict[str, Any] = one
                     return found
             await asyncio.sleep(0.05)
@@ -123,7 +125,7 @@ def segments(site: Site, key: str) -> list[str]:
 
 
 def same_everywhere(directory: Path, key: str, *sites: Site) -> int:
-    """Check that every file of a recording is at every site byte by byte, and nothing else; returns how many."""
+    """Check that every file is at every site byte by byte, and nothing else; returns how many."""
     here = {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in directory.rglob("*")
@@ -144,7 +146,9 @@ async def test_a_recording_is_at_its_sites_while_it_is_made(s3: S3Server, tmp_pa
         key = key_of(api, made["id"])
         for site in sites:
             await until(lambda site=site: len(segments(site, key)) >= 3)  # type: ignore[misc]
-            assert site.head(f"{key}/keys.json") is not None, "without it a lost node's segments open for nobody"
+            assert site.head(f"{key}/keys.json") is not None, (
+                "without it a lost node's segments open for nobody"
+            )
         assert (await api.ok("GET", f"/v1/recordings/{made['id']}"))["state"] == "recording"
         await api.ok("POST", f"/v1/recordings/{made['id']}/stop")
         for name in ("first", "replica"):

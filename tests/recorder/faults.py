@@ -1,7 +1,7 @@
 """A proxy in front of the S3 server that does what networks and stores do when they fail.
 
-It stands where a load balancer would: requests are read whole, so that a fault hits a named request and not some
-packet. The bytes that pass are the client's own (host and signature included).
+It stands where a load balancer would: requests are read whole, so that a fault hits a named request and not
+some packet. The bytes that pass are the client's own (host and signature included).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = _flipped(body)
         self._pass_on(body, fault)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 
     def _pass_on(self, body: bytes, fault: str) -> None:
         behind = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)

@@ -13,7 +13,16 @@ import pytest
 from recorder.gm.sm3 import named, sm3
 from recorder.keys import FileProvider
 from recorder.sealed import DataKey, SealedError, SealedReader, SealedWriter
-from recorder.sites import Site, SiteBytes, SiteConfig, SiteError, closed_files, fetch, push, remove_from_sites
+from recorder.sites import (
+    Site,
+    SiteBytes,
+    SiteConfig,
+    SiteError,
+    closed_files,
+    fetch,
+    push,
+    remove_from_sites,
+)
 from recorder.sites.config import read_site
 from recorder.sites.source import FIRST_AHEAD_BYTES
 from recorder.storage import segment_path
@@ -212,7 +221,9 @@ def test_a_put_that_fails_is_done_the_next_time(
     assert site.read("file") == path.read_bytes()
 
 
-def test_removal_says_what_stays(s3: S3Server, faults: Faults, tmp_path: Path, recording: SmallRecording) -> None:
+def test_removal_says_what_stays(
+    s3: S3Server, faults: Faults, tmp_path: Path, recording: SmallRecording
+) -> None:
     free = site_at(s3, tmp_path, name="free")
     versions = site_at(s3, tmp_path, name="versions", versions=True)
     locked = site_at(s3, tmp_path, name="locked", via=faults)
@@ -244,6 +255,18 @@ def test_what_is_erased_while_it_is_sent_does_not_stay(site: Site, tmp_path: Pat
 
     assert asyncio.run(site.put_page("keys.json", ErasedOnceRead(page))) is True
     assert site.head("keys.json") is None
+
+
+def test_a_sealed_part_without_its_manifest_gives_way(
+    site: Site, recording: SmallRecording, tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_bytes(b"the sealed part of a node that died before its manifest went")
+    assert put(site, f"{PLACE}/manifest.sealed", tmp_path / "other")
+    assert "manifest.sealed" in push(site, recording.path, PLACE)
+    assert site.read(f"{PLACE}/manifest.sealed") == (recording.path / "manifest.sealed").read_bytes()
+    (recording.path / "manifest.sealed").write_bytes(b"forged")
+    with pytest.raises(SiteError, match="conflict"):
+        push(site, recording.path, PLACE)
 
 
 def test_only_what_is_closed_goes(recording: SmallRecording) -> None:
