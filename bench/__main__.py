@@ -19,7 +19,19 @@ from bench.everything import FULL, QUICK, everything, forward_loads, own_cores, 
 from bench.load.connection import JoinError
 from bench.machine import machine
 from bench.report import html, tables
-from bench.scenarios import capacity, compose, crash, floor, forward, join, live, seal, soak, tamper
+from bench.scenarios import (
+    capacity,
+    compose,
+    crash,
+    floor,
+    forward,
+    join,
+    live,
+    lost_node,
+    seal,
+    soak,
+    tamper,
+)
 from bench.servers import ServerError
 from bench.size import Machine, Wanted, load, size
 
@@ -176,6 +188,18 @@ def live_command(
     """Everything at once: CPU for a minute of a call that is forwarded, recorded and composed live."""
     plan = live.Plan(rooms, seconds, profile, muted, when)
     finish(lambda progress: asyncio.run(live.run(plan, progress)), json_path, html_path)
+
+
+@app.command("lost-node")
+def lost_node_command(
+    rounds: Annotated[int, typer.Option(min=1, max=200, help="Nodes destroyed, one after the other.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the moments of death. 0: a new one.")] = 0,
+    json_path: JsonOption = None,
+    html_path: HtmlOption = None,
+) -> None:
+    """Nodes and their disks destroyed in mid-call: what is lost, recovered from the object store alone."""
+    plan = lost_node.Plan(rounds, seed)
+    finish(lambda progress: asyncio.run(lost_node.run(plan, progress)), json_path, html_path)
 
 
 @app.command("seal")

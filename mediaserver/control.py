@@ -32,11 +32,12 @@ from mediaserver.invites import Brake
 from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.memory import keep_tidy, settle_memory
 from mediaserver.metrics import Metrics
-from mediaserver.recordings import continuity
+from mediaserver.recordings import continuity, uploads
 from mediaserver.recordings.finishing import Finishing
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Recordings
 from mediaserver.recordings.rewrapping import Rewrapping
+from mediaserver.recordings.uploads import Uploads
 from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
 from mediaserver.secrets import Secrets
 from mediaserver.settings import Settings
@@ -115,6 +116,7 @@ class Control:
         )
         self.finishing = Finishing(self.recordings)
         self.recordings.finishing = self.finishing
+        self.uploads = self.recordings.uploads = Uploads(self.recordings)
         self.webhooks = Webhooks(
             self.tokens.keys, settings.webhook, self.events, self.store, self.database, self.metrics
         )
@@ -130,6 +132,7 @@ class Control:
         )
 
         self.rewrapping = Rewrapping(self.recordings, self._jobs)
+        self._jobs.handle(uploads.KIND, self.uploads.upload)
 
     @property
     def is_https(self) -> bool:
@@ -158,7 +161,7 @@ class Control:
         await self.rooms.restore()
         workers = await self.workers.start()
         stale = await self._jobs.launch()
-        self.finishing.jobs = self._jobs
+        self.finishing.jobs = self.uploads.jobs = self._jobs
         for workflow in stale:
             _log.error("job %s is started anew", workflow)
         self.webhooks.start(self._jobs)
@@ -235,7 +238,7 @@ class Control:
         if self._runner is not None:
             await self._runner.cleanup()
         await self.workers.close(leave_workers=leave_workers)
-        self.finishing.jobs = None
+        self.finishing.jobs = self.uploads.jobs = None
         await self.webhooks.close()
         await self._jobs.close()
         await self.finishing.close()
@@ -333,6 +336,8 @@ class Control:
         self.metrics.workers_up.set(len(self.workers.all()))
         self.metrics.composite_lag.set(self.finishing.lag_s)
         self.metrics.disk_free_bytes.set(shutil.disk_usage(self.settings.data_dir).free)
+        for site, waiting in self.uploads.pending_bytes().items():
+            self.metrics.upload_pending_bytes.labels(site).set(waiting)
         for worker in self.workers.all():
             self.metrics.from_worker(worker.index, worker.pid, worker.stats)
         return self.metrics.text()
@@ -349,6 +354,7 @@ class Control:
                     asked_ns = time.monotonic_ns()
                     await self.finishing.off_peak()
                     await self._jobs.forget_old()
+                    self.recordings.later(self.uploads.freeing.sweep())
             except Exception:
                 _log.exception("the regular work failed; it is tried again")
 

@@ -125,6 +125,21 @@ class Metrics:
         self.webhooks = Counter(
             "shuanglu_webhook_deliveries", "Webhook tries", ["outcome"], registry=self.registry
         )
+        self.upload_pending_bytes = Gauge(
+            "shuanglu_upload_pending_bytes",
+            "Bytes closed here that a site does not have yet",
+            ["site"],
+            registry=self.registry,
+        )
+        self.uploaded_bytes = Counter(
+            "shuanglu_uploaded_bytes", "Bytes put to a site", ["site"], registry=self.registry
+        )
+        self.upload_failures = Counter(
+            "shuanglu_upload_failures",
+            "Uploads that failed and are tried again; conflict and changed are for people to look at",
+            ["site", "code"],
+            registry=self.registry,
+        )
         self.disk_free_bytes = Gauge(
             "shuanglu_disk_free_bytes", "Free space in the data directory", registry=self.registry
         )

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from mediaserver.key_settings import Crypto
 from mediaserver.section import Section
 from recorder.keys import ProviderConfig
+from recorder.sites.config import SiteConfig
 from recorder.template import Profile
 
 
@@ -257,6 +258,48 @@ class Database(Section):
     )
 
 
+class Storage(Section):
+    """Object stores that get every recording while its call goes on: sealed bytes and signed pages only."""
+
+    sites: tuple[SiteConfig, ...] = Field(
+        default=(),
+        description="S3-compatible stores or directories, the first one read first, the others its replicas. "
+        "Each: name, url (s3://bucket/prefix or file:///directory), endpoint, region, credentials_file "
+        "(0600), ca_file, path_style, checksum, timeout_s; docs/storage.md. Empty: the disk of this "
+        "machine holds the only copy. With a site a lost machine costs at most one segment "
+        "(recording.segment_s) and the time of its upload.",
+    )
+    local: Literal["keep", "delete"] = Field(
+        default="keep",
+        description="delete: media leaves this disk once every site has it, read back and compared with its "
+        "signed SM3; it is then read from the sites. Keys, manifests and statements stay.",
+    )
+    local_keep_s: float = Field(
+        default=86400.0,
+        ge=0,
+        description="With local: delete, media stays here for so long after its upload. It goes earlier when "
+        "less than twice recording.min_free_bytes is free.",
+    )
+    parallel: int = Field(
+        default=4, ge=1, le=64, description="Uploads at once to each site; each holds up to 8 MiB of memory."
+    )
+    max_bytes_per_s: int = Field(
+        default=0,
+        ge=0,
+        description="Upload rate to each site. 0: unlimited. Below what the calls produce uploads lag, and "
+        "more than a segment is lost with the machine.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> Storage:
+        names = [site.name for site in self.sites]
+        if len(set(names)) != len(names):
+            raise ValueError("storage.sites: each needs a name of its own")
+        if self.local == "delete" and not self.sites:
+            raise ValueError("storage.local: delete needs a site that keeps the recordings")
+        return self
+
+
 class Webhook(Section):
     """Delivery of events to the URL an API key names (webhook_url in api-keys.yaml)."""
 
@@ -315,6 +358,7 @@ class Settings(Section):
     tokens: Tokens = Tokens()
     crypto: Crypto = Crypto()
     database: Database = Database()
+    storage: Storage = Storage()
     webhook: Webhook = Webhook()
     log: Log = Log()
 

@@ -16,6 +16,7 @@ from typing import Any
 from recorder.canonical import CanonicalError
 from recorder.catalog import Catalog, Entry, FileEntry
 from recorder.clock import rfc3339
+from recorder.elsewhere import names_at_sites
 from recorder.journal import JournalError, JournalReader
 from recorder.keys import SIDECAR, KeyProblem, read_sidecar
 from recorder.manifest import MANIFEST, ManifestError, read_manifest, read_sealed_part
@@ -69,9 +70,11 @@ def template_text(template: Mapping[str, object]) -> dict[str, object]:
 def files_of(directory: Path) -> tuple[FileEntry, ...]:
     """List the fetchable files that the signed statements speak for; the first of a name holds.
 
-    Raises StatementError where the chain of statements is broken.
+    They lie here, or at the recording's sites alone. Raises StatementError where the chain of statements is
+    broken.
     """
     found: dict[str, FileEntry] = {}
+    elsewhere = names_at_sites(directory)
     for statement in read_statements(directory):
         durations = statement.body.get("durations_ms")
         for summary in statement.files:
@@ -88,7 +91,7 @@ def files_of(directory: Path) -> tuple[FileEntry, ...]:
                 plain_sm3=summary.plain_sm3,
                 duration_ms=int(length) if isinstance(length, int | str) else None,
             )
-            if name not in found and (directory / entry.path).exists():
+            if name not in found and (entry.path in elsewhere or (directory / entry.path).exists()):
                 found[name] = entry
     return tuple(found[name] for name in sorted(found))
 

@@ -28,8 +28,12 @@ class Ours(Server):
         record: bool = False,
         workers: int = 1,
         composing: Mapping[str, str] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
-        """``composing``: settings of that section; without them nothing is composed."""
+        """``composing``: settings of that section; without them nothing is composed.
+
+        ``settings``: further ones, as environment variables.
+        """
         self.name = "ours" if forwarder == "native" else f"ours-{forwarder}"
         super().__init__(cores)
         self.forwarder, self.record, self.workers = forwarder, record, workers
@@ -45,6 +49,7 @@ class Ours(Server):
             "SHUANGLU__MEDIA__WORKERS": str(workers),
             "SHUANGLU__MEDIA__FORWARDER": forwarder,
             "SHUANGLU__MEDIA__ADVERTISED": '["127.0.0.1"]',
+            **(settings or {}),
         }
         if record:
             for key, value in (composing or {"WHEN": "on_demand"}).items():

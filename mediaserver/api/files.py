@@ -11,8 +11,10 @@ from mediaserver.api import ranges
 from mediaserver.api.auth import recording_of
 from mediaserver.api.problems import Problem
 from mediaserver.api.routing import Access, Call, Query, Route, answer
+from mediaserver.recordings.reading import FileGone, open_file
 from recorder.catalog import Entry, FileEntry
-from recorder.sealed import SealedError, SealedReader
+from recorder.sealed import SealedError
+from recorder.sites import SiteError
 
 BLOCK = 512 * 1024
 """Bytes decrypted at a time, in a thread; about 1 ms of SM4."""
@@ -90,11 +92,21 @@ async def _serve(call: Call, entry: Entry, file: FileEntry, purpose: str) -> web
         return response
     recordings = call.control.recordings
     key = await recordings.data_key(entry, purpose=purpose, actor=call.actor)
-    path = recordings.directory(entry) / file.path
+    # The first block is opened before the answer begins: a damaged file is a clear 500, not a broken stream.
     try:
-        reader = await asyncio.to_thread(SealedReader, path, key)
-    except FileNotFoundError as error:
-        raise Problem("file_not_found", "the file is gone from the disk") from error
+        reader, block = await open_file(
+            recordings.directory(entry),
+            recordings.uploads.sites,
+            entry,
+            file,
+            key,
+            start,
+            min(BLOCK, end - start),
+        )
+    except FileGone as error:
+        raise Problem("file_not_found", f"the file is not to be had: {error}") from error
+    except SealedError as error:
+        raise Problem("internal", f"the file is damaged: {error}") from error
     await call.control.events.append_about(
         entry,
         "audit.file_read",
@@ -108,32 +120,20 @@ async def _serve(call: Call, entry: Entry, file: FileEntry, purpose: str) -> web
         call.actor,
     )
     try:
-        # The first block is opened before the answer begins: a damaged file is a clear 500, not a broken
-        # stream.
-        await asyncio.to_thread(require_signed, reader, file)
-        block = await asyncio.to_thread(reader.read, start, min(BLOCK, end - start))
         await response.prepare(request)
         at = start
         while block:
             await response.write(block)
             at += len(block)
             block = await asyncio.to_thread(reader.read, at, min(BLOCK, end - at)) if at < end else b""
-    except SealedError as error:
-        if response.prepared:  # cut the connection: the client must not take the part for the whole
-            assert request.transport is not None
+    except (SealedError, SiteError):  # cut the connection: the client must not take the part for the whole
+        if request.transport is not None:
             request.transport.abort()
-            return response
-        raise Problem("internal", f"the file is damaged: {error}") from error
+        return response
     finally:
         reader.close()
     await response.write_eof()
     return response
-
-
-def require_signed(reader: SealedReader, file: FileEntry) -> None:
-    """Refuse another file of the recording, or part of this one, in its place: that would open as well."""
-    if not file.path.endswith(f".{reader.header.file_id}.sealed") or reader.size != file.plain_bytes:
-        raise SealedError("changed", 0, "it is not the file that was signed")
 
 
 _QUERY = (Query("purpose", "why it is fetched; goes into the audit. Default playback"),)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -10,12 +9,12 @@ from aiohttp import web
 
 from mediaserver.api import models, views
 from mediaserver.api.auth import may_see, recording_of, require, room_of
-from mediaserver.api.files import require_signed
 from mediaserver.api.problems import Problem
 from mediaserver.api.routing import Access, Call, Query, Route, answer
 from mediaserver.recordings.pieces import TIMELINE
+from mediaserver.recordings.reading import FileGone, open_file
 from recorder.catalog import ACTIVE_STATES, Entry, cursor_of, parse_cursor
-from recorder.sealed import SealedError, SealedReader
+from recorder.sealed import SealedError
 
 STATES = (*ACTIVE_STATES, "sealed", "recovered", "failed")
 PAGE = 50
@@ -177,16 +176,13 @@ async def _composite_timeline(call: Call, entry: Entry) -> dict[str, Any] | None
         return None
     recordings = call.control.recordings
     key = await recordings.data_key(entry, purpose="timeline", actor=call.actor)
-    path = recordings.directory(entry) / file.path
-
-    def read() -> bytes:
-        with SealedReader(path, key) as reader:
-            require_signed(reader, file)
-            return reader.read(0, reader.size)
-
+    directory = recordings.directory(entry)
+    sites = recordings.uploads.sites
     try:
-        account: dict[str, Any] = json.loads(await asyncio.to_thread(read))
-    except (SealedError, FileNotFoundError) as error:
+        reader, text = await open_file(directory, sites, entry, file, key, 0, file.plain_bytes)
+        reader.close()
+        account: dict[str, Any] = json.loads(text)
+    except (SealedError, FileGone) as error:
         raise Problem("internal", f"{TIMELINE} is damaged or gone: {error}") from error
     return account
 

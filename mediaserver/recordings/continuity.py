@@ -163,3 +163,4 @@ async def _take_over(recordings: Recordings, entry: Entry, written: tuple[Worker
         return
     await recordings.publish(active, "recording.taken_over", {"part": active.entry.part})
     await recordings.finishing.started(active)
+    await recordings.uploads.changed(active.entry)

@@ -34,6 +34,7 @@ from recorder.keys import CryptoProvider, KeysUnavailable, ProviderConfig
 from recorder.reindex import files_of, template_text
 from recorder.sealed import DataKey, FileSummary
 from recorder.signed import signable
+from recorder.sites import SiteError
 from recorder.storage import files_directory
 from recorder.template import Template, parse_template
 from recorder.verify import verify
@@ -230,9 +231,11 @@ class Finishing:
             try:
                 stated = await asyncio.to_thread(evidence.stated_files, recordings.provider, directory)
                 missing = [piece for piece in pieces(entry) if not piece.is_among(stated)]
+                if missing:
+                    await recordings.uploads.freeing.restore(entry)
                 for piece in missing:
                     await self._make_at_last(entry, piece, directory)
-            except (ComposingFailed, evidence.EvidenceProblem, OSError) as error:
+            except (ComposingFailed, evidence.EvidenceProblem, SiteError, OSError) as error:
                 return await self._failed(entry, error)
             finally:
                 self._starting.pop(recording, None)
@@ -309,6 +312,7 @@ class Finishing:
         await self._put(replace(entry, files=files, composing=composing))
         self._compositions.pop(recording, None)
         await asyncio.to_thread(_remove_abandoned, recordings.provider, directory)
+        await recordings.uploads.changed(entry)
         if not again:
             if entry.stopped_ns is not None and not archived:
                 recordings.metrics.compose_seconds.observe((time.time_ns() - entry.stopped_ns) / 1e9)
@@ -331,6 +335,7 @@ class Finishing:
         if self._recordings.provider.can_open:
             key = await self._recordings.data_key(entry, purpose="verify", actor=actor)
         directory = self._recordings.directory(entry)
+        await self._recordings.uploads.freeing.restore(entry)
         trusted = await asyncio.to_thread(evidence.own_signers, self._recordings.provider, directory)
         report = await asyncio.to_thread(verify, directory, data_key=key, trusted=trusted)
         return dict(report.to_json())

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mediaserver.events import EventLog
     from mediaserver.metrics import Metrics
     from mediaserver.recordings.finishing import Finishing
+    from mediaserver.recordings.uploads import Uploads
     from mediaserver.settings import Settings
     from mediaserver.store import Database
     from recorder.keys import CryptoProvider
@@ -82,6 +83,7 @@ class Recordings:
     """All recordings: the running ones held here, the ended ones in the catalog."""
 
     finishing: Finishing
+    uploads: Uploads
 
     def __init__(
         self,
@@ -201,6 +203,7 @@ class Recordings:
             actor,
         )
         await self.finishing.started(active)
+        await self.uploads.changed(active.entry)
         return active.entry
 
     async def _give_up(self, entry: Entry, error: BaseException, code: str) -> None:
@@ -417,6 +420,7 @@ class Recordings:
             actor,
         )
         await self.finishing.stopped(active)
+        await self.uploads.changed(ended)
         return await self.find(ended.id) or ended
 
     async def observe(self, room: Room, kind: str, data: dict[str, Any]) -> None:

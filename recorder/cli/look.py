@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import tempfile
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
@@ -11,9 +12,12 @@ from rich.table import Table
 
 from recorder.canonical import CanonicalError
 from recorder.cli.base import AsJson, Keys, PassphraseFile, RecordingPath, app, file_provider, open_key, out
+from recorder.cli.sites import SiteFile, is_url, site_of
 from recorder.keys import SIDECAR
 from recorder.manifest import MANIFEST, Manifest, ManifestError, read_manifest, read_sealed_part
 from recorder.sealed import plain_name
+from recorder.sites import fetch, recordings_at
+from recorder.sites.mirror import MEDIA
 from recorder.statements import StatementError, read_statements
 from recorder.storage import list_segments
 
@@ -76,34 +80,64 @@ def _manifest_or_none(path: Path) -> Manifest | None:
     return read_manifest(path) if (path / MANIFEST).exists() else None
 
 
+def _row(path: Path, place: str, segments: int) -> dict[str, object]:
+    try:
+        manifest = _manifest_or_none(path)
+        files = [file for statement in read_statements(path) for file in statement.files] if manifest else []
+        facts = manifest.facts if manifest else {}
+        state = str(facts.get("state", "sealed")) if manifest else "unfinished"
+    except (ManifestError, StatementError, CanonicalError) as error:
+        facts, files, state = {}, [], f"broken: {error}"
+    return {
+        "path": place,
+        "state": state,
+        "armed_at": facts.get("armed_at") or "",
+        "duration_ms": facts.get("duration_ms") or 0,
+        "segments": segments,
+        "files": [plain_name(file.name) for file in files],
+    }
+
+
+def _rows_at(url: str, site_file: Path | None) -> list[dict[str, object]]:
+    """Describe what lies below a URL from its pages alone; no media is fetched."""
+    site = site_of(url, site_file)
+    found = recordings_at(site.listing())
+    pages = {one.key for objects in found.values() for one in objects if not _is_media(one.key)}
+    with tempfile.TemporaryDirectory(prefix="recorder-") as temporary:
+        root = Path(temporary)
+        if pages:
+            fetch(site, "", root, names=pages)
+        return [
+            _row(
+                root / place,
+                f"{url.rstrip('/')}/{place}".rstrip("/"),
+                sum(PurePosixPath(one.key).parent.name == "segments" for one in objects),
+            )
+            for place, objects in found.items()
+        ]
+
+
+def _is_media(key: str) -> bool:
+    return PurePosixPath(key).parent.name in MEDIA
+
+
 @app.command("list")
 def list_recordings(
-    root: Annotated[Path, typer.Argument(metavar="PATH", help="Directory to search for recordings.")],
+    root: Annotated[
+        str, typer.Argument(metavar="PATH|URL", help="Directory or site to search for recordings.")
+    ],
+    site: SiteFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the recordings below a directory with their state, length and number of files. Needs no key."""
-    rows = []
-    for sidecar in sorted(root.rglob(SIDECAR)):
-        path = sidecar.parent
-        try:
-            manifest = _manifest_or_none(path)
-            files = (
-                [file for statement in read_statements(path) for file in statement.files] if manifest else []
-            )
-            facts = manifest.facts if manifest else {}
-            state = str(facts.get("state", "sealed")) if manifest else "unfinished"
-        except (ManifestError, StatementError, CanonicalError) as error:
-            facts, files, state = {}, [], f"broken: {error}"
-        rows.append(
-            {
-                "path": str(path),
-                "state": state,
-                "armed_at": facts.get("armed_at") or "",
-                "duration_ms": facts.get("duration_ms") or 0,
-                "segments": len(list_segments(path)),
-                "files": [plain_name(file.name) for file in files],
-            }
-        )
+    """List the recordings below a directory or a site's URL with state, length and number of files.
+
+    Needs no key; of a site only keys, manifests and statements are read.
+    """
+    if is_url(root):
+        rows = _rows_at(root, site)
+    else:
+        paths = [sidecar.parent for sidecar in sorted(Path(root).rglob(SIDECAR))]
+        rows = [_row(path, str(path), len(list_segments(path))) for path in paths]
     if as_json:
         out.print_json(json.dumps(rows, ensure_ascii=False))
         return

@@ -11,7 +11,6 @@ import typer
 from recorder.cli.base import (
     NeededKeys,
     PassphraseFile,
-    RecordingPath,
     app,
     fail,
     file_provider,
@@ -19,6 +18,7 @@ from recorder.cli.base import (
     out,
     passphrase,
 )
+from recorder.cli.sites import KeepIn, Place, SiteFile, is_url, local
 from recorder.keys import open_opener_at
 from recorder.recovering import recover_recording
 from recorder.storage import list_segments
@@ -39,7 +39,7 @@ def _grows(path: Path) -> bool:
 
 @app.command()
 def recover(
-    path: RecordingPath,
+    place: Place,
     keys: NeededKeys,
     passphrase_file: PassphraseFile = None,
     opening: Annotated[
@@ -50,18 +50,31 @@ def recover(
             "server that only seals: --keys signs, this one opens.",
         ),
     ] = None,
+    site: SiteFile = None,
+    keep_in: KeepIn = None,
+    gone: Annotated[
+        bool,
+        typer.Option(
+            "--gone", help="The node that recorded is known to be dead: do not watch whether it goes on."
+        ),
+    ] = False,
 ) -> None:
     """Sign a manifest for a recording that no writer ended, over every good record that is there.
 
     Changes no media file and may be stopped at any time. A server does this itself at its start; use it where
     there is only the directory. Refuses while the journal grows: a recording is signed once.
+
+    With a URL it works from the object store alone: the sealed bytes are fetched, the manifest is signed over
+    them, and put there. What the lost machine had not sent is gone, and listed as such by its absence: the
+    recording ends where its last segment there ends.
     """
-    if _grows(path):
-        fail(f"{path} is being written: stop the recording instead")
     provider = file_provider(keys, passphrase_file, opens=opening is None)
     opener = provider if opening is None else open_opener_at(opening, passphrase(passphrase_file))
-    data_key = open_key(opener, path, "recover", "recorder recover")
-    manifest = recover_recording(path, data_key, provider=provider.info(), signer=provider.signer())
+    if not gone and not is_url(place) and _grows(Path(place)):
+        fail(f"{place} is being written: stop the recording instead")
+    with local(place, site, keep_in, send_back=True, watch=not gone) as path:
+        data_key = open_key(opener, path, "recover", "recorder recover")
+        manifest = recover_recording(path, data_key, provider=provider.info(), signer=provider.signer())
     out.print(
         f"{manifest.recording}: {manifest.facts.get('state')}, {len(manifest.parts)} parts, "
         f"{len(manifest.segments)} segments, {manifest.facts.get('duration_ms')} ms"

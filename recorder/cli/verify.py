@@ -10,6 +10,7 @@ import typer
 
 from recorder.cli.base import AsJson, Keys, PassphraseFile, app, err, file_provider, open_key, out, visible
 from recorder.cli.reports import print_plain, print_report
+from recorder.cli.sites import KeepIn, SiteFile, is_url, local
 from recorder.gm.x509 import Certificate
 from recorder.keys import KeyProblem
 from recorder.plain import verify_plain
@@ -24,8 +25,12 @@ _EXIT_CODES = {Verdict.OK: 0, Verdict.DESTROYED: 0, Verdict.BROKEN: 1, Verdict.U
 
 @app.command()
 def verify(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH…", help="Directories of recordings, one or several.")
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH|URL…",
+            help="Directories of recordings, or their addresses at a site: s3://bucket/prefix/… or file:///…",
+        ),
     ],
     keys: Keys = None,
     passphrase_file: PassphraseFile = None,
@@ -53,6 +58,8 @@ def verify(
             "shares no code with the first check: all pages, up to 200 checkpoints, 1 MiB of files (15 s).",
         ),
     ] = False,
+    site: SiteFile = None,
+    keep_in: KeepIn = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that nothing in a recording was changed, removed, reordered, cut off or added.
@@ -68,33 +75,38 @@ def verify(
     anything is damaged; 3 if no damage was found, but the recording has no signed manifest yet (running, or
     left by a crash), so that its tail is not proven. Of several recordings the worst decides, and --json
     prints a list, in the order they were named.
+
+    With a URL the sealed bytes at that site are checked; they are fetched into a private temporary directory.
     """
     trusted = None
     if trust:
         trusted = [Certificate.from_pem(file.read_text("ascii")).fingerprint for file in trust]
     if plain is not None:
-        found = verify_plain(plain, paths, trusted=trusted)
+        found = verify_plain(plain, [Path(place) for place in places], trusted=trusted)
         if as_json:
             out.print_json(json.dumps(found.to_json(), ensure_ascii=False))
         else:
             print_plain(found)
         raise typer.Exit(0 if found.ok else 1)
+    if keep_in is not None and (len(places) > 1 or not is_url(places[0])):
+        raise typer.BadParameter("goes with one URL", param_hint="--in")
     reports: list[Report] = []
-    for path in paths:
-        data_key = _open_key_if_asked(keys, passphrase_file, path)
-        report = verify_recording(path, data_key=data_key, trusted=trusted)
-        if second:
-            from recorder import second_opinion  # gmssl, which nothing else needs
+    for place in places:
+        with local(place, site, keep_in) as path:
+            data_key = _open_key_if_asked(keys, passphrase_file, path)
+            report = verify_recording(path, data_key=data_key, trusted=trusted)
+            if second:
+                from recorder import second_opinion  # gmssl, which nothing else needs
 
-            second_opinion.check(path, report)
+                second_opinion.check(path, report)
         reports.append(report)
         if not as_json:
-            if len(paths) > 1:
-                out.print(visible(str(path)), style="bold")
+            if len(places) > 1:
+                out.print(visible(place), style="bold")
             print_report(report)
     if as_json:
         listed = [report.to_json() for report in reports]
-        out.print_json(json.dumps(listed if len(paths) > 1 else listed[0], ensure_ascii=False))
+        out.print_json(json.dumps(listed if len(places) > 1 else listed[0], ensure_ascii=False))
     verdicts = {report.verdict for report in reports}
     raise typer.Exit(next(_EXIT_CODES[verdict] for verdict in _WORST_FIRST if verdict in verdicts))
 

@@ -14,7 +14,7 @@ from recorder.gm.aead import TAG_BYTES, TagError
 from recorder.gm.sm3 import sm3
 from recorder.sealed import format as fmt
 from recorder.sealed.format import Flag, Index, RecordType, SealedError
-from recorder.sealed.source import RawRecord, RecordSource
+from recorder.sealed.source import ByteSource, RawRecord, RecordSource
 from recorder.sealed.suites import SUITES, DataKey, FileKeys
 
 
@@ -24,8 +24,10 @@ class SealedReader:
     ``read`` may be called from several threads; ``chunks`` from one.
     """
 
-    def __init__(self, path: Path, data_key: DataKey) -> None:
+    def __init__(self, path: Path | ByteSource, data_key: DataKey) -> None:
         """Open the file and check that the key is the one it was sealed with.
+
+        ``path`` may be what reads like a file, such as an object at a site.
 
         Raise SealedError: ``incomplete`` while the writer has not written the header yet, ``wrong_key``, and
         what ``recorder.sealed.format.SealedError`` lists for damaged files. Raise OSError as open(2) does.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from recorder.gm.aead import TAG_BYTES
 from recorder.gm.sm3 import DIGEST_BYTES
@@ -43,11 +44,24 @@ class RawRecord:
         return self.rest[-TRAILER_BYTES:]
 
 
-class RecordSource:
-    """Positioned reading of one sealed file; safe from several threads (pread only)."""
+class ByteSource(Protocol):
+    """Where a sealed file's bytes come from: the disk, or an object store. For several threads."""
+
+    def size(self) -> int:
+        """Return the size now."""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Return up to ``size`` bytes; fewer only at the end."""
+
+    def close(self) -> None:
+        """Let go; may be called twice."""
+
+
+class FileBytes:
+    """The bytes of a local file."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        """Open it. Raise OSError."""
         # Without O_NONBLOCK opening a named pipe waits for ever; to files it means nothing.
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -70,6 +84,14 @@ class RecordSource:
                 break
             data += more
         return data
+
+
+class RecordSource:
+    """Positioned reading of one sealed file; safe from several threads (pread only)."""
+
+    def __init__(self, where: Path | ByteSource) -> None:
+        self._bytes: ByteSource = FileBytes(where) if isinstance(where, Path) else where
+        self.close, self.size, self.pread = self._bytes.close, self._bytes.size, self._bytes.pread
 
     def record(self, offset: int) -> RawRecord | None:
         """Return the record at ``offset``, or None while it is not wholly there.
