@@ -203,9 +203,18 @@ def lost_node_command(
 
 
 @app.command("seal")
-def seal_command(json_path: JsonOption = None, html_path: HtmlOption = None) -> None:
-    """MB per CPU-second of sealing, opening and hashing."""
-    finish(lambda _: {"scenario": "seal", **seal.run()}, json_path, html_path)
+def seal_command(
+    mebibytes: Annotated[int, typer.Option(min=8, max=16384, help="Size of the file in suite 1.")] = 1024,
+    runs: RunsOption = 3,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where it lies. Without: in memory, if there is room for three.")
+    ] = None,
+    json_path: JsonOption = None,
+    html_path: HtmlOption = None,
+) -> None:
+    """CPU of sealing, opening, byte ranges, verifying and signing, with libgcrypt and without."""
+    plan = seal.Plan(mebibytes, runs, directory=directory)
+    finish(lambda progress: seal.run(plan, progress), json_path, html_path)
 
 
 @app.command("crash")

@@ -85,6 +85,7 @@ def everything(
         seconds=length.seconds,
     )
     joins = join.Plan(runs=length.runs, peers=peers)
+    sealed = seal.Plan() if length.runs > 1 else seal.Plan(64, 1, 20)
     long = soak.Plan(minutes=length.soak_minutes, record=True)
     wanted = Wanted(calls=2000, minutes=4, per_day=300_000, retain="10y")
     reports: list[Report] = []
@@ -94,7 +95,7 @@ def everything(
         ("join", lambda told: asyncio.run(join.run(joins, told))),
         ("capacity", lambda told: asyncio.run(capacity.run(replace(rooms, record=True), told))),
         ("floor", lambda told: floor.run(floor.Plan(length.floor_seconds, length.runs), told)),
-        ("seal", lambda _: {"scenario": "seal", **seal.run()}),
+        ("seal", lambda told: seal.run(sealed, told)),
         ("compose", lambda told: {"scenario": "compose", **_composing(length, told)}),
         ("soak", lambda told: asyncio.run(soak.run(long, told))),
         ("capacity", lambda told: asyncio.run(capacity.run(replace(rooms, peers=peers), told))),

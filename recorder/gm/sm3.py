@@ -50,9 +50,13 @@ class _GcryptSm3:
         return _GcryptSm3(out[0])
 
     def digest(self) -> bytes:
-        final = self.copy()  # reading finalises the handle, and ours goes on
-        read = libgcrypt.library.gcry_md_read(final._handle, libgcrypt.GCRY_MD_SM3)
-        return bytes(libgcrypt.ffi.buffer(read, DIGEST_BYTES))
+        out = libgcrypt.ffi.new("gcry_md_hd_t *")
+        libgcrypt.check(libgcrypt.library.gcry_md_copy(out, self._handle))
+        final = out[0]  # reading finalises a handle, and ours goes on
+        read = libgcrypt.library.gcry_md_read(final, libgcrypt.GCRY_MD_SM3)
+        digest: bytes = libgcrypt.ffi.buffer(read, DIGEST_BYTES)[:]
+        libgcrypt.library.gcry_md_close(final)
+        return digest
 
 
 class _CryptographySm3:

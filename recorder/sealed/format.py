@@ -167,13 +167,15 @@ class Index:
 
     plain_bytes: int
     plain_sm3: bytes
-    entries: tuple[tuple[int, int], ...]
-    """(file offset of the CHUNK record, bytes of its plain text)."""
+    offsets: tuple[int, ...]
+    """Where in the file each CHUNK record begins."""
+    sizes: tuple[int, ...]
+    """Bytes of each one's plain text."""
 
     def to_bytes(self) -> bytes:
         """Return total u64 ‖ count u32 ‖ SM3 of the plain text ‖ count × (offset u64 ‖ size u32)."""
-        head = INDEX_HEAD.pack(self.plain_bytes, len(self.entries), self.plain_sm3)
-        return head + b"".join(INDEX_ENTRY.pack(*entry) for entry in self.entries)
+        head = INDEX_HEAD.pack(self.plain_bytes, len(self.offsets), self.plain_sm3)
+        return head + b"".join(map(INDEX_ENTRY.pack, self.offsets, self.sizes))
 
     @classmethod
     def from_bytes(cls, data: bytes, offset: int) -> Index:
@@ -181,10 +183,13 @@ class Index:
         if len(data) < INDEX_HEAD.size or (len(data) - INDEX_HEAD.size) % INDEX_ENTRY.size:
             raise SealedError("index_mismatch", offset, "index has an impossible length")
         plain_bytes, count, plain_sm3 = INDEX_HEAD.unpack_from(data)
-        entries = tuple(INDEX_ENTRY.iter_unpack(data[INDEX_HEAD.size :]))
-        if len(entries) != count or sum(size for _, size in entries) != plain_bytes:
+        held = (len(data) - INDEX_HEAD.size) // INDEX_ENTRY.size
+        # One call for all: a byte range of a long film waits for this, 4,096 entries a GiB.
+        numbers = struct.unpack_from(">" + "QI" * held, data, INDEX_HEAD.size)
+        offsets, sizes = numbers[::2], numbers[1::2]
+        if held != count or sum(sizes) != plain_bytes:
             raise SealedError("index_mismatch", offset, "index does not add up")
-        return cls(plain_bytes, plain_sm3, entries)
+        return cls(plain_bytes, plain_sm3, offsets, sizes)
 
 
 def plain_named(digest: bytes) -> str:

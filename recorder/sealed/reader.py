@@ -5,7 +5,8 @@ from __future__ import annotations
 import hmac
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 
@@ -44,8 +45,11 @@ class SealedReader:
         self._begin = self._next = second.end
         self._number = 2
         self._trailer = second.trailer
-        self._seen: list[tuple[int, int]] = []
+        self._seen: tuple[list[int], list[int]] = ([], [])
+        """Offsets and plain sizes of the chunks that ``chunks`` came by."""
+        self._offsets: Sequence[int] = []
         self._starts: list[int] = [0]
+        """Where in the plain text each chunk begins; one more than there are chunks."""
         self._index: Index | None = None
         self._ended = False
         self._scan = (second.end, 2)
@@ -118,11 +122,12 @@ class SealedReader:
             if record.type in (RecordType.CHUNK, RecordType.INDEX):
                 self._next, self._number, self._trailer = record.end, record.number + 1, record.trailer
             if record.type == RecordType.CHUNK:
-                self._seen.append((record.offset, len(record.body) - TAG_BYTES))
+                self._seen[0].append(record.offset)
+                self._seen[1].append(len(record.body) - TAG_BYTES)
                 plaintext = self._open(record, trailer_before)
             elif record.type == RecordType.INDEX:
                 index = Index.from_bytes(self._open(record, trailer_before), record.offset)
-                if index.entries != tuple(self._seen):
+                if (list(index.offsets), list(index.sizes)) != self._seen:
                     raise SealedError(
                         "index_mismatch", record.offset, "index names other chunks", end=record.end
                     )
@@ -165,8 +170,7 @@ class SealedReader:
     def _chunk(self, number: int) -> bytes:
         if self._cached[0] == number:
             return self._cached[1]
-        assert self._entries is not None
-        at, size = self._entries[number]
+        at, size = self._offsets[number], self._starts[number + 1] - self._starts[number]
         record = self._source.record(at)
         if record is None or record.type != RecordType.CHUNK:
             raise SealedError("bad_record", at, f"chunk {number} is not where the index says", end=at)
@@ -213,7 +217,7 @@ class SealedReader:
         index = self._index
         if index is None or (plain_bytes, chunks, plain_sm3) != (
             index.plain_bytes,
-            len(index.entries),
+            len(index.offsets),
             index.plain_sm3,
         ):
             raise SealedError(
@@ -223,13 +227,11 @@ class SealedReader:
     def _locate(self) -> None:
         """Know where every whole chunk begins: from the index, or by walking a growing file's records."""
         if self._finished() and self._index is not None:
-            if self._entries is not self._index.entries:
-                self._entries = self._index.entries
-                self._starts = [0]
-                for _, size in self._entries:
-                    self._starts.append(self._starts[-1] + size)
+            if self._offsets is not self._index.offsets:
+                self._offsets = self._index.offsets
+                self._starts = list(accumulate(self._index.sizes, initial=0))
             return
-        entries = list(self._entries)
+        offsets = list(self._offsets)
         offset, number = self._scan
         while (record := self._source.record(offset)) is not None:
             if record.number != number:
@@ -237,10 +239,8 @@ class SealedReader:
                     "bad_record", offset, f"record {number} should be here", end=record.end, record=number
                 )
             if record.type == RecordType.CHUNK:
-                entries.append((offset, len(record.body) - TAG_BYTES))
-                self._starts.append(self._starts[-1] + entries[-1][1])
+                offsets.append(offset)
+                self._starts.append(self._starts[-1] + len(record.body) - TAG_BYTES)
             offset, number = record.end, number + 1
         self._scan = (offset, number)
-        self._entries = tuple(entries)
-
-    _entries: tuple[tuple[int, int], ...] = ()
+        self._offsets = offsets

@@ -60,7 +60,8 @@ class SealedWriter:
         self._keys = FileKeys.derive(data_key.secret, file_id, data_key.suite)
         self._hash = Sm3()
         self._plain_hash = Sm3()
-        self._entries: list[tuple[int, int]] = []
+        self._offsets: list[int] = []
+        self._sizes: list[int] = []
         self._buffer = bytearray()
         self._number = 0
         self._mode = ""
@@ -149,10 +150,10 @@ class SealedWriter:
             rest, self._buffer = self._buffer, bytearray()
             self._chunk(rest)
         plain_digest = fmt.NOT_TAKEN if self._mode == "append" else self._plain_hash.digest()
-        index = Index(self.plain_bytes, plain_digest, tuple(self._entries))
+        index = Index(self.plain_bytes, plain_digest, tuple(self._offsets), tuple(self._sizes))
         index_offset = self.bytes
         self._put(self._seal(RecordType.INDEX, Flag.CRITICAL | Flag.LAST, index.to_bytes()))
-        end = fmt.END.pack(index_offset, self.plain_bytes, len(self._entries), plain_digest)
+        end = fmt.END.pack(index_offset, self.plain_bytes, len(self._offsets), plain_digest)
         self._put(self._frame(RecordType.END, Flag.CRITICAL, end))
         os.fsync(self._fd)
         self.abandon()
@@ -164,7 +165,7 @@ class SealedWriter:
             media_type=self.header.media_type,
             bytes=self.bytes,
             plain_bytes=self.plain_bytes,
-            chunks=len(self._entries),
+            chunks=len(self._offsets),
             sm3=digest,
             plain_sm3=fmt.plain_named(plain_digest),
             head=digest,
@@ -189,12 +190,13 @@ class SealedWriter:
     def _chunk(self, plaintext: bytes | bytearray | memoryview, flags: Flag = Flag(0)) -> None:  # noqa: B008
         if len(plaintext) + TAG_BYTES > fmt.MAX_BODY_BYTES:
             raise ValueError("a chunk is limited to 16 MiB")
-        entry = (self.bytes, len(plaintext))
+        offset = self.bytes
         record = self._seal(RecordType.CHUNK, Flag.CRITICAL | flags, plaintext)
         if self._mode != "append":
             self._plain_hash.update(plaintext)
         self._put(record)
-        self._entries.append(entry)
+        self._offsets.append(offset)
+        self._sizes.append(len(plaintext))
 
     def _seal(self, kind: int, flags: Flag, plaintext: bytes | bytearray | memoryview) -> bytearray:
         """Build one sealed record in a single buffer; encrypting and hashing release the interpreter lock."""

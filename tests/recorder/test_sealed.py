@@ -255,6 +255,28 @@ def test_a_changed_header_is_refused_even_with_its_chain_made_anew(key: DataKey,
         SealedReader(path, key)
 
 
+def test_a_file_opens_by_its_own_suite_and_by_no_other(key: DataKey, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    journal(key, path, [b"x"])
+    twin = next((one for one in KEYS.values() if one.suite != key.suite and one.secret == key.secret), None)
+    if twin is not None:  # what a data key would write with does not matter to a reader
+        with SealedReader(path, twin) as reader:
+            assert (list(reader.chunks()), reader.header.suite) == ([b"x"], key.suite)
+    for other in KEYS.values():
+        if len(other.secret) != len(key.secret):
+            with pytest.raises(SealedError, match="wrong_key"):
+                SealedReader(path, other)
+    records = split(path.read_bytes())
+    header = parse_canonical(records[0][2])
+    for suite in set(SUITES) - {key.suite}:
+        records[0][2] = canonical({**header, "suite": suite})
+        path.write_bytes(join(records))
+        assert scan(path).problem is None
+        for reading in KEYS.values():
+            with pytest.raises(SealedError, match="wrong_key"):
+                SealedReader(path, reading)
+
+
 @pytest.mark.parametrize("what", ["frame", "swap", "drop", "splice"])
 def test_with_the_key_a_rechained_file_is_refused(key: DataKey, what: str, tmp_path: Path) -> None:
     """Chunks authenticate all bytes before them: public frames, order, number and file."""
