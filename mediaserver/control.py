@@ -33,6 +33,7 @@ from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.memory import keep_tidy, settle_memory
 from mediaserver.metrics import Metrics
 from mediaserver.recordings import continuity
+from mediaserver.recordings.custody import DESTROY, RecordingCustody
 from mediaserver.recordings.finishing import Finishing
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Recordings
@@ -110,6 +111,8 @@ class Control:
         )
         self.finishing = Finishing(self.recordings)
         self.recordings.finishing = self.finishing
+        self.custody = RecordingCustody(self.recordings)
+        self.recordings.custody = self.custody
         self.webhooks = Webhooks(
             self.tokens.keys, settings.webhook, self.events, self.store, self.database, self.metrics
         )
@@ -123,6 +126,8 @@ class Control:
             retry_s=settings.webhook.retry_hours * 3600,
             max_parallel=settings.composing.max_parallel or os.cpu_count() or 1,
         )
+
+        self._jobs.handle(DESTROY, self.custody.remove)
 
     @property
     def is_https(self) -> bool:

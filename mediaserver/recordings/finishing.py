@@ -294,7 +294,8 @@ class Finishing:
 
     async def verify(self, entry: Entry, actor: str) -> dict[str, Any]:
         """Verify a recording with its key, beside the event loop; returns the report."""
-        key = await self._recordings.data_key(entry, purpose="verify", actor=actor)
+        gone = entry.state == "destroyed"
+        key = None if gone else await self._recordings.data_key(entry, purpose="verify", actor=actor)
         directory = self._recordings.directory(entry)
         trusted = await asyncio.to_thread(evidence.own_signers, self._recordings.provider, directory)
         report = await asyncio.to_thread(verify, directory, data_key=key, trusted=trusted)

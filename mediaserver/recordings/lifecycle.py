@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from mediaserver.errors import Refused
 from mediaserver.ipc import IpcError
 from mediaserver.recordings import evidence
+from mediaserver.recordings.retention import wanted_retention
 from mediaserver.recordings.states import changed, next_attempt
 from mediaserver.rooms import Participant, Room, Rooms
 from mediaserver.supervisor import NoWorker, Workers
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from mediaserver.api.models import RecordingStart
     from mediaserver.events import EventLog
     from mediaserver.metrics import Metrics
+    from mediaserver.recordings.custody import RecordingCustody
     from mediaserver.recordings.finishing import Finishing
     from mediaserver.settings import Settings
     from mediaserver.store import Database
@@ -80,6 +82,7 @@ class Recordings:
     """All recordings: the running ones held here, the ended ones in the catalog."""
 
     finishing: Finishing
+    custody: RecordingCustody
 
     def __init__(
         self,
@@ -137,6 +140,8 @@ class Recordings:
             raise Refused("disk_full", f"{free >> 20} MiB of disk space are free")
         earlier = await self.database.run(self.catalog.by_business_no, room.tenant, request.business_no)
         attempt = next_attempt(earlier, request.attempt, request.supersedes)
+        asked = request.retention.model_dump() if request.retention is not None else None
+        retention = wanted_retention(asked, self.settings.retention)
         identifier = str(uuid7())
         directory = recording_directory(self._data, room.tenant, identifier)
         template = request.template
@@ -159,6 +164,7 @@ class Recordings:
                 "template": template.model_dump(mode="json"),
                 "composites": [one.model_dump(mode="json") for one in request.composites],
                 "metadata": request.metadata,
+                "retention": retention,
                 "actor": actor,
                 "boot_id": boot_id(),
                 "armed_mono_ns": 0,
@@ -392,6 +398,7 @@ class Recordings:
             active.entry = changed(entry, "failed", failure=code, composing=none, worker=None)
         await self.save(active)
         self.active.pop(entry.id, None)
+        self.later(self.custody.begin(active.entry))
         self.metrics.recordings_ended.labels(active.entry.state).inc()
         ended = active.entry
         await self.events.append_about(

@@ -36,7 +36,7 @@ def settings_in(directory: Path, **changes: Any) -> Settings:
         "log": {"level": "error"},
     }
     for section, given in changes.items():
-        values[section] = {**values[section], **given} if isinstance(given, dict) else given
+        values[section] = {**values.get(section, {}), **given} if isinstance(given, dict) else given
     path = directory / "settings.yaml"
     path.write_text(yaml.safe_dump(values))
     return config.load(path, {})
