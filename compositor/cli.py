@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
 import json
 import os
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
@@ -19,6 +21,7 @@ from rich.progress import Progress
 
 from compositor.canvas import Canvas
 from compositor.compose import Composition, NothingRecorded
+from compositor.copies import CopyError, CopyJob, make_copy
 from compositor.encode import EncodeError, Encoder
 from compositor.fonts import FONT_PATH, FontError, coverage, missing_glyphs
 from compositor.job import write_composite
@@ -26,11 +29,13 @@ from compositor.overlays import ImageError
 from compositor.sealing import seal_file
 from compositor.spool import SpoolError
 from recorder.canonical import CanonicalError, as_int
+from recorder.derived import NoParent, signed_file, state_derived
 from recorder.journal import JournalError, JournalReader
-from recorder.keys import KeyProblem, open_opener_at, read_sidecar
+from recorder.keys import FileProvider, KeyProblem, open_opener_at, read_sidecar
 from recorder.manifest import ManifestError, read_manifest
 from recorder.records import EventRecord, SessionRecord, TrackInfo, TrackRecord
-from recorder.sealed import DataKey, SealedError
+from recorder.sealed import DataKey, FileSummary, SealedError
+from recorder.statements import StatementError, read_statements
 from recorder.template import LayoutName, Template, parse_template
 
 app = typer.Typer(
@@ -47,6 +52,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
 _FAILURES = (
     NothingRecorded,
+    CopyError,
+    NoParent,
+    StatementError,
     EncodeError,
     SpoolError,
     ImageError,
@@ -81,10 +89,14 @@ def _template(path: Path | None) -> Template:
         _fail(f"the template is no JSON: {error}")
 
 
+def _passphrase(file: Path | None) -> str | None:
+    if file is not None:
+        return file.read_text().rstrip("\n")
+    return os.environ.get("SHUANGLU_CRYPTO_PASSPHRASE")
+
+
 def _data_key(directory: Path, keys: Path, passphrase_file: Path | None, purpose: str) -> DataKey:
-    passphrase = os.environ.get("SHUANGLU_CRYPTO_PASSPHRASE")
-    if passphrase_file is not None:
-        passphrase = passphrase_file.read_text().rstrip("\n")
+    passphrase = _passphrase(passphrase_file)
     sidecar = read_sidecar(directory)
     return open_opener_at(keys, passphrase).unwrap_now(
         sidecar, recording_id=str(sidecar["recording"]), purpose=purpose, actor=getpass.getuser()
@@ -151,6 +163,100 @@ def render(
     finally:
         encoder.spool.remove()
     out.print(f"{output}: {float(composition.duration_s):.3f} s, {composition.pictures} frames", markup=False)
+
+
+Parent = Annotated[str, typer.Option("--file", help="The file it is made from, by its plain name.")]
+Operator = Annotated[str, typer.Option("--operator", help="Who makes it; sealed in the statement.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; sealed likewise.")]
+Keys = Annotated[Path, typer.Option("--keys", help="Directory with encryption.key.pem and the signing key.")]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", help="The keys' passphrase, or set SHUANGLU_CRYPTO_PASSPHRASE."),
+]
+Recording = Annotated[Path, typer.Argument(metavar="RECORDING", help="Directory of one recording.")]
+
+
+@app.command()
+def copy(
+    recording: Recording,
+    keys: Keys,
+    viewer: Annotated[str, typer.Option("--viewer", help="Whose name goes over every picture.")],
+    operator: Operator,
+    reason: Reason,
+    file: Parent = "composite.mp4",
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Make a copy of the composite for one viewer, with the viewer's name and the day tiled over the picture.
+
+    It is a sealed file of kind derived in the recording, with a signed statement that names its parent.
+    """
+    if not viewer.strip():
+        _fail("--viewer must name somebody")
+    mark = f"{viewer} {datetime.now(UTC):%Y-%m-%d}"
+    _derive(recording, keys, passphrase_file, file, operator, reason, {"mark": mark}, viewer)
+
+
+@app.command()
+def clip(
+    recording: Recording,
+    keys: Keys,
+    from_ms: Annotated[int, typer.Option("--from-ms", min=0, help="Begins here, ms of the recording.")],
+    to_ms: Annotated[int, typer.Option("--to-ms", min=1, help="Ends before this.")],
+    operator: Operator,
+    reason: Reason,
+    viewer: Annotated[str, typer.Option("--viewer", help="Put this name over every picture too.")] = "",
+    file: Parent = "composite.mp4",
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Cut a stretch out of the composite, exact to the frame, as a sealed file of kind derived."""
+    if to_ms <= from_ms:
+        _fail("--to-ms must lie after --from-ms")
+    stretch = {"from_ms": from_ms, "to_ms": to_ms, "mark": viewer}
+    _derive(recording, keys, passphrase_file, file, operator, reason, stretch, viewer)
+
+
+def _derive(
+    recording: Path,
+    keys: Path,
+    passphrase_file: Path | None,
+    file: str,
+    operator: str,
+    reason: str,
+    what: dict[str, Any],
+    viewer: str,
+) -> None:
+    if not operator.strip() or not reason.strip():
+        _fail("say who and why: --operator and --reason")
+    kind = "clip" if "to_ms" in what else "copy"
+    key = _data_key(recording, keys, passphrase_file, f"{kind}: {reason}")
+    parent = signed_file(recording, file)
+    listed = [one for statement in read_statements(recording) for one in statement.files]
+    number = 1 + sum(one.name.startswith(f"{kind}-") for one in listed)
+    job = CopyJob(
+        recording_dir=recording,
+        data_key_id=key.key_id,
+        data_key=base64.b64encode(key.secret).decode(),
+        suite=key.suite,
+        parent=parent.name,
+        parent_id=parent.file_id,
+        parent_sm3=parent.sm3,
+        name=f"{kind}-{number}.mp4",
+        **what,
+    )
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task(kind, total=None)
+        done = make_copy(job, lambda at, of: progress.update(task, completed=at, total=of))
+    statement = state_derived(
+        recording,
+        FileSummary.from_json(done["file"]),
+        parent,
+        operation={"kind": kind, "from_ms": done["from_ms"], "to_ms": done["to_ms"]},
+        duration_ms=done["duration_ms"],
+        sealed={"operator": operator, "reason": reason, "viewer": viewer},
+        data_key=key,
+        signer=FileProvider.open(keys, _passphrase(passphrase_file)).signer(),
+    )
+    out.print(f"{job.name}: {done['frames']} frames, statement {statement.number}", markup=False)
 
 
 def _recorded_template(recording: Path, key: DataKey) -> Template | None:

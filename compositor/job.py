@@ -288,7 +288,7 @@ def run(lines: TextIO, out: TextIO) -> int:
     except KeyProblem as error:
         return _failed(voice, "key_unavailable", error)
     except (ValueError, ValidationError) as error:
-        voice.say({"failed": {"code": "job_invalid", "detail": _without_key(error)}})
+        voice.say({"failed": {"code": "job_invalid", "detail": explain(error)}})
         return EXIT_FAILED
     gc.freeze()  # what was imported stays
     gc.set_threshold(50_000, 20, 50)  # packets and frames come and go by counting references
@@ -333,7 +333,7 @@ def _failed(voice: Voice, code: str, error: Exception) -> int:
     return EXIT_FAILED
 
 
-def _without_key(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """Say what is wrong with a job without repeating its values, among which is the key."""
     if isinstance(error, ValidationError):
         return "; ".join(

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, SecretStr
 
 from mediaserver.key_settings import Crypto
 from mediaserver.section import Section
+from recorder.custody import after
 from recorder.keys import ProviderConfig
 from recorder.sites.config import SiteConfig
 from recorder.template import Profile
@@ -31,10 +32,17 @@ def _address(value: str) -> str:
     return value
 
 
+def _period(value: str) -> str:
+    after(0, value)
+    return value
+
+
 Network = Annotated[str, AfterValidator(_network)]
 Address = Annotated[str, AfterValidator(_address)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
+Period = Annotated[str, AfterValidator(_period)]
+"""ISO 8601: years, months, days."""
 
 
 class Http(Section):
@@ -213,6 +221,24 @@ class Composing(Section):
     )
 
 
+class Retention(Section):
+    """How long recordings are kept at least. Nothing is ever destroyed by itself: what is due is listed, and
+    two persons destroy it.
+    """
+
+    policies: dict[str, dict[Literal["original", "archive", "derived"], Period]] = Field(
+        default={},
+        description="Name of a policy to periods from the end of the recording, per kind of file, such as "
+        '{"insurance": {"original": "P1Y", "archive": "P10Y", "derived": "P10Y"}}. A kind that is left out '
+        "is kept until somebody sets its time. Later changes do not touch recordings that were made.",
+    )
+    default: str | None = Field(
+        default=None,
+        description="Policy of recordings whose start names none. null: they are kept until somebody says "
+        "otherwise.",
+    )
+
+
 class Tokens(Section):
     """Times of tokens, invitations and browser sessions."""
 
@@ -355,6 +381,7 @@ class Settings(Section):
     media: Media = Media()
     recording: Recording = Recording()
     composing: Composing = Composing()
+    retention: Retention = Retention()
     tokens: Tokens = Tokens()
     crypto: Crypto = Crypto()
     database: Database = Database()
@@ -371,6 +398,8 @@ class Settings(Section):
                 f"tls.enabled: plain HTTP on {self.http.host} is refused; "
                 "listen on 127.0.0.1, name the TLS proxy in trusted_proxy, or leave TLS on"
             )
+        if self.retention.default is not None and self.retention.default not in self.retention.policies:
+            raise ValueError(f"retention.default: there is no policy {self.retention.default}")
         if self.composing.when == "off_peak" and self.composing.off_peak[:5] == self.composing.off_peak[6:]:
             raise ValueError("composing.off_peak: begins when it ends")
         return self

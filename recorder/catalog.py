@@ -61,6 +61,12 @@ files = sa.Table(
     sa.Column("plain_sm3", sa.String(80), nullable=False),
     sa.Column("duration_ms", sa.BigInteger),
 )
+retention = sa.Table(
+    "retention",
+    metadata,
+    sa.Column("recording", sa.String(36), primary_key=True),
+    sa.Column("due_ns", sa.BigInteger, nullable=False, index=True),
+)
 schema = sa.Table("catalog_schema", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
 ACTIVE_STATES = ("arming", "recording", "paused", "stopping")
@@ -197,9 +203,13 @@ class Catalog:
         business_no: str | None = None,
         state: str | None = None,
         before: str | None = None,
+        due_ns: int | None = None,
         limit: int = 50,
     ) -> list[Entry]:
-        """List a tenant's recordings, newest first, older than the id ``before``; at most ``limit``."""
+        """List a tenant's recordings, newest first, older than the id ``before``; at most ``limit``.
+
+        ``due_ns``: only those of which something may be destroyed by that time (UTC).
+        """
         conditions = [recordings.c.tenant == tenant]
         if room is not None:
             conditions.append(recordings.c.room == room)
@@ -209,11 +219,22 @@ class Catalog:
             conditions.append(recordings.c.state == state)
         if before is not None:
             conditions.append(recordings.c.id < before)
+        if due_ns is not None:
+            due = sa.select(retention.c.recording).where(retention.c.due_ns <= due_ns)
+            conditions.append(recordings.c.id.in_(due))
         return self._entries(*conditions, limit=limit)
+
+    def put_due(self, recording: str, due_ns: int | None) -> None:
+        """Note when the first kind of a recording's files may be destroyed; None: not, as things stand."""
+        with self._engine.begin() as connection:
+            connection.execute(retention.delete().where(retention.c.recording == recording))
+            if due_ns is not None:
+                connection.execute(retention.insert().values(recording=recording, due_ns=due_ns))
 
     def forget_all(self) -> None:
         """Empty the index before it is rebuilt."""
         with self._engine.begin() as connection:
+            connection.execute(retention.delete())
             connection.execute(files.delete())
             connection.execute(recordings.delete())
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+from calendar import monthrange
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from recorder.canonical import JSON
@@ -29,7 +31,9 @@ from recorder.manifest import read_manifest
 from recorder.sealed import DataKey, FileSummary, SealedError
 from recorder.signed import Signer
 from recorder.statements import Statement, StatementError, append_statement, read_sealed, read_statements
+from recorder.storage import files_directory
 
+_PERIOD = re.compile(r"^P(?=\d)(?:(\d{1,3})Y)?(?:(\d{1,4})M)?(?:(\d{1,5})D)?$")
 KINDS = ("original", "archive", "derived")
 REVIEWS: Mapping[str, tuple[str, ...]] = {
     "unchecked": ("compliant", "to_rectify"),
@@ -43,7 +47,8 @@ REVIEWS: Mapping[str, tuple[str, ...]] = {
 
 class CustodyError(Exception):
     """It is not allowed; ``code`` is retention_running, on_hold, second_person, no_proposal, no_hold,
-    review_state, reviewer_is_agent, destroyed, or retention_unknown; the text names what stands against it.
+    review_state, reviewer_is_agent, destroyed, archive_missing or retention_unknown; the text names what
+    stands against it.
     """
 
     def __init__(self, code: str, detail: str) -> None:
@@ -95,6 +100,11 @@ class Custody:
             for kind in KINDS
             if kind not in self.destroyed and kind in self.until and self.until[kind] <= now_ns
         ]
+
+    def first_due_ns(self) -> int | None:
+        """Return when the first kind may be destroyed; None while nothing may."""
+        times = [self.until[kind] for kind in KINDS if kind in self.until and kind not in self.destroyed]
+        return min(times) if times and not self.holds else None
 
     def to_json(self) -> dict[str, JSON]:
         """Return what the API and the command line show."""
@@ -168,6 +178,23 @@ def utc_ns(text: str) -> int:
     return round(when.timestamp() * 1000) * 1_000_000
 
 
+def after(utc: int, period: str) -> int:
+    """Return a UTC time (ns) later by a period of ISO 8601 in years, months and days, such as ``P5Y6M``.
+
+    By the calendar: the 31st of a month goes to the last day of a shorter one. Raise ValueError.
+    """
+    match = _PERIOD.match(period)
+    if match is None:
+        raise ValueError(f"{period!r} is no period such as P5Y, P6M or P90D")
+    years, months, days = (int(part or 0) for part in match.groups())
+    rest, begin = utc % 1_000_000_000, datetime.fromtimestamp(utc // 1_000_000_000, UTC)
+    month = begin.month - 1 + months
+    year = begin.year + years + month // 12
+    day = min(begin.day, monthrange(year, month % 12 + 1)[1])
+    end = begin.replace(year=year, month=month % 12 + 1, day=day) + timedelta(days=days)
+    return int(end.timestamp()) * 1_000_000_000 + rest
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Let one decision about a recording follow another, whichever process makes it (flock of its folder)."""
@@ -192,6 +219,8 @@ class Keeper:
     accepted: Collection[bytes]
     actor: str
     """Who acts, as authenticated; two persons are two different ones."""
+    operator: str = ""
+    """Whom the actor, such as a bank's system, says it acts for; put on record, proves nothing."""
 
     def custody(self) -> Custody:
         """Read the state as it is now."""
@@ -252,7 +281,7 @@ class Keeper:
                 raise CustodyError("review_state", f"after {custody.review} comes {follow}, not {state}")
             if state != "rectified_pending" and {reviewer, self.actor} & set(agents):
                 raise CustodyError("reviewer_is_agent", "nobody reviews a recording he took part in as agent")
-            sealed = {"actor": self.actor, "reviewer": reviewer, "comment": comment}
+            sealed = {"actor": self.actor, "reviewer": reviewer, "comment": comment, **self._for()}
             return append_statement(
                 self.directory,
                 "review",
@@ -267,6 +296,7 @@ class Keeper:
         with locked(self.directory):
             custody = self._living()
             may_be_destroyed(custody, kinds, now_ns)
+            self._archive_stays(kinds)
             body = {"action": "proposed", "kinds": sorted(kinds), "basis": custody.basis}
             return self._sign("destruction", body, reason)
 
@@ -286,6 +316,7 @@ class Keeper:
             listed = proposal.body.get("kinds")
             kinds = {str(kind) for kind in listed} if isinstance(listed, list) else set()
             may_be_destroyed(custody, kinds, now_ns)
+            self._archive_stays(kinds)
             proposed = self.sealed_part(proposal.number)
             files = [_tombstone(summary) for summary in self._files() if summary.kind in kinds]
             body = {
@@ -309,6 +340,13 @@ class Keeper:
             detail = f"who acted in statement {number} cannot be read: {error}"
             raise CustodyError("second_person", detail) from None
 
+    def _archive_stays(self, kinds: Collection[str]) -> None:
+        """Refuse to destroy the originals while nothing was made of them that is to outlive them."""
+        if "original" in kinds and "archive" not in kinds:
+            made = [file for file in self._files() if file.kind == "archive"]
+            if not all((files_directory(self.directory) / file.name).exists() for file in made) or not made:
+                raise CustodyError("archive_missing", "the originals stay: there is no archive composite yet")
+
     def _files(self) -> list[FileSummary]:
         stated = [file for one in read_statements(self.directory) for file in one.files]
         return [*read_manifest(self.directory).segments, *stated]
@@ -331,8 +369,11 @@ class Keeper:
         if not isinstance(first, str) or not first or first == self.actor:
             raise CustodyError("second_person", "a second person is needed, not the one of the first step")
 
+    def _for(self) -> dict[str, str]:
+        return {"operator": self.operator} if self.operator else {}
+
     def _sign(self, kind: str, body: Mapping[str, object], reason: str, **more: str) -> Statement:
-        sealed = {"actor": self.actor, "reason": reason, **more}
+        sealed = {"actor": self.actor, "reason": reason, **self._for(), **more}
         return append_statement(
             self.directory, kind, body, self.signer, sealed=sealed, data_key=self.data_key
         )

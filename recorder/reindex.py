@@ -16,6 +16,7 @@ from typing import Any
 from recorder.canonical import CanonicalError
 from recorder.catalog import Catalog, Entry, FileEntry
 from recorder.clock import rfc3339
+from recorder.custody import read_custody
 from recorder.elsewhere import names_at_sites
 from recorder.journal import JournalError, JournalReader
 from recorder.keys import SIDECAR, KeyProblem, read_sidecar
@@ -198,7 +199,11 @@ def reindex(catalog: Catalog, root: Path, open_key: OpenKey) -> Reindexed:
             key = open_key(directory)
             if key is None:
                 raise KeyProblem("its data key cannot be opened")
-            catalog.put(read_entry(root, directory, key))
+            entry = read_entry(root, directory, key)
+            catalog.put(entry)
+            if (directory / MANIFEST).exists():
+                own = read_manifest(directory).page.certificate.public_key.point
+                catalog.put_due(entry.id, read_custody(directory, {own}).first_due_ns())
         except (
             KeyProblem,
             ManifestError,

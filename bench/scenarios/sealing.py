@@ -24,7 +24,7 @@ from recorder.gm import selftest
 from recorder.gm.sm2 import PrivateKey
 from recorder.gm.sm3 import Sm3, sm3
 from recorder.journal import GroupCommit, recover
-from recorder.keys import FileProvider, FileSigner, write_sidecar
+from recorder.keys import FileProvider, LocalSigner, write_sidecar
 from recorder.manifest import write_manifest
 from recorder.records import ClockRecord, EndRecord, RtpRecord, SessionRecord, TrackInfo, TrackRecord
 from recorder.sealed import SUITES, DataKey, SealedReader, SealedWriter
@@ -246,7 +246,7 @@ def signing(directory: Path, rounds: int) -> dict[str, Any]:
     Not in it: sealing of media, and fdatasync, which are there without checkpoints too.
     """
     key = PrivateKey.generate()
-    signer = FileSigner("", key)
+    signer = LocalSigner("", key)
     clock = StepClock()
     commit = GroupCommit(signer, clock, threads=False)
     data_key = DataKey("bench", os.urandom(16))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from mediaserver.api import events, files, invites, keys, recordings, rooms, system, whip
+from mediaserver.api import custody, events, files, invites, keys, recordings, rooms, system, whip
 from mediaserver.api.auth import identify
 from mediaserver.api.problems import CODES, Problem, from_http_error
 from mediaserver.api.routing import Call, Route, run
@@ -31,6 +31,7 @@ ROUTES: tuple[Route, ...] = (
     *whip.ROUTES,
     *recordings.ROUTES,
     *files.ROUTES,
+    *custody.ROUTES,
     *events.ROUTES,
     *invites.ROUTES,
     *keys.ROUTES,

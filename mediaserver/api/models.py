@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from recorder.custody import utc_ns
 from recorder.template import LayoutField, OverlayList, Template
 
 
@@ -45,6 +46,13 @@ def _small(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _moment(value: str) -> str:
+    utc_ns(value)
+    return value
+
+
+Moment = Annotated[str, StringConstraints(max_length=40), AfterValidator(_moment)]
+"""A date or an RFC 3339 time."""
 FreeObject = Annotated[dict[str, Any], AfterValidator(_small)]
 
 
@@ -81,6 +89,19 @@ class CompositeWanted(Request):
         return self
 
 
+Reason = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
+Operator = Annotated[Text, StringConstraints(max_length=128)]
+
+
+class RetentionWanted(Request):
+    """How long a recording is kept at least, from its end."""
+
+    basis: Annotated[Text, StringConstraints(min_length=1, max_length=64)] = Field(
+        description="The rule it rests on; a policy of the settings, unless until is given."
+    )
+    until: Moment | None = Field(default=None, description="Of all kinds of files.")
+
+
 class RecordingStart(Request):
     """Starts a recording."""
 
@@ -97,6 +118,7 @@ class RecordingStart(Request):
         default=None, ge=1, le=1000, description="Needed for a further recording after the first has ended."
     )
     supersedes: Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}$")] | None = None
+    retention: RetentionWanted | None = None
 
     @model_validator(mode="after")
     def _names_differ(self) -> RecordingStart:
@@ -176,6 +198,48 @@ class Marker(Request):
     action: Literal["start", "end"]
     result: Annotated[Text, StringConstraints(max_length=64)] | None = None
     data: FreeObject = Field(default_factory=dict)
+
+
+class OnRecord(Request):
+    """Why something is done to a recording; sealed in its statement."""
+
+    reason: Reason
+    operator: Operator = Field(default="", description="Whom the caller acts for; put on record.")
+
+
+class Approval(Request):
+    """Approves what another API key proposed."""
+
+    operator: Operator = ""
+
+
+class HoldRelease(OnRecord):
+    """Releases a hold that another API key placed."""
+
+    hold: int | None = Field(default=None, ge=1, description="Which; needed if there are several.")
+
+
+class RetentionPatch(OnRecord):
+    """Keeps kinds of files until a time. A shorter one is only proposed."""
+
+    basis: Annotated[Text, StringConstraints(min_length=1, max_length=64)]
+    until: dict[Literal["original", "archive", "derived"], Moment] = Field(min_length=1)
+
+
+class ReviewRequest(Request):
+    """The outcome of a manual review."""
+
+    state: Literal["compliant", "to_rectify", "rectified_pending", "confirmed"]
+    reviewer: Identity = Field(description="Must not have taken part as an agent.")
+    comment: Annotated[Text, StringConstraints(max_length=2000)] = ""
+
+
+class DestructionProposal(OnRecord):
+    """Proposes to destroy files whose retention is over."""
+
+    kinds: list[Literal["original", "archive", "derived"]] = Field(
+        default=["original", "archive", "derived"], min_length=1, max_length=3
+    )
 
 
 class InviteCreate(Request):
@@ -271,7 +335,7 @@ class Recording(Answer):
     business_no: str
     attempt: int
     supersedes: str | None
-    state: Literal["arming", "recording", "paused", "stopping", "sealed", "recovered", "failed"]
+    state: Literal["arming", "recording", "paused", "stopping", "sealed", "recovered", "failed", "destroyed"]
     failure: str | None
     mode: Mode
     created_at: str
@@ -286,6 +350,33 @@ class Recording(Answer):
     template: dict[str, Any]
     metadata: dict[str, Any]
     participants: list[dict[str, Any]]
+
+
+class Hold(Answer):
+    hold: int
+    at: str
+
+
+class Proposal(Answer):
+    statement: int
+    kind: str
+    at: str
+    body: dict[str, Any]
+
+
+class Custody(Answer):
+    basis: str
+    until: dict[str, str] = Field(description="Kind of files to time. A kind that is missing is kept.")
+    holds: list[Hold]
+    proposals: list[Proposal] = Field(description="Wait for a second person.")
+    review: str
+    destroyed: list[str]
+    key_destroyed: bool
+
+
+class Destruction(Answer):
+    custody: Custody
+    certificate: dict[str, Any] = Field(description="Signed; keep it: nobody can make it again.")
 
 
 class Recordings(Answer):

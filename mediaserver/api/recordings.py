@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +17,7 @@ from mediaserver.recordings.reading import FileGone, open_file
 from recorder.catalog import ACTIVE_STATES, Entry, cursor_of, parse_cursor
 from recorder.sealed import SealedError
 
-STATES = (*ACTIVE_STATES, "sealed", "recovered", "failed")
+STATES = (*ACTIVE_STATES, "sealed", "recovered", "failed", "destroyed")
 PAGE = 50
 MAX_PAGE = 200
 
@@ -82,7 +83,7 @@ async def compose(call: Call) -> web.Response:
 async def search(call: Call) -> web.Response:
     """Find recordings, newest first."""
     query = call.request.query
-    unknown = set(query) - {"business_no", "room", "state", "cursor", "limit"}
+    unknown = set(query) - {"business_no", "room", "state", "due", "cursor", "limit"}
     if unknown:
         raise Problem("bad_request", f"unknown query parameter {sorted(unknown)[0]}")
     require(call, "record")
@@ -94,6 +95,9 @@ async def search(call: Call) -> web.Response:
     state = query.get("state")
     if state is not None and state not in STATES:
         raise Problem("bad_request", f"state must be one of {', '.join(STATES)}")
+    if query.get("due", "false") not in ("true", "false"):
+        raise Problem("bad_request", "due must be true or false")
+    due_ns = time.time_ns() if query.get("due") == "true" else None
     try:
         limit = int(query.get("limit", PAGE))
         before = parse_cursor(query["cursor"]) if "cursor" in query else None
@@ -109,6 +113,7 @@ async def search(call: Call) -> web.Response:
         business_no=query.get("business_no"),
         state=state,
         before=before,
+        due_ns=due_ns,
         limit=limit + 1,
     )
     page = found[:limit]
@@ -229,6 +234,7 @@ ROUTES = (
             Query("business_no", "exactly this business number"),
             Query("room", "in this room"),
             Query("state", "in this state"),
+            Query("due", "true: of which something may be destroyed by now"),
             Query("cursor", "next of the page before"),
             Query("limit", f"1 to {MAX_PAGE}, default {PAGE}"),
         ),

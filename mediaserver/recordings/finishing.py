@@ -332,7 +332,7 @@ class Finishing:
         Beside the event loop. Raises EvidenceProblem, KeysUnavailable.
         """
         key = None
-        if self._recordings.provider.can_open:
+        if self._recordings.provider.can_open and entry.state != "destroyed":
             key = await self._recordings.data_key(entry, purpose="verify", actor=actor)
         directory = self._recordings.directory(entry)
         await self._recordings.uploads.freeing.restore(entry)

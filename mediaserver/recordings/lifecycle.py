@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mediaserver.errors import Refused
 from mediaserver.ipc import IpcError
 from mediaserver.recordings import evidence, sealing
+from mediaserver.recordings.retention import wanted_retention
 from mediaserver.recordings.states import changed, next_attempt
 from mediaserver.rooms import Participant, Room, Rooms
 from mediaserver.supervisor import NoWorker, Workers
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mediaserver.api.models import RecordingStart
     from mediaserver.events import EventLog
     from mediaserver.metrics import Metrics
+    from mediaserver.recordings.custody import RecordingCustody
     from mediaserver.recordings.finishing import Finishing
     from mediaserver.recordings.uploads import Uploads
     from mediaserver.settings import Settings
@@ -84,6 +86,7 @@ class Recordings:
 
     finishing: Finishing
     uploads: Uploads
+    custody: RecordingCustody
 
     def __init__(
         self,
@@ -145,6 +148,8 @@ class Recordings:
             raise Refused("disk_full", f"{free >> 20} MiB of disk space are free")
         earlier = await self.database.run(self.catalog.by_business_no, room.tenant, request.business_no)
         attempt = next_attempt(earlier, request.attempt, request.supersedes)
+        asked = request.retention.model_dump() if request.retention is not None else None
+        retention = wanted_retention(asked, self.settings.retention)
         identifier = str(uuid7())
         directory = recording_directory(self._data, room.tenant, identifier)
         template = request.template
@@ -167,6 +172,7 @@ class Recordings:
                 "template": template.model_dump(mode="json"),
                 "composites": [one.model_dump(mode="json") for one in request.composites],
                 "metadata": request.metadata,
+                "retention": retention,
                 "actor": actor,
                 "boot_id": boot_id(),
                 "armed_mono_ns": 0,
@@ -404,6 +410,7 @@ class Recordings:
             active.entry = changed(entry, "failed", failure=code, composing=none, worker=None)
         await self.save(active)
         self.active.pop(entry.id, None)
+        self.later(self.custody.begin(active.entry))
         self.metrics.recordings_ended.labels(active.entry.state).inc()
         ended = active.entry
         await self.events.append_about(

@@ -4,7 +4,7 @@ arming ─→ recording ⇄ paused
    │          │         │
    │          └────┬────┘
    ↓               ↓
- failed ←────  stopping ─→ sealed | recovered
+ failed ←────  stopping ─→ sealed | recovered ─→ destroyed
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
     "recording": ("paused", "stopping"),
     "paused": ("recording", "stopping"),
     "stopping": ("sealed", "recovered", "failed"),
-    "sealed": (),
-    "recovered": (),
+    "sealed": ("destroyed",),
+    "recovered": ("destroyed",),
+    "destroyed": (),
     "failed": (),
 }
 

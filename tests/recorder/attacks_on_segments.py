@@ -215,8 +215,11 @@ class IndexRewritten(Attack):
         made = target.opened(name)
 
         def shifted(index: Index) -> Index:
-            (at, size), *rest = index.entries
-            return replace(index, entries=(*rest, (at, size)))
+            return replace(
+                index,
+                offsets=(*index.offsets[1:], index.offsets[0]),
+                sizes=(*index.sizes[1:], index.sizes[0]),
+            )
 
         return target.put(name, made.to_bytes(target.data_key, index=shifted))
 

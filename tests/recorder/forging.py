@@ -114,7 +114,8 @@ class Forgery:
             plain = b"".join(piece.body for piece in self.chunks)
             digest = sm3(plain) if self.plain_sm3 else fmt.NOT_TAKEN
             at = len(data)
-            made = index(Index(len(plain), digest, tuple(entries)))
+            offsets, sizes = zip(*entries, strict=True) if entries else ((), ())
+            made = index(Index(len(plain), digest, tuple(offsets), tuple(sizes)))
             sealed(RecordType.INDEX, Flag.CRITICAL | Flag.LAST, made.to_bytes())
             record(RecordType.END, Flag.CRITICAL, fmt.END.pack(*end((at, len(plain), len(entries), digest))))
         return bytes(data)

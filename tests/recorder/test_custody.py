@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from recorder import cli
-from recorder.custody import KINDS, REVIEWS, CustodyError, Keeper, points, utc_ns
+from recorder.custody import KINDS, REVIEWS, CustodyError, Keeper, after, points, utc_ns
 from recorder.destruction import CERTIFICATE_TYPE, carry_out, certificate
 from recorder.keys import SIDECAR, FileProvider
 from recorder.manifest import read_sealed_part
@@ -286,3 +286,17 @@ def test_the_commands(recording: SmallRecording, tmp_path: Path) -> None:
     assert run("verify", path).exit_code == 0
     for wrong in (["--until", "archive"], ["--until", "film=2020-01-01"], ["--until", "archive=soon"], []):
         assert run("retention", path, *keys, *one, *wrong, "--basis", "x").exit_code in (1, 2)
+
+
+def test_periods_go_by_the_calendar() -> None:
+    begin = utc_ns("2028-08-31T12:00:00.250Z")
+    for period, end in (
+        ("P6M", "2029-02-28T12:00:00.250Z"),
+        ("P5Y", "2033-08-31T12:00:00.250Z"),
+        ("P1Y6M1D", "2030-03-01T12:00:00.250Z"),
+        ("P90D", "2028-11-29T12:00:00.250Z"),
+    ):
+        assert after(begin, period) == utc_ns(end), period
+    for wrong in ("P", "6M", "PT5H", "P-1Y", "p5y"):
+        with pytest.raises(ValueError):
+            after(begin, wrong)
