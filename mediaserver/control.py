@@ -42,6 +42,7 @@ from mediaserver.recordings.uploads import Uploads
 from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
 from mediaserver.secrets import Secrets
 from mediaserver.settings import Settings
+from mediaserver.storage_watch import StorageWatch
 from mediaserver.store import Database, Store
 from mediaserver.supervisor import Workers
 from mediaserver.tokens import Principal, Tokens
@@ -114,6 +115,9 @@ class Control:
             self.database,
             self.events,
             self.metrics,
+        )
+        self.storage = StorageWatch(
+            settings.recording, (key.tenant for key in secrets.api_keys), self.events, self.metrics
         )
         self.finishing = Finishing(self.recordings)
         self.recordings.finishing = self.finishing
@@ -354,6 +358,7 @@ class Control:
             try:
                 for room in self.rooms.idle(self.settings.media.idle_room_s):
                     await self.close_room(room, "idle")
+                await self.storage.look(shutil.disk_usage(self.settings.data_dir).free)
                 if time.monotonic_ns() - asked_ns > OFF_PEAK_S * 1e9:
                     asked_ns = time.monotonic_ns()
                     await self.finishing.off_peak()

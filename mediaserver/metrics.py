@@ -143,6 +143,11 @@ class Metrics:
         self.disk_free_bytes = Gauge(
             "shuanglu_disk_free_bytes", "Free space in the data directory", registry=self.registry
         )
+        self.storage_level = Gauge(
+            "shuanglu_storage_level",
+            "0: room enough, 1: below recording.low_free_bytes, 2: no recording starts",
+            registry=self.registry,
+        )
         self.draining = Gauge("shuanglu_draining", "1 while the server drains", registry=self.registry)
 
     def from_worker(self, index: int, pid: int, stats: Mapping[str, Any]) -> None:

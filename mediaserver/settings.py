@@ -155,11 +155,19 @@ class Recording(Section):
     )
     chunk_ms: Annotated[int, Field(ge=20, le=1000)] = Field(
         default=250,
-        description="Media is sealed and written at least this often: what a killed process loses.",
+        description="Media is sealed and written at least this often. A worker that is killed (kill -9) "
+        "loses this and the time of one write: stated as 1 s at most.",
     )
     chunk_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = Field(
         default=256 << 10,
         description="… or when this much has come. Small chunks seal slowly (SM4 likes large ones).",
+    )
+    fsync: bool = Field(
+        default=True,
+        description="true: journals are made durable each second; a power cut costs 2 s at most, on a disk "
+        "that keeps its word. false: only finished segments are, so it costs up to one segment (segment_s) "
+        "and recordings that had just begun; a killed process loses no more than with it. "
+        "What it costs: docs/operations.md.",
     )
     queue_bytes: int = Field(
         default=64 << 20,
@@ -170,7 +178,14 @@ class Recording(Section):
     min_free_bytes: int = Field(
         default=1 << 30,
         ge=0,
-        description="With less free disk space no recording starts (507 disk_full); running ones go on.",
+        description="With less free disk space no recording starts (507 disk_full, event storage.full); "
+        "running ones have this much left.",
+    )
+    low_free_bytes: int = Field(
+        default=10 << 30,
+        ge=0,
+        description="With less free disk space storage.low is told, once, until there is a quarter more: an "
+        "hour of ten recorded calls takes about 10 GB.",
     )
     auto: bool = Field(
         default=False,

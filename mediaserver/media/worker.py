@@ -75,6 +75,7 @@ def commit_maker(
             segment_ns=int(config.recording.segment_s * SECOND_NS),
             chunk_bytes=config.recording.chunk_bytes,
             chunk_ns=config.recording.chunk_ms * 1_000_000,
+            fsync=config.recording.fsync,
             on_trouble=on_trouble,
         )
 

@@ -26,6 +26,7 @@ from mediaserver.recordings.states import changed, next_attempt
 from mediaserver.rooms import Participant, Room, Rooms
 from mediaserver.supervisor import NoWorker, Workers
 from recorder.catalog import Catalog, CatalogError, Entry
+from recorder.clock import boot_id
 from recorder.ids import uuid7
 from recorder.journal import PartSummary
 from recorder.keys import KeyProblem
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
 TRACKS_PER_PART = 1000
 """Part n numbers its tracks from (n-1) x 1000 + 1 on: unique without having read what the dead part wrote."""
 
@@ -325,15 +327,26 @@ class Recordings:
         """End a recording; returns when its manifest is signed. One that has ended stays as it is.
 
         While the key service is down it returns in state ``stopping``: the media is safe, and the manifest is
-        signed as soon as that is back.
+        signed as soon as that is back. When the disk is full it raises
+        Refused, and the recording is sealed as soon as there is room again.
         """
         active = self.active.get(entry.id)
         if active is None:
             return await self.find(entry.id) or entry
         if active.unsigned:
             return active.entry
+        try:
+            return await self.stop_once(active, reason, actor)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.later(sealing.stop_at_last(self, active, reason))
+            raise Refused("disk_full", "its media is kept; it is sealed when there is room") from error
+
+    async def stop_once(self, active: Active, reason: str, actor: str = "server") -> Entry:
+        """Try once to end a recording. Raises OSError when the disk is full."""
         if active.stopping is None or _went_wrong(active.stopping):
-            active.stopping = asyncio.create_task(self._stop(active, reason, actor), name=f"stop {entry.id}")
+            active.stopping = asyncio.create_task(self._stop(active, reason, actor))
         return await asyncio.shield(active.stopping)
 
     def seal_later(self, active: Active) -> None:
@@ -402,7 +415,7 @@ class Recordings:
                 lost=lost,
             )
         except (evidence.EvidenceProblem, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise  # the media is safe; a later try signs it
             _log.exception("recording %s could not be sealed", entry.id)
             code = "storage_failed" if isinstance(error, OSError) else "seal_failed"
@@ -442,7 +455,14 @@ class Recordings:
                         active.entry, details={**active.entry.details, "participants": joined}
                     )
                     await self.save(active)
-            elif kind == "recording.failed" and data.get("recording", active.entry.id) == active.entry.id:
+            elif data.get("recording", active.entry.id) != active.entry.id:
+                continue
+            elif kind in ("recording.stalled", "recording.restored"):
+                # The worker goes on by itself when the disk lets it; what it could not hold is a gap.
+                failure = str(data.get("code")) if kind == "recording.stalled" else None
+                active.entry = replace(active.entry, failure=failure)
+                await self.save(active)
+            elif kind == "recording.failed":
                 _log.error("the worker cannot go on recording %s: %s", active.entry.id, data)
                 reason = str(data.get("code", "recording_failed"))
                 active.entry = replace(active.entry, failure=reason)
@@ -481,11 +501,6 @@ def duration_ms(entry: Entry) -> int | None:
     if entry.stopped_ns is not None:
         return (entry.stopped_ns - entry.armed_ns) // 1_000_000
     return max(0, time.monotonic_ns() - int(entry.details["armed_mono_ns"])) // 1_000_000
-
-
-def boot_id() -> str:
-    """Name this boot of the machine: monotonic times of different boots cannot be compared."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _who(one: Participant) -> dict[str, Any]:

@@ -46,9 +46,9 @@ async def _seal_at_last(recordings: Recordings, active: Active, *, lost: bool, a
 
 async def stop_at_last(recordings: Recordings, active: Active, reason: str) -> None:
     """Stop a recording whose disk is full: it is sealed as soon as there is room again."""
-    while True:
+    while active.entry.id in recordings.active:
         try:
-            await recordings.stop(active.entry, reason)
+            await recordings.stop_once(active, reason)
             return
         except (OSError, sa.exc.OperationalError) as error:
             _log.error("recording %s cannot be ended yet: %s", active.entry.id, error)

@@ -41,8 +41,8 @@ class JournalTrouble:
     """Something the operator must hear; raised in the commit thread, so receivers only pass it on."""
 
     type: str
-    """``recording.failed`` (the disk refuses), ``recording.restored``, ``recording.gap``,
-    ``recording.unsigned``."""
+    """``recording.stalled`` (the disk refuses; tried again each second), ``recording.restored``,
+    ``recording.gap``, ``recording.unsigned``, ``recording.failed`` (given up)."""
     directory: Path
     part: int
     at_ns: int
@@ -188,13 +188,14 @@ class JournalWriter:
         """Whether somebody waits for a ``sync``."""
         return bool(self._written_marks)
 
-    def sync(self, now_ns: int) -> None:
-        """Make what is written durable and resolve who waits for it. Called by the sync thread."""
+    def sync(self, now_ns: int, *, durable: bool = True) -> None:
+        """Make what is written durable, if wanted, and resolve who waits for it; in the sync thread."""
         with self._mark_lock:
             marks, self._written_marks = self._written_marks, []
         written_ns = self._write_ns
         try:
-            self.chain.sync()
+            if durable:
+                self.chain.sync()
         except OSError as error:
             self._sync_error = error
             for mark in marks:
@@ -299,7 +300,7 @@ class JournalWriter:
             settle(mark, error)
         self._marks = []
         if first:
-            self._say("recording.failed", disk_code(error), str(error), now_ns)
+            self._say("recording.stalled", disk_code(error), str(error), now_ns)
 
     def _lose_unsynced(self, error: OSError, now_ns: int) -> None:
         """After a failed fdatasync: go on in a new file, and say what may be missing in the one before."""

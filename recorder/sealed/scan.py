@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recorder.gm.aead import TAG_BYTES
-from recorder.gm.sm3 import DIGEST_BYTES, Sm3, named
+from recorder.gm.sm3 import DIGEST_BYTES, Sm3, named, sm3
 from recorder.sealed import format as fmt
 from recorder.sealed.format import Flag, Header, RecordType, SealedError
 from recorder.sealed.source import RawRecord, RecordSource
@@ -82,7 +82,8 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
                 if on_record is not None:
                     on_record(record)
         except SealedError as problem:
-            result.problem = _not_torn(source, problem) if problem.code == "incomplete" else problem
+            problem = _not_torn(source, problem) if problem.code == "incomplete" else problem
+            result.problem = _placed(source, result, problem)
         result.size = source.size()
         running = walk.running()
         result.head = running.digest() if result.good_bytes else b""
@@ -97,6 +98,18 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
         return result
     finally:
         source.close()
+
+
+def _placed(source: RecordSource, result: FileScan, problem: SealedError) -> SealedError:
+    """Name the first record that does not hold: by its place, whatever number it bears now."""
+    if result.records and problem.offset == result.good_bytes:
+        problem.record = len(result.records)
+    elif problem.record == 1:  # what follows the header is no commitment; is the header what it was?
+        first = source.record(len(fmt.MAGIC))
+        if first is not None and sm3(b"".join((fmt.MAGIC, first.record_header, first.body))) != first.trailer:
+            detail = "the SM3 chain does not hold here"
+            return SealedError("changed", first.offset, detail, end=first.end, record=0)
+    return problem
 
 
 def _not_torn(source: RecordSource, problem: SealedError) -> SealedError:
@@ -130,13 +143,18 @@ def _changed_length(source: RecordSource, result: FileScan, good: Sm3) -> Sealed
     again.update(fmt.RECORD.pack(kind, flags, stated, len(tail) - fmt.OVERHEAD_BYTES))
     again.update(tail[fmt.RECORD.size : -fmt.TRAILER_BYTES])
     whole = again.digest() == tail[-fmt.TRAILER_BYTES :]
-    followers = (
-        tail.find(fmt.RECORD.pack(kind, flags, number + 1, 0)[:-4], fmt.OVERHEAD_BYTES)
-        for kind, flags in _FOLLOWERS
-    )
-    if whole or any(place >= 0 for place in followers):
+    if whole:
         detail = "the record's length was changed"
         return SealedError("changed", offset, detail, end=offset + fmt.RECORD.size, record=number)
+    # It may have less than its overhead now: bytes may have been removed from it.
+    followers = [
+        place
+        for kind, flags in _FOLLOWERS
+        if (place := tail.find(fmt.RECORD.pack(kind, flags, number + 1, 0)[:-4], fmt.RECORD.size)) >= 0
+    ]
+    if followers:
+        detail = "its length was changed, or bytes of it removed"
+        return SealedError("changed", offset, detail, end=offset + min(followers), record=number)
     return None
 
 

@@ -1,4 +1,4 @@
-"""A process that records until it is killed: ``python -m tests.recorder.journal_child DIRECTORY PART``.
+"""A process that records until it is killed: ``… -m tests.recorder.journal_child DIRECTORY PART [no-fsync]``.
 
 Writes a numbered packet about each millisecond and tells its number and arrival on standard output.
 """
@@ -17,7 +17,8 @@ from tests.recorder.journal_tools import KEY, SECOND, DigestSigner, session
 
 def main() -> None:
     clock = SystemClock()
-    commit = GroupCommit(DigestSigner(), clock, segment_ns=SECOND // 2)
+    fsync = sys.argv[3:] != ["no-fsync"]
+    commit = GroupCommit(DigestSigner(), clock, segment_ns=SECOND // 2, fsync=fsync)
     part = int(sys.argv[2])
     journal = commit.open(Path(sys.argv[1]), KEY, session(part, clock.now_ns()))
     journal.flushed().result(30)

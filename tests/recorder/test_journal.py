@@ -6,6 +6,7 @@ import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ from tests.recorder.journal_tools import (
 class Bench:
     """A group commit driven by hand."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         self.clock = VirtualClock()
         self.signer = DigestSigner()
         self.troubles: list[JournalTrouble] = []
@@ -357,7 +358,7 @@ def test_a_full_disk_costs_nothing_if_it_empties_in_time(
     future = journal.close(EndRecord(bench.clock.now, True, "x"))
     bench.run(250 * MS)
     summary = future.result(0)
-    assert [trouble.type for trouble in bench.troubles] == ["recording.failed", "recording.restored"]
+    assert [trouble.type for trouble in bench.troubles] == ["recording.stalled", "recording.restored"]
     assert bench.troubles[0].code == "disk_full"
     expected = [*written, EndRecord(bench.clock.now - 250 * MS, True, "x")]
     assert without_clocks(read(tmp_path / "full")) == expected
