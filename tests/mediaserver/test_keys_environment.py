@@ -25,8 +25,8 @@ async def test_children_do_not_inherit_them(tmp_path: Path, monkeypatch: pytest.
     settings = {"crypto.provider": "environment", "crypto.certificate_no": "SXH2026001"}
     with Stage(tmp_path / "data", settings) as stage:
         async with Api(stage.base, stage.key()) as api:
-            await api.json("POST", "/v1/rooms", {"name": "desk"})
-            one = await api.json("POST", "/v1/rooms/desk/recordings", {"business_no": "1"})
+            await api.room("desk")
+            one = await api.record("desk", "1")
             children = [process for process in stage.processes() if process.what in ("worker", "spare")]
             assert len(children) == 2
             for process in children:
@@ -34,7 +34,7 @@ async def test_children_do_not_inherit_them(tmp_path: Path, monkeypatch: pytest.
                 assert b"STAGE_MARK=" in environment
                 assert b"SHUANGLU_" not in environment
                 assert not [secret for secret in secrets if secret in environment]
-            ended = await api.json("POST", f"/v1/recordings/{one['id']}/stop")
+            ended = await api.stop(one["id"])
             assert ended["state"] == "sealed"
     (sidecar,) = (tmp_path / "data" / "recordings").rglob("keys.json")
     provider = read_manifest(sidecar.parent).page.fields["provider"]
