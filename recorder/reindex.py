@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from recorder.clock import rfc3339
 from recorder.custody import read_custody
 from recorder.elsewhere import names_at_sites
 from recorder.journal import JournalError, JournalReader
-from recorder.keys import SIDECAR, KeyProblem, read_sidecar
+from recorder.keys import SIDECAR, KeyProblem, KeysUnavailable, Opener, read_sidecar
 from recorder.manifest import MANIFEST, ManifestError, read_manifest, read_sealed_part
 from recorder.records import SessionRecord
 from recorder.sealed import DataKey, SealedError, plain_name
@@ -27,6 +28,7 @@ from recorder.statements import StatementError, read_statements
 from recorder.storage import list_segments
 
 _log = logging.getLogger(__name__)
+KEYS_TRIES, KEYS_AGAIN_S = 20, 3.0
 
 FACTS = ("tenant", "room", "mode", "state", "attempt", "supersedes", "assurance", "failure", "part")
 PRIVATE_DETAILS = ("metadata", "participants", "actor", "reason")
@@ -222,14 +224,21 @@ def reindex(catalog: Catalog, root: Path, open_key: OpenKey) -> Reindexed:
     return result
 
 
-def opener(provider: Any, *, actor: str) -> OpenKey:
-    """Give a function that opens data keys with a provider that can do so without an event loop."""
+def opener(provider: Opener, *, actor: str) -> OpenKey:
+    """Give a function that opens data keys, waiting a minute for a key service that is down."""
+
+    def unwrap(directory: Path) -> DataKey:
+        sidecar = read_sidecar(directory)
+        recording = str(sidecar["recording"])
+        return provider.unwrap_now(sidecar, recording_id=recording, purpose="reindex", actor=actor)
 
     def open_key(directory: Path) -> DataKey | None:
-        sidecar = read_sidecar(directory)
-        key: DataKey = provider.unwrap_now(
-            sidecar, recording_id=str(sidecar["recording"]), purpose="reindex", actor=actor
-        )
-        return key
+        for _ in range(KEYS_TRIES):  # left out of the index a recording would be lost to sight
+            try:
+                return unwrap(directory)
+            except KeysUnavailable as error:
+                _log.warning("reindexing waits for its keys: %s", error)
+                time.sleep(KEYS_AGAIN_S)
+        return unwrap(directory)
 
     return open_key

@@ -1,5 +1,4 @@
-"""The command ``recorder``: look at, verify, recover, export and index recordings, rotate
-and erase keys, offline.
+"""The command ``recorder``: look at, verify, recover, export and index recordings, rotate keys, offline.
 
 Each module beside this one adds its commands to ``base.app``.
 """

@@ -41,6 +41,7 @@ def test_everything_the_issue_names_is_looked_at(tmp_path: Path) -> None:
         "Advertised addresses",
         "Certificate",
         "Secrets",
+        "Keys",
     } <= set(found)
     for finding in found.values():
         assert finding.level == "ok" or finding.advice, finding

@@ -37,7 +37,13 @@ async def test_done() -> None:
 
 
 def test_the_child_gets_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SHUANGLU__CRYPTO__PASSPHRASE", "SHUANGLU_CRYPTO_PASSPHRASE", "SHUANGLU_NO_LIBGCRYPT"):
+    for name in (
+        "SHUANGLU__CRYPTO__PASSPHRASE",
+        "SHUANGLU_CRYPTO_PASSPHRASE",
+        "SHUANGLU_CRYPTO_SIGNING_KEY",
+        "SHUANGLU_CRYPTO_ENCRYPTION_KEY",
+        "SHUANGLU_NO_LIBGCRYPT",
+    ):
         monkeypatch.setenv(name, "canary")
     assert [name for name, value in child_environment().items() if value == "canary"] == [
         "SHUANGLU_NO_LIBGCRYPT"

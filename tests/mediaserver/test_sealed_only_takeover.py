@@ -9,6 +9,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from mediaserver.control import Control
+from mediaserver.secrets import open_secrets
 from recorder.cli import app
 from recorder.verify import verify
 from tests.mediaserver.running import make_keys, running, settings_in
@@ -75,3 +77,41 @@ async def test_a_kms_token_that_may_not_open(tmp_path: Path) -> None:
         assert {(line["who"], line["purpose"], line["actor"]) for line in opened} == {
             ("opening", "compose", "compositor")
         }
+
+
+async def test_keys_that_are_down_at_the_take_over(tmp_path: Path) -> None:
+    with reference_kms(tmp_path / "kms") as kms:
+        crypto = {"provider": "kms", "kms": kms.settings(timeout_s=2.0)}
+        settings = settings_in(tmp_path, crypto=crypto)
+        make_keys(settings)
+        async with running(settings, leave_workers=True) as first:
+            await first.ok("POST", "/v1/rooms", {"name": "desk"})
+            one = await start(first, "goes on")
+        secrets = open_secrets(settings)
+        kms.fail(down=True)
+        second = Control(settings, secrets)
+        try:
+            await second.start()
+            # Its worker lives and has the key.
+            assert second.recordings.active[one["id"]].entry.state == "recording"
+            pid = second.workers.all()[0].pid
+        finally:
+            await second.close(leave_workers=True)
+        os.kill(pid, signal.SIGKILL)
+        kms.fail()
+        secrets = open_secrets(settings)
+        kms.fail(down=True)
+        third = Control(settings, secrets)
+        try:
+            await third.start()
+            entry = await third.recordings.find(one["id"])
+            assert entry is not None
+            assert entry.state == "recording"  # not failed: it waits
+            kms.fail()
+            async with asyncio.timeout(60):
+                while (entry := await third.recordings.find(one["id"])) is None or entry.active:
+                    await asyncio.sleep(0.1)
+            assert entry.state == "recovered"
+            assert verify(third.recordings.directory(entry)).ok
+        finally:
+            await third.close()
