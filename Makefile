@@ -3,7 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-DEBIAN_PACKAGES := chromium espeak-ng ffmpeg iproute2 libgcrypt20
+SWIFT := swift-proxy swift-account swift-container swift-object
+DEBIAN_PACKAGES := chromium espeak-ng ffmpeg iproute2 libgcrypt20 $(SWIFT)
 
 .PHONY: help demo serve doctor test unit e2e check lint format types arrows bench bench-peers fuzz aarch64 deps venv clean
 

@@ -3,8 +3,8 @@
 Each round a whole server (control, worker) records a two-party call while a real S3 server on this machine
 takes its segments. At a random moment every process of the node is killed and its data directory deleted;
 only the keys survive, as they do in an operator's safe. Then ``recorder recover URL`` runs with nothing but
-the store and the keys. Loss is counted against what the node had received: sound comes every 20 ms, so from
-the last kept packet of each track to the kill is what the kill cost, within 20 ms.
+the store and the keys. Loss is counted against what the node had received: packets of each track come every
+40 ms or sooner, so from the last kept one to the kill is what the kill cost; the worst track counts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ from recorder.records import RtpRecord
 from tests.recorder.s3 import S3Server, serving
 
 LONGEST_LOSS_S = 12.0
-EARLIEST_S, LATEST_S = 11.0, 33.0
-"""After the recording's start; the first segment is at the store after 10 s and its upload."""
+PATIENCE_S = 180.0
+"""For a start on a busy machine, which is not what is measured."""
+EARLIEST_S, LATEST_S = 12.0, 34.0
+"""After the recording's start; what is younger than a segment and its upload is lost whole."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "rounds": rounds,
         "store": "OpenStack Swift with its S3 API, on this machine",
         "cores": {"servers": sorted(cores), "generator": sorted(ours)},
-        "lost_s": {"median": losses[len(losses) // 2], "most": losses[-1], "least": losses[0]},
+        "lost_s": {"median": losses[len(losses) // 2], "min": losses[0], "max": losses[-1]},
         "goal_s": LONGEST_LOSS_S,
         "recovered": sum(one["recovered"] for one in rounds),
         "within_goal": sum(one["recovered"] and one["lost_s"] <= LONGEST_LOSS_S for one in rounds),
@@ -86,13 +88,14 @@ async def _round(s3: S3Server, engine: Engine, cores: set[int], safe: Path, afte
     url = f"s3://{s3.bucket()}/evidence"
     listed = json.dumps([{"name": "store", "url": url, **site}])
     server = Ours(cores, record=True, settings={"SHUANGLU__STORAGE__SITES": listed})
+    server.start_s = PATIENCE_S
     calls: Calls | None = None
     try:
         await server.start()
         calls = Calls(server, engine, VP8_360P.mime)
         await calls.open(1)
-        began = time.monotonic()
         recording = await server.start_recording(calls.rooms[0])
+        began = time.monotonic()
         await asyncio.sleep(max(0.0, began + after_s - time.monotonic()))
         data = server.directory / "data"
         shutil.copytree(data / "secrets" / "crypto", safe / "crypto")

@@ -30,6 +30,8 @@ class Server(ABC):
     """One server in processes of its own. ``async with`` starts and ends it."""
 
     name = "server"
+    start_s = START_S
+    """It must serve within so long."""
     rest_s = 2.0
     """After a start it has so long to finish what a start leaves to do."""
     local = "127.0.0.1"
@@ -94,7 +96,7 @@ class Server(ABC):
                 command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
             )
         os.sched_setaffinity(self._process.pid, self.cores)
-        deadline = asyncio.get_running_loop().time() + START_S
+        deadline = asyncio.get_running_loop().time() + self.start_s
         while asyncio.get_running_loop().time() < deadline:
             if self._process.poll() is not None:
                 break
@@ -104,7 +106,7 @@ class Server(ABC):
                         return
             await asyncio.sleep(0.1)
         words = log.read_text(errors="replace")[-2000:]
-        raise ServerError(f"{self.name} did not serve within {START_S:.0f} s:\n{words}")
+        raise ServerError(f"{self.name} did not serve within {self.start_s:.0f} s:\n{words}")
 
     async def end(self) -> None:
         """End its processes and remove what it wrote."""

@@ -124,18 +124,16 @@ class Freeing:
         names = await asyncio.to_thread(names_at_sites, directory)
         if not names:
             return
-        error: SiteError | None = None
         for site in self._sites:
             try:
                 await asyncio.to_thread(_bring_back, site, entry.directory, directory, names)
             except SiteError as problem:
                 _log.warning("recording %s cannot be brought back: %s", entry.id, problem)
-                error = problem
+                if site is self._sites[-1]:
+                    raise
                 continue
             await asyncio.to_thread(self._mark, entry.id, [one.name for one in self._sites])
             return
-        if error is not None:
-            raise error
 
 
 def _remove(directory: Path, names: Sequence[str]) -> int:

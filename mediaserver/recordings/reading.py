@@ -53,9 +53,14 @@ def _open(
             damaged = error
         if reader is not None:
             reader.close()
-    if damaged is not None:
-        raise damaged
-    raise FileGone("; ".join(said))
+    try:
+        if damaged is not None:
+            raise damaged
+        raise FileGone("; ".join(said))
+    finally:
+        # No loop of error, traceback and frame: CPython 3.11.7 crashes when it collects one with a memoryview
+        # in it (gh-77894), and those frames hold some.
+        del damaged
 
 
 def _copies(

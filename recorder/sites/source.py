@@ -102,5 +102,8 @@ class SiteBytes:
                 error = problem
                 _log.warning("%s is read elsewhere: %s", self.key, problem)
                 self._sites.append(self._sites.pop(0))
-        assert error is not None
-        raise error
+        try:
+            assert error is not None
+            raise error
+        finally:
+            del error  # no loop of error, traceback and frame
