@@ -215,8 +215,9 @@ class IndexRewritten(Attack):
         made = target.opened(name)
 
         def shifted(index: Index) -> Index:
-            (at, size), *rest = index.entries
-            return replace(index, entries=(*rest, (at, size)))
+            turned = (*range(1, len(index.offsets)), 0)
+            offsets, sizes = ([numbers[at] for at in turned] for numbers in (index.offsets, index.sizes))
+            return replace(index, offsets=tuple(offsets), sizes=tuple(sizes))
 
         return target.put(name, made.to_bytes(target.data_key, index=shifted))
 

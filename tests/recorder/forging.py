@@ -103,10 +103,12 @@ class Forgery:
         record(RecordType.HEADER, Flag.CRITICAL, self.header.to_bytes())
         header_digest = sm3(bytes(data))
         record(RecordType.COMMITMENT, Flag.CRITICAL, keys.commitment(header_digest))
-        entries: list[tuple[int, int]] = []
+        offsets: list[int] = []
+        sizes: list[int] = []
         for piece in self.pieces:
             if piece.type == RecordType.CHUNK:
-                entries.append((len(data), len(piece.body)))
+                offsets.append(len(data))
+                sizes.append(len(piece.body))
                 sealed(piece.type, piece.flags, piece.body)
             else:
                 record(piece.type, piece.flags, piece.body)
@@ -114,7 +116,7 @@ class Forgery:
             plain = b"".join(piece.body for piece in self.chunks)
             digest = sm3(plain) if self.plain_sm3 else fmt.NOT_TAKEN
             at = len(data)
-            made = index(Index(len(plain), digest, tuple(entries)))
+            made = index(Index(len(plain), digest, tuple(offsets), tuple(sizes)))
             sealed(RecordType.INDEX, Flag.CRITICAL | Flag.LAST, made.to_bytes())
-            record(RecordType.END, Flag.CRITICAL, fmt.END.pack(*end((at, len(plain), len(entries), digest))))
+            record(RecordType.END, Flag.CRITICAL, fmt.END.pack(*end((at, len(plain), len(offsets), digest))))
         return bytes(data)
