@@ -117,12 +117,12 @@ def test_recover_works_from_the_store_alone(
         (tmp_path / "more").write_bytes(b"more")
         push_one(store, f"{DAY}/{made.recording}/segments/p0001-000009.seg", tmp_path / "more")
 
-    monkeypatch.setattr(cli_sites.time, "sleep", grow)
+    monkeypatch.setattr("recorder.cli.sites.time.sleep", grow)
     refused = run("recover", url, *store.options, *keys)
     assert refused.exit_code == 1
     assert "grows" in str(refused.exception)
     store.site.delete(f"{DAY}/{made.recording}/segments/p0001-000009.seg")
-    monkeypatch.setattr(cli_sites.time, "sleep", lambda _: None)
+    monkeypatch.setattr("recorder.cli.sites.time.sleep", lambda _: None)
     done = run("recover", url, *store.options, *keys)
     assert done.exit_code == 0, done.output
     assert "recovered, 1 parts, 2 segments" in done.stdout
