@@ -33,6 +33,7 @@ from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.memory import keep_tidy, settle_memory
 from mediaserver.metrics import Metrics
 from mediaserver.recordings import continuity, uploads
+from mediaserver.recordings.copies import COPY, Copies
 from mediaserver.recordings.custody import DESTROY, RecordingCustody
 from mediaserver.recordings.finishing import Finishing
 from mediaserver.recordings.jobs import Jobs
@@ -124,6 +125,7 @@ class Control:
         self.uploads = self.recordings.uploads = Uploads(self.recordings)
         self.custody = RecordingCustody(self.recordings)
         self.recordings.custody = self.custody
+        self.copies = Copies(self.recordings)
         self.webhooks = Webhooks(
             self.tokens.keys, settings.webhook, self.events, self.store, self.database, self.metrics
         )
@@ -141,6 +143,7 @@ class Control:
         self.rewrapping = Rewrapping(self.recordings, self._jobs)
         self._jobs.handle(uploads.KIND, self.uploads.upload)
         self._jobs.handle(DESTROY, self.custody.remove)
+        self._jobs.handle(COPY, self.copies.make)
 
     @property
     def is_https(self) -> bool:

@@ -1,4 +1,5 @@
-"""Handlers of what happens to a recording after its end: retention, holds, review, destruction.
+"""Handlers of what happens to a recording after its end: clips, copies, retention, holds, review,
+destruction.
 
 All for servers only: a participant of a call decides nothing of this. Two persons are two API keys.
 """
@@ -140,6 +141,24 @@ async def destroy(call: Call) -> web.Response:
     return answer(models.Destruction(custody=shown, certificate=page))
 
 
+async def clip(call: Call) -> web.Response:
+    """Begin a clip of the archive composite."""
+    return await _begin(call, "clip")
+
+
+async def copy(call: Call) -> web.Response:
+    """Begin a copy of the archive composite for one viewer."""
+    return await _begin(call, "copy")
+
+
+async def _begin(call: Call, kind: str) -> web.Response:
+    entry = await recording_of(call)
+    name = await call.control.copies.ask(entry, kind, call.actor, call.body.model_dump(mode="json"))
+    headers = {"Location": f"/v1/recordings/{entry.id}/files/{name}"}
+    begun = models.CopyBegun(recording=entry.id, file=name, state="waiting")
+    return answer(begun, status=202, headers=headers)
+
+
 _CODES = ("recording_not_found", "recording_state", "destroyed")
 
 
@@ -166,6 +185,23 @@ def _route(
 
 
 ROUTES = (
+    *(
+        Route(
+            "POST",
+            f"/v1/recordings/{{recording}}/{path}",
+            handler,
+            Access.SERVER,
+            summary,
+            body=body,
+            answer=models.CopyBegun,
+            status=202,
+            codes=("recording_not_found", "recording_state", "file_not_found", "range_not_satisfiable"),
+        )
+        for path, handler, summary, body in (
+            ("clips", clip, "Cut a stretch out of the archive composite", models.ClipRequest),
+            ("copies", copy, "Copy the archive composite for one viewer", models.CopyRequest),
+        )
+    ),
     _route("GET", "custody", show, "Show retention, holds, review, destruction", None),
     _route("PATCH", "retention", keep, "Set until when files are kept", models.RetentionPatch),
     _route(

@@ -36,6 +36,10 @@ async def get_file(call: Call) -> web.StreamResponse:
 
 async def _not_yet(call: Call, entry: Entry, name: str) -> web.Response:
     finishing = call.control.finishing
+    copy = call.control.copies.state(entry, name)
+    if copy is not None and copy["state"] == "waiting":
+        headers = {"Retry-After": str(RETRY_AFTER_S), "Cache-Control": "no-store"}
+        return answer({"recording": entry.id, "file": name, **copy}, status=202, headers=headers)
     if entry.state == "failed" or not finishing.will_make(entry, name):
         raise Problem("file_not_found", "the recording has no file of this name")
     if entry.composing["state"] == "failed":

@@ -234,6 +234,28 @@ class ReviewRequest(Request):
     comment: Annotated[Text, StringConstraints(max_length=2000)] = ""
 
 
+class ClipRequest(OnRecord):
+    """Cuts a stretch out of the archive composite."""
+
+    from_ms: int = Field(ge=0)
+    to_ms: int = Field(ge=1)
+    viewer: Operator = Field(default="", description="Put this name over every picture too.")
+
+    @model_validator(mode="after")
+    def _forwards(self) -> ClipRequest:
+        if self.to_ms <= self.from_ms:
+            raise ValueError("to_ms lies after from_ms")
+        return self
+
+
+class CopyRequest(OnRecord):
+    """Copies the archive composite for one viewer."""
+
+    viewer: Annotated[Text, StringConstraints(min_length=1, max_length=128)] = Field(
+        description="Tiled over every picture, with the day."
+    )
+
+
 class DestructionProposal(OnRecord):
     """Proposes to destroy files whose retention is over."""
 
@@ -372,6 +394,12 @@ class Custody(Answer):
     review: str
     destroyed: list[str]
     key_destroyed: bool
+
+
+class CopyBegun(Answer):
+    recording: str
+    file: str = Field(description="Fetch it: 202 with progress until it is made.")
+    state: str
 
 
 class Destruction(Answer):

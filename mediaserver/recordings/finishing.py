@@ -134,6 +134,8 @@ class Finishing:
             raise Refused("recording_state", f"the recording is {entry.state}; ask after its end")
         if entry.composing["state"] in ("waiting", "running") and "run" in entry.composing:
             raise Refused("recording_state", "the recording is being composed; ask again when that is done")
+        if any(one["state"] == "waiting" for one in entry.details.get("copies", [])):
+            raise Refused("recording_state", "a clip or copy is being made; ask again when that is done")
         if name in file_names(entry) or name in {file.name for file in entry.files}:
             raise Refused("composite_exists", f"the recording has a file {name}")
         wanted = {"name": name, "template": template.model_dump(mode="json")}

@@ -48,7 +48,12 @@ class RealRecording:
 
 
 def make_real_recording(
-    path: Path, provider: FileProvider, *, duration_ms: int = 4000, template: dict[str, Any] | None = None
+    path: Path,
+    provider: FileProvider,
+    *,
+    duration_ms: int = 4000,
+    template: dict[str, Any] | None = None,
+    tenant: str = "default",
 ) -> RealRecording:
     """Record and compose a made-up call of two parties, with two steps and one pause."""
     data_key, wrap = new_data_key(provider)
@@ -56,7 +61,7 @@ def make_real_recording(
     template = template or {"width": 320, "height": 240, "profile": "evidence"}
     path.mkdir(parents=True)
     write_sidecar(path, recording, data_key.key_id, [wrap], provider.signer())
-    info = {"recording": recording, "mode": "composite", "template": template}
+    info = {"recording": recording, "mode": "composite", "template": template, "tenant": tenant}
     call = Call(duration_ms, info=info)
     for who, number, luma in zip(PEOPLE, (1, 3), (80, 180), strict=True):
         call.event(0, "participant.joined", **who)
