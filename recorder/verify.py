@@ -347,10 +347,8 @@ class _Verification:
                 until = checked.proven_until
                 tail = f"; {checked.scan.torn_bytes} of them a torn record" if checked.scan.torn_bytes else ""
                 after = f"after {until} (see --audit)" if until else "at all"
-                detail = (
-                    f"the tail is not provable {after}: of this file the last {size - checked.proven_bytes} bytes "
-                    f"are chained but not signed{tail}"
-                )
+                unsigned = f"the last {size - checked.proven_bytes} bytes are chained but not signed{tail}"
+                detail = f"the tail is not provable {after}: {unsigned}"
                 time = f"{until}/" if until else ""
                 self._report.findings.append(
                     Finding(Kind.UNPROVEN, checked.name, detail, checked.proven_bytes, size, None, time)

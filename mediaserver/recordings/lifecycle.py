@@ -13,7 +13,7 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,8 @@ class Recordings:
         self.events = events
         self.metrics = metrics
         self.active: dict[str, Active] = {}
+        self.may_start: Callable[[], None] = lambda: None
+        """Raises Refused while no recording may start."""
         self._data = settings.data_dir.absolute()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -143,6 +145,7 @@ class Recordings:
 
     async def start(self, room: Room, request: RecordingStart, actor: str) -> Entry:
         """Start a recording; returns when its first record is on disk. Raises Refused."""
+        self.may_start()
         free = shutil.disk_usage(self._data).free
         if free < self.settings.recording.min_free_bytes:
             raise Refused("disk_full", f"{free >> 20} MiB of disk space are free")

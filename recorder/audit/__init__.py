@@ -12,9 +12,9 @@ recording removed. docs/audit.md says what it proves and what not.
 from recorder.audit.anchors import Anchored, Pending
 from recorder.audit.format import LogFile, entry_of, list_files
 from recorder.audit.report import AuditReport
-from recorder.audit.search import Wanted, search
+from recorder.audit.search import Wanted, frames, search
 from recorder.audit.verify import read_log
-from recorder.audit.writer import AuditWriter
+from recorder.audit.writer import AuditWriter, SigningError
 
 __all__ = [
     "Anchored",
@@ -22,8 +22,10 @@ __all__ = [
     "AuditWriter",
     "LogFile",
     "Pending",
+    "SigningError",
     "Wanted",
     "entry_of",
+    "frames",
     "list_files",
     "read_log",
     "search",

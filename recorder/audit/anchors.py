@@ -195,15 +195,20 @@ class Anchored:
         return max((str(item.get("at", "")) for item in self.heads.values()), default="")
 
     def take(self, item: Item) -> None:
-        """Take an item in; of two heads of a part the one further on stays."""
+        """Take an item in. Of two heads of a part the one further on stays; of signed pages the first digest.
+
+        A page is signed once: another digest later is of another page put in its place.
+        """
         kind = kind_of(item)
         if kind == "head":
             part = integer(item, "part")
             known = self.heads.get(part)
-            if known is None or _place(known) <= _place(item):
+            if known is None or _place(known) < _place(item):
                 self.heads[part] = item
         elif kind == "statement":
-            self.statements[integer(item, "statement")] = str(item["sm3"])
+            self.statements.setdefault(integer(item, "statement"), str(item["sm3"]))
+        elif kind == "manifest":
+            self.manifest = self.manifest or str(item["manifest"])
         else:
             setattr(self, kind, str(item[kind]))
 

@@ -69,6 +69,8 @@ def check_all(
     findings: list[Finding] = []
     for recording, known in sorted(log.recordings.items()):
         path = present.get(recording)
+        if path is None and known.failed and not known.begun:
+            continue  # it could not even be started
         if path is None:
             findings.append(Finding(Kind.REMOVED, recording, _removed(known)))
             continue

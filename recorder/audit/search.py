@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from recorder.audit.format import LogFile, entries_in, list_files
+from recorder.audit.format import LogFile, entries_in, frame_fields, list_files
 from recorder.canonical import JSON, CanonicalError
 from recorder.keys import KeyProblem
-from recorder.sealed import DataKey, SealedError, SealedReader
+from recorder.sealed import DataKey, RecordType, SealedError, SealedReader, scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +83,39 @@ def _entries(file: LogFile, key_of: Callable[[LogFile], DataKey]) -> Iterator[di
 def _month_after(month: str) -> str:
     year, number = map(int, month.split("-"))
     return f"{year + number // 12:04d}-{number % 12 + 1:02d}"
+
+
+def frames(
+    root: Path, tenant: str, *, begin: str = "", end: str = "", recording: str = ""
+) -> list[dict[str, JSON]]:
+    """Return a tenant's ANCHOR frames in order, with the file and record each lies in; no key is needed.
+
+    ``begin`` and ``end`` are RFC 3339, UTC; with ``recording`` only the items about it, without the signed
+    pages. Frames are returned as they lie there: ``read_log`` says whether they hold.
+    """
+    found: list[dict[str, JSON]] = []
+    for file in list_files(root):
+        if (begin and _month_after("-".join(file.month)) < begin[:7]) or not file.path.is_file():
+            continue
+        for record in scan(file.path).records:
+            if record.type != RecordType.ANCHOR:
+                continue
+            try:
+                frame = frame_fields(record.payload)
+            except CanonicalError:
+                continue
+            at = str(frame.get("at"))
+            if frame.get("tenant") != tenant or (begin and at < begin) or (end and at >= end):
+                continue
+            if recording:
+                items = frame.get("recordings")
+                mine = [
+                    item
+                    for item in (items if isinstance(items, list) else [])
+                    if isinstance(item, Mapping) and item.get("recording") == recording
+                ]
+                if not mine:
+                    continue
+                frame = {**frame, "recordings": mine}
+            found.append({"file": file.name, "record": record.number, "frame": frame})
+    return found

@@ -49,6 +49,10 @@ class AnchorPage:
     digest: bytes
 
 
+class SigningError(Exception):
+    """The signing key's holder did not sign. The log itself is as it was, and goes on unsigned."""
+
+
 class AuditWriter:
     """The writing end of one node's log.
 
@@ -74,6 +78,7 @@ class AuditWriter:
         self._tenants: dict[str, Tenant] = {}
         self._pending: dict[str, Pending] = {}
         self._stirred: set[str] = set()
+        self._made: list[AnchorPage] = []
         mine = [one for one in list_files(root) if one.node == node]
         self._number = mine[-1].number if mine else 0
         for file in reversed(mine):
@@ -165,16 +170,21 @@ class AuditWriter:
                 "head": named(file.head),
             }
             at = rfc3339(self._clock.utc_ns())
-            data = sign_page(
-                anchors.page_fields(tenant, self.node, before, pending, chain=chain, at=at), self._signer
-            )
+            fields = anchors.page_fields(tenant, self.node, before, pending, chain=chain, at=at)
+            data = self._signed(partial(sign_page, fields, self._signer))
             self._do(partial(file.public_frame, RecordType.ANCHOR, data))
             page = AnchorPage(tenant, before.number + 1, data, sm3(data))
             self._tenants[tenant] = Tenant(page.number, page.digest)
             self._pending[tenant] = Pending((self._number, record))
             self._stirred.discard(tenant)
+            self._made.append(page)
             pages.append(page)
         return pages
+
+    def take_pages(self) -> list[AnchorPage]:
+        """Return the pages written since the last call, those included that ``finish`` wrote."""
+        made, self._made = self._made, []
+        return made
 
     def timestamp(self, page: AnchorPage, token: bytes) -> None:
         """Keep a time-stamp token over a page, whole (RFC 3161, DER; at most 32 KiB)."""
@@ -182,9 +192,13 @@ class AuditWriter:
             raise ValueError(f"a time-stamp token of {len(token)} bytes")
         self._frame(RecordType.TIMESTAMP, {"anchor": named(page.digest), "token": token.hex()})
 
-    def checkpoint(self, now_ns: int) -> None:
-        """Sign the head if anything was written since, at most every 2 s. Raise what the signer does."""
-        if self._file is not None and self._dirty and now_ns - self._checkpoint_ns >= CHECKPOINT_NS:
+    def checkpoint(self, now_ns: int, *, now: bool = False) -> None:
+        """Sign the head if anything was written since, at most every 2 s unless ``now``.
+
+        Raise SigningError if it cannot be signed.
+        """
+        due = now or now_ns - self._checkpoint_ns >= CHECKPOINT_NS
+        if self._file is not None and self._dirty and due:
             self._checkpoint_ns = now_ns
             self._sign(self._file)
 
@@ -311,10 +325,16 @@ class AuditWriter:
     def _sign(self, file: SealedWriter) -> None:
         head = file.head
         unsigned = Checkpoint(0, 1, self._clock.now_ns(), self._clock.utc_ns(), leaf_hash(head), ())
-        signature = self._signer.sign(unsigned.signed_message())
+        signature = self._signed(lambda: self._signer.sign(unsigned.signed_message()))
         signed = Checkpoint(0, 1, unsigned.at_ns, unsigned.utc_ns, unsigned.root, (), signature)
         self._do(partial(file.public_frame, RecordType.CHECKPOINT, signed.to_bytes()))
         self._dirty = False
+
+    def _signed(self, sign: Callable[[], bytes]) -> bytes:
+        try:
+            return sign()
+        except Exception as error:  # a device or key service may fail in any way
+            raise SigningError(f"the audit log cannot be signed: {error}") from error
 
     def _do(self, write: Callable[[], object]) -> None:
         """Write something; after an error the file is left, and its last whole record stays its end."""
