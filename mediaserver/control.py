@@ -19,13 +19,16 @@ import sys
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from mediaserver import addresses, tls
+from mediaserver.anchoring import Outbox, read_anchor_secret
 from mediaserver.api.app import build
 from mediaserver.api.models import AutoRecording
+from mediaserver.audit import AuditLog
 from mediaserver.errors import Refused
 from mediaserver.events import EventLog
 from mediaserver.invites import Brake
@@ -43,6 +46,7 @@ from mediaserver.recordings.uploads import Uploads
 from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
 from mediaserver.secrets import Secrets
 from mediaserver.settings import Settings
+from mediaserver.sign_ins import FailedSignIns
 from mediaserver.storage_watch import StorageWatch
 from mediaserver.store import Database, Store
 from mediaserver.supervisor import Workers
@@ -120,6 +124,18 @@ class Control:
         self.storage = StorageWatch(
             settings.recording, (key.tenant for key in secrets.api_keys), self.events, self.metrics
         )
+        self.audit = AuditLog(
+            settings,
+            secrets.provider,
+            EXECUTOR_ID,
+            self.store,
+            self.database,
+            self.events,
+            self.metrics,
+            self._ended_recording,
+        )
+        self.recordings.may_start = self.audit.require
+        self.sign_ins = FailedSignIns(self.events)
         self.finishing = Finishing(self.recordings)
         self.recordings.finishing = self.finishing
         self.uploads = self.recordings.uploads = Uploads(self.recordings)
@@ -144,6 +160,13 @@ class Control:
         self._jobs.handle(uploads.KIND, self.uploads.upload)
         self._jobs.handle(DESTROY, self.custody.remove)
         self._jobs.handle(COPY, self.copies.make)
+        if settings.audit.anchor_webhook:
+            self.audit.outbox = Outbox(
+                self.audit.root / "outbox",
+                settings.audit.anchor_webhook,
+                read_anchor_secret(settings),
+                self._jobs,
+            )
 
     @property
     def is_https(self) -> bool:
@@ -167,12 +190,15 @@ class Control:
         """Bring everything up; returns when the API answers."""
         if self._index_is_new:
             await self._reindex()
+        await self.audit.start(self.settings)
         await self.database.run(self.store.drop_unfinished_answers)
         self._revoked = await self.database.run(self.store.revoked_tokens)
         await self.rooms.restore()
         workers = await self.workers.start()
         stale = await self._jobs.launch()
         self.finishing.jobs = self.uploads.jobs = self._jobs
+        if self.audit.outbox is not None:
+            await self.audit.outbox.start()
         for workflow in stale:
             _log.error("job %s is started anew", workflow)
         self.webhooks.start(self._jobs)
@@ -183,6 +209,13 @@ class Control:
         self.spawn(self._tick())
         self.spawn(keep_tidy())
         await self._listen()
+
+    async def _ended_recording(self, recording: str) -> Path | None:
+        """Give the directory of a recording that has ended."""
+        if recording in self.recordings.active:
+            return None
+        entry = await self.recordings.find(recording)
+        return self.recordings.directory(entry) if entry is not None and not entry.active else None
 
     async def _reindex(self) -> None:
         """Build the index anew when it is missing and recordings are there."""
@@ -254,6 +287,7 @@ class Control:
         await self._jobs.close()
         await self.finishing.close()
         await self.events.settle()
+        await self.audit.close()
         await self.database.run(self.catalog.close)
         await self.database.run(self.store.close)
         self.database.close()
@@ -331,6 +365,7 @@ class Control:
             "workers": bool(self.workers.all()),
             "database": await self._database_answers(),
             "disk": free >= self.settings.recording.min_free_bytes,
+            "audit": not self.audit.failing,
         }
 
     async def _database_answers(self) -> bool:
@@ -367,6 +402,7 @@ class Control:
                     await self.finishing.off_peak()
                     await self._jobs.forget_old()
                     self.recordings.later(self.uploads.freeing.sweep())
+                    self.sign_ins.flush(time.monotonic())
             except Exception:
                 _log.exception("the regular work failed; it is tried again")
 

@@ -140,6 +140,14 @@ class Metrics:
             ["site", "code"],
             registry=self.registry,
         )
+        self.audit_entries = Counter(
+            "shuanglu_audit_entries", "Entries written to the audit log", registry=self.registry
+        )
+        self.audit_failures = Counter(
+            "shuanglu_audit_failures",
+            "Times the audit log could not be written or signed; no recording starts until it can",
+            registry=self.registry,
+        )
         self.disk_free_bytes = Gauge(
             "shuanglu_disk_free_bytes", "Free space in the data directory", registry=self.registry
         )

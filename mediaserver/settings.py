@@ -341,6 +341,37 @@ class Storage(Section):
         return self
 
 
+class Audit(Section):
+    """The audit log: who did what, and what proves the recordings' ends (docs/audit.md)."""
+
+    heads_s: Annotated[float, Field(ge=2, le=600)] = Field(
+        default=10.0,
+        description="How often the log notes how far each running journal was signed. What a journal wrote "
+        "since could be cut off a crashed recording unnoticed.",
+    )
+    anchor_s: Annotated[float, Field(ge=10, le=86400)] = Field(
+        default=3600.0,
+        description="How often each tenant's anchor is signed and, if anchor_webhook is set, posted. What "
+        "the log wrote since could be cut off by whoever holds the log.",
+    )
+    anchor_webhook: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="URL outside this server's administration that keeps the anchors (each a signed page). "
+        "Empty: nothing outside bounds what an administrator could remove from the log's end.",
+    )
+    anchor_secret_file: Path | None = Field(
+        default=None,
+        description="File with the secret that signs these deliveries as webhooks are (HMAC-SHA-256). null: "
+        "only the page's own SM2 signature vouches for it.",
+    )
+    keep_days: Annotated[int, Field(ge=183)] = Field(
+        default=1095,
+        description="Files of the log go when their newest entry is older, and the log says so. The law asks "
+        "for six months at least; keep it as long as the recordings it proves.",
+    )
+
+
 class Webhook(Section):
     """Delivery of events to the URL an API key names (webhook_url in api-keys.yaml)."""
 
@@ -402,6 +433,7 @@ class Settings(Section):
     database: Database = Database()
     storage: Storage = Storage()
     webhook: Webhook = Webhook()
+    audit: Audit = Audit()
     log: Log = Log()
 
     @pydantic.model_validator(mode="after")
@@ -453,6 +485,8 @@ class WorkerConfig(Section):
     keys: ProviderConfig
     """Where the signing key is; never what opens a recording."""
     log: Log
+    heads_s: float = 10.0
+    """How often the worker tells how its journals stand."""
 
 
 def is_loopback(host: str) -> bool:

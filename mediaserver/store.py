@@ -34,8 +34,11 @@ events = sa.Table(
     sa.Column("type", sa.String(64), nullable=False),
     sa.Column("room", sa.String(256)),
     sa.Column("recording", sa.String(36)),
+    sa.Column("at", sa.String(24)),
+    sa.Column("actor_key", sa.String(64)),
     sa.Column("sealed", sa.LargeBinary, nullable=False),
     sa.Index("events_by_tenant", "tenant", "seq"),
+    sa.Index("events_by_actor", "actor_key", "seq"),
     sa.Index("events_by_recording", "recording", "seq"),
     sqlite_autoincrement=True,
 )
@@ -134,6 +137,23 @@ class Store:
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
+
+    # Events
+
+    def last_seq(self) -> int:
+        """Give the ``seq`` of the newest event; 0 if there is none."""
+        with self.engine.connect() as connection:
+            return int(connection.scalar(sa.select(sa.func.max(events.c.seq))) or 0)
+
+    def raise_seq(self, seq: int) -> None:
+        """Let the next event's ``seq`` be larger than ``seq``, in a database that was lost or set back."""
+        with self.engine.begin() as connection:
+            if self.engine.dialect.name == "sqlite":
+                connection.execute(sa.text("DELETE FROM sqlite_sequence WHERE name = 'events'"))
+                statement = "INSERT INTO sqlite_sequence (name, seq) VALUES ('events', :seq)"
+            else:
+                statement = "SELECT setval(pg_get_serial_sequence('events', 'seq'), :seq)"
+            connection.execute(sa.text(statement), {"seq": seq})
 
     # Answers kept for Idempotency-Key
 

@@ -352,6 +352,7 @@ class Workers:
             recording=settings.recording,
             keys=self._keys,
             log=settings.log,
+            heads_s=settings.audit.heads_s,
         )
 
     async def _follow(self, worker: Worker) -> None:

@@ -200,6 +200,14 @@ class Tokens:
                 return key
         raise KeyError(tenant)
 
+    def claimed_tenant(self, authorization: str) -> str:
+        """Return the tenant of the API key that an Authorization header names, true or not; else nothing."""
+        try:
+            key = self._keys.get(str(self._header(authorization.partition(" ")[2].strip()).get("kid")))
+        except TokenError:
+            return ""
+        return key.tenant if key is not None else ""
+
     @property
     def keys(self) -> list[ApiKey]:
         return list(self._keys.values())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mediaserver.api.models import RecordingStart
 from mediaserver.errors import Refused
-from mediaserver.events import Logged
+from mediaserver.events import NOWHERE, Logged
 from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.recordings import continuity
 from mediaserver.rooms import Room
@@ -54,6 +54,11 @@ class WorkerNews:
 
     async def _worker_event(self, worker: Worker, event: JsonObject) -> Logged:
         kind, data = str(event["type"]), dict(event.get("data", {}))
+        if kind == "recording.heads":
+            await self._control.audit.heads(data.get("heads", []))
+            told: Logged = asyncio.get_running_loop().create_future()
+            told.set_result(event)
+            return told
         tenant, name = str(event.get("tenant", "")), str(event.get("room", ""))
         room = self._control.rooms.get(tenant, name)
         if room is not None and room.worker == worker.index:
@@ -66,6 +71,7 @@ class WorkerNews:
             recording=event.get("recording") or self._recording_in(tenant, name),
             actor=str(data.get("identity") or f"worker:{worker.index}"),
             data=data,
+            origin=NOWHERE,
         )
 
     def _recording_in(self, tenant: str, room: str) -> str | None:

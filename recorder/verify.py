@@ -346,7 +346,9 @@ class _Verification:
             if checked.proven_bytes < size and not checked.findings:
                 until = checked.proven_until
                 tail = f"; {checked.scan.torn_bytes} of them a torn record" if checked.scan.torn_bytes else ""
-                detail = f"the last {size - checked.proven_bytes} bytes are chained but not signed{tail}"
+                after = f"after {until} (see --audit)" if until else "at all"
+                unsigned = f"the last {size - checked.proven_bytes} bytes are chained but not signed{tail}"
+                detail = f"the tail is not provable {after}: {unsigned}"
                 time = f"{until}/" if until else ""
                 self._report.findings.append(
                     Finding(Kind.UNPROVEN, checked.name, detail, checked.proven_bytes, size, None, time)

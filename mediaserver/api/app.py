@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from mediaserver.api import custody, events, files, invites, keys, recordings, rooms, system, whip
+from mediaserver.api import audit, custody, events, files, invites, keys, recordings, rooms, system, whip
 from mediaserver.api.auth import identify
 from mediaserver.api.problems import CODES, Problem, from_http_error
 from mediaserver.api.routing import Call, Route, run
 from mediaserver.errors import Refused
+from mediaserver.events import ORIGIN, Origin
 from mediaserver.ipc import IpcError
 from mediaserver.recordings.evidence import EvidenceProblem
 from mediaserver.supervisor import NoWorker
@@ -33,6 +34,7 @@ ROUTES: tuple[Route, ...] = (
     *files.ROUTES,
     *custody.ROUTES,
     *events.ROUTES,
+    *audit.ROUTES,
     *invites.ROUTES,
     *keys.ROUTES,
     *system.ROUTES,
@@ -51,6 +53,8 @@ CORS_METHODS = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
 CORS_HEADERS = "Authorization, Content-Type, If-Match, Idempotency-Key, Range, Last-Event-ID"
 CORS_EXPOSED = "Location, ETag, Link, Retry-After, Content-Range, Accept-Ranges"
 HSTS = "max-age=31536000"
+FAILED_SIGN_INS = ("token_invalid", "token_expired", "token_revoked")
+MAX_PURPOSE = 64
 
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -70,7 +74,13 @@ def build(control: Control) -> web.Application:
 
 def _handler(control: Control, route: Route) -> Next:
     async def handle(request: web.Request) -> web.StreamResponse:
-        principal = identify(request, control.tokens, route.access)
+        try:
+            principal = identify(request, control.tokens, route.access)
+        except Problem as problem:
+            if problem.code in FAILED_SIGN_INS:
+                tenant = control.tokens.claimed_tenant(request.headers.get("Authorization", ""))
+                control.sign_ins.note(request.remote or "", problem.code, tenant, time.monotonic())
+            raise
         return await run(Call(request, control, route, principal))
 
     return handle
@@ -104,6 +114,7 @@ def _outermost(control: Control) -> Middleware:
     async def outermost(request: web.Request, handler: Next) -> web.StreamResponse:
         started = time.monotonic()
         seen = _behind_proxy(request, control.settings.trusted_proxy)
+        ORIGIN.set(Origin(seen.remote or "", _purpose(seen)))
         try:
             response = await handler(seen)
         except Exception as error:
@@ -115,6 +126,12 @@ def _outermost(control: Control) -> Middleware:
         return response
 
     return outermost
+
+
+def _purpose(request: web.Request) -> str:
+    """Give what a request says it is for; ``?purpose=`` on any of them goes into the audit log."""
+    purpose = request.query.get("purpose", "")
+    return purpose if len(purpose) <= MAX_PURPOSE and purpose.isprintable() else ""
 
 
 def _behind_proxy(request: web.Request, trusted: Sequence[str]) -> web.Request:

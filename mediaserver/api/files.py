@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 
 from aiohttp import web
 
@@ -119,7 +118,6 @@ async def _serve(call: Call, entry: Entry, file: FileEntry, purpose: str) -> web
             "purpose": purpose,
             "from": start,
             "to": end,
-            "address": hashlib.sha256((request.remote or "").encode()).hexdigest()[:16],
         },
         call.actor,
     )

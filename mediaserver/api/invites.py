@@ -38,6 +38,13 @@ async def create_invite(call: Call) -> web.Response:
         codecs = list(control.settings.media.codecs)
         await control.rooms.open(call.tenant, body.room, codecs, control.default_auto(body.room))
     code, expires_s = await control.database.run(partial(invites.make, control.store, invitation, ttl_s))
+    control.events.put(
+        "audit.invited",
+        tenant=call.tenant,
+        room=body.room,
+        actor=call.actor,
+        data={"identity": invitation.identity, "role": body.role, "grants": invitation.grants},
+    )
     return answer(
         models.Invite(
             code=code,
@@ -60,6 +67,7 @@ async def create_session(call: Call) -> web.Response:
         invitation = await control.database.run(invites.redeem, control.store, body.code)
     except Refused:
         control.code_brake.failed(address, time.monotonic())
+        control.sign_ins.note(address, "code_invalid", "", time.monotonic())
         raise
     token, principal = control.tokens.mint_client(
         invitation.tenant,
@@ -139,6 +147,9 @@ async def get_session(call: Call) -> web.Response:
 async def delete_session(call: Call) -> web.Response:
     """Sign a browser out; its tokens are revoked."""
     await call.control.revoke(call.asker)
+    call.control.events.put(
+        "audit.signed_out", tenant=call.tenant, room=call.asker.room, actor=call.actor, data={}
+    )
     response = web.Response(status=204)
     response.del_cookie(COOKIE, path="/", secure=call.control.is_https, httponly=True, samesite="Strict")
     return response

@@ -429,6 +429,16 @@ class Events(Answer):
     next: int
 
 
+class AuditEntry(Event):
+    address: str = Field(description="From where it was asked; empty for what the server did by itself.")
+    purpose: str
+
+
+class AuditEntries(Answer):
+    entries: list[AuditEntry]
+    next: int
+
+
 class Invite(Answer):
     code: str
     url: str

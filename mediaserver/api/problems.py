@@ -69,6 +69,7 @@ CODES: dict[str, tuple[int, str]] = {
     "worker_draining": (503, "The media worker is going down"),
     "room_full": (503, "The room takes no more sessions"),
     "draining": (503, "The server is going down and takes nothing new"),
+    "audit_unavailable": (503, "The audit log cannot be written"),
     "disk_full": (507, "Too little free disk space"),
 }
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from mediaserver.api import models
 from mediaserver.recordings.composing import Composition
-from mediaserver.recordings.lifecycle import Active, duration_ms
+from mediaserver.recordings.lifecycle import Active
+from mediaserver.recordings.states import duration_ms
 from mediaserver.rooms import Participant, Room
 from recorder.catalog import Entry
 from recorder.clock import rfc3339

@@ -64,8 +64,21 @@ async def publish(call: Call) -> web.Response:
             "token_id": asker.token_id,
         },
     )
-    call.control.rooms.add_session(room, str(result["session"]), asker.identity)
+    _note(call, room, result, {"kind": "whip", "source": source})
     return _session_answer(room, result)
+
+
+def _note(call: Call, room: Room, result: dict[str, Any], data: dict[str, Any]) -> None:
+    """Remember whose session it is, and log from where it was asked for."""
+    session = str(result["session"])
+    call.control.rooms.add_session(room, session, call.asker.identity)
+    call.control.events.put(
+        "audit.session_opened",
+        tenant=room.tenant,
+        room=room.name,
+        actor=call.actor,
+        data={"session": session, **data},
+    )
 
 
 async def subscribe(call: Call) -> web.Response:
@@ -94,7 +107,7 @@ async def subscribe(call: Call) -> web.Response:
             "token_id": asker.token_id,
         },
     )
-    call.control.rooms.add_session(room, str(result["session"]), asker.identity)
+    _note(call, room, result, {"kind": "whep", "target": call.path("identity")})
     return _session_answer(room, result)
 
 

@@ -14,8 +14,9 @@ from mediaserver.forwarder.interface import TakeBatches, TapDropped, Targets
 from mediaserver.ipc import IpcError
 from mediaserver.media.recording import Order, Recording
 from mediaserver.media.room import Room
-from recorder.clock import Clock
-from recorder.journal import GroupCommit, JournalError, JournalTrouble
+from recorder.clock import Clock, rfc3339
+from recorder.gm.sm3 import named
+from recorder.journal import GroupCommit, JournalError, JournalTrouble, SignedHead
 from recorder.keys import KeyProblem
 
 JsonObject = dict[str, Any]
@@ -38,15 +39,19 @@ class Recordings:
         *,
         drain: Callable[[], None],
         told: Callable[[Recording, str, JsonObject], None],
+        heads: Callable[[JsonObject], None],
+        heads_ns: int,
     ) -> None:
         """``commit`` makes the group commit when the first recording starts; ``drain`` hands over what is
-        tapped."""
+        tapped; ``heads`` is told each ``heads_ns`` how the journals stand."""
         self._make_commit = commit
         self._commit: GroupCommit | None = None
         self._making = asyncio.Lock()
         self._clock = clock
         self._drain = drain
         self._told = told
+        self._told_heads = heads
+        self._heads_ns = heads_ns
         self._running: dict[str, Recording] = {}
         self._taps = itertools.count(1)
         self._tapped_state: list[tuple[Recording, int]] = []
@@ -141,6 +146,7 @@ class Recordings:
                     self._commit = await asyncio.to_thread(self._make_commit, self._trouble)
                 except KeyProblem as error:
                     raise IpcError("keys_unavailable", str(error), 503) from None
+                self._commit.tell_heads(self._heads, self._heads_ns)
             return self._commit
 
     def key(self, recording: str) -> JsonObject:
@@ -225,6 +231,23 @@ class Recordings:
     def _trouble(self, trouble: JournalTrouble) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._tell_trouble, trouble)
+
+    def _heads(self, heads: list[SignedHead]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._tell_heads, heads)
+
+    def _tell_heads(self, heads: list[SignedHead]) -> None:
+        by_directory = {one.order.directory: one for one in self._running.values()}
+        told = [
+            [
+                one.id, one.room.tenant, head.part, head.index, head.record, head.offset,
+                named(head.head), rfc3339(head.utc_ns),
+            ]
+            for head in heads
+            if (one := by_directory.get(head.directory)) is not None and one.order.part == head.part
+        ]  # fmt: skip
+        if told:
+            self._told_heads({"heads": told})
 
     def _tell_trouble(self, trouble: JournalTrouble) -> None:
         for recording in self._running.values():

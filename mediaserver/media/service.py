@@ -45,6 +45,7 @@ class Service:
         commit: Callable[[Callable[[JournalTrouble], None]], GroupCommit],
         clock: Clock,
         publish_event: Callable[[JsonObject], object],
+        heads_ns: int = 10_000_000_000,
     ) -> None:
         self._index = index
         self._udp = list(udp)
@@ -65,7 +66,14 @@ class Service:
             tapped=lambda take_batches: self.recordings.take(take_batches),
             tap_dropped=lambda event: self.recordings.lost(event),
         )
-        self.recordings = Recordings(commit, clock, drain=self.transport.take_tapped, told=self._told)
+        self.recordings = Recordings(
+            commit,
+            clock,
+            drain=self.transport.take_tapped,
+            told=self._told,
+            heads=lambda data: self._publish(self._make_event("", "", "recording.heads", data)),
+            heads_ns=heads_ns,
+        )
         self._statistics = Statistics(self.transport, self.recordings)
 
     def start(self) -> None:

@@ -97,6 +97,7 @@ async def run(config: WorkerConfig) -> None:
         commit=commit_maker(config, clock),
         clock=clock,
         publish_event=lambda event: server.publish(event),
+        heads_ns=int(config.heads_s * SECOND_NS),
     )
     server = IpcServer(config.socket, service.handlers())
     service.start()

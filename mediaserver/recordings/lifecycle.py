@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import errno
 import logging
 import shutil
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
 TRACKS_PER_PART = 1000
 """Part n numbers its tracks from (n-1) x 1000 + 1 on: unique without having read what the dead part wrote."""
 
@@ -110,6 +108,8 @@ class Recordings:
         self.events = events
         self.metrics = metrics
         self.active: dict[str, Active] = {}
+        self.may_start: Callable[[], None] = lambda: None
+        """Raises Refused while no recording may start."""
         self._data = settings.data_dir.absolute()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -145,6 +145,7 @@ class Recordings:
 
     async def start(self, room: Room, request: RecordingStart, actor: str) -> Entry:
         """Start a recording; returns when its first record is on disk. Raises Refused."""
+        self.may_start()
         free = shutil.disk_usage(self._data).free
         if free < self.settings.recording.min_free_bytes:
             raise Refused("disk_full", f"{free >> 20} MiB of disk space are free")
@@ -338,7 +339,7 @@ class Recordings:
         try:
             return await self.stop_once(active, reason, actor)
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in sealing.FULL:
                 raise
             self.later(sealing.stop_at_last(self, active, reason))
             raise Refused("disk_full", "its media is kept; it is sealed when there is room") from error
@@ -398,51 +399,6 @@ class Recordings:
             return True
         return False
 
-    async def seal(self, active: Active, *, lost: bool, actor: str = "server") -> Entry:
-        """Sign the capture manifest of what was recorded; the recording has ended then.
-
-        ``lost``: the last part's writer died, so that the end is where its journal ends. Raises
-        KeysUnavailable, and OSError when the disk is full: a later try signs it.
-        """
-        entry = active.entry
-        try:
-            active.entry = await evidence.capture(
-                self.provider,
-                self.directory(entry),
-                active.data_key,
-                entry,
-                dict(active.summaries),
-                lost=lost,
-            )
-        except (evidence.EvidenceProblem, OSError) as error:
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise  # the media is safe; a later try signs it
-            _log.exception("recording %s could not be sealed", entry.id)
-            code = "storage_failed" if isinstance(error, OSError) else "seal_failed"
-            none = {"state": "none", "progress": None}
-            active.entry = changed(entry, "failed", failure=code, composing=none, worker=None)
-        await self.save(active)
-        self.active.pop(entry.id, None)
-        self.later(self.custody.begin(active.entry))
-        self.metrics.recordings_ended.labels(active.entry.state).inc()
-        ended = active.entry
-        await self.events.append_about(
-            ended,
-            "recording.stopped" if ended.state != "failed" else "recording.failed",
-            {
-                "state": ended.state,
-                "reason": ended.details.get("reason", "worker_lost"),
-                "code": ended.failure,
-                "duration_ms": duration_ms(ended),
-                "parts": ended.part,
-                "gaps": ended.details["gaps"],
-            },
-            actor,
-        )
-        await self.finishing.stopped(active)
-        await self.uploads.changed(ended)
-        return await self.find(ended.id) or ended
-
     async def observe(self, room: Room, kind: str, data: dict[str, Any]) -> None:
         """Take from a worker's event what concerns the recordings of its room."""
         for active in self.in_room(room.tenant, room.name):
@@ -492,15 +448,6 @@ def _code_of(error: BaseException) -> str:
     if isinstance(error, IpcError):
         return error.code
     return "keys_unavailable" if isinstance(error, KeyProblem) else "recording_failed"
-
-
-def duration_ms(entry: Entry) -> int | None:
-    """Give the recording's length, up to now while it runs; None before it is armed."""
-    if entry.armed_ns is None:
-        return None
-    if entry.stopped_ns is not None:
-        return (entry.stopped_ns - entry.armed_ns) // 1_000_000
-    return max(0, time.monotonic_ns() - int(entry.details["armed_mono_ns"])) // 1_000_000
 
 
 def _who(one: Participant) -> dict[str, Any]:

@@ -1,13 +1,19 @@
-"""Ends that take more than one try: the key service is down, or the disk full. The media is safe."""
+"""The end of a recording, and ends that take more than one try: the key service is down, or the disk full.
+
+The media is safe meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from mediaserver.recordings import evidence
+from mediaserver.recordings.states import changed, duration_ms
 from recorder.catalog import Entry
 from recorder.keys import KeysUnavailable
 
@@ -16,6 +22,53 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 AGAIN_S = 2.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+async def seal(recordings: Recordings, active: Active, *, lost: bool, actor: str) -> Entry:
+    """Sign the capture manifest of what was recorded; the recording has ended then.
+
+    ``lost``: the last part's writer died, so that the end is where its journal ends. Raises
+    KeysUnavailable, and OSError when the disk is full: a later try signs it.
+    """
+    entry = active.entry
+    try:
+        active.entry = await evidence.capture(
+            recordings.provider,
+            recordings.directory(entry),
+            active.data_key,
+            entry,
+            dict(active.summaries),
+            lost=lost,
+        )
+    except (evidence.EvidenceProblem, OSError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise  # the media is safe; a later try signs it
+        _log.exception("recording %s could not be sealed", entry.id)
+        code = "storage_failed" if isinstance(error, OSError) else "seal_failed"
+        none = {"state": "none", "progress": None}
+        active.entry = changed(entry, "failed", failure=code, composing=none, worker=None)
+    await recordings.save(active)
+    recordings.active.pop(entry.id, None)
+    recordings.later(recordings.custody.begin(active.entry))
+    recordings.metrics.recordings_ended.labels(active.entry.state).inc()
+    ended = active.entry
+    await recordings.events.append_about(
+        ended,
+        "recording.stopped" if ended.state != "failed" else "recording.failed",
+        {
+            "state": ended.state,
+            "reason": ended.details.get("reason", "worker_lost"),
+            "code": ended.failure,
+            "duration_ms": duration_ms(ended),
+            "parts": ended.part,
+            "gaps": ended.details["gaps"],
+        },
+        actor,
+    )
+    await recordings.finishing.stopped(active)
+    await recordings.uploads.changed(ended)
+    return await recordings.find(ended.id) or ended
 
 
 async def seal_or_wait(recordings: Recordings, active: Active, *, lost: bool, actor: str) -> Entry:
@@ -24,7 +77,7 @@ async def seal_or_wait(recordings: Recordings, active: Active, *, lost: bool, ac
     Raises OSError when the disk is full.
     """
     try:
-        return await recordings.seal(active, lost=lost, actor=actor)
+        return await seal(recordings, active, lost=lost, actor=actor)
     except KeysUnavailable as error:
         _log.error("recording %s has ended and cannot be signed yet: %s", active.entry.id, error)
         active.unsigned = True
@@ -38,7 +91,7 @@ async def _seal_at_last(recordings: Recordings, active: Active, *, lost: bool, a
     while True:
         await asyncio.sleep(AGAIN_S)
         try:
-            await recordings.seal(active, lost=lost, actor=actor)
+            await seal(recordings, active, lost=lost, actor=actor)
             return
         except (KeysUnavailable, OSError) as error:
             _log.warning("recording %s waits for its signature: %s", active.entry.id, error)

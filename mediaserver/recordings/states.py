@@ -9,6 +9,7 @@ arming ─→ recording ⇄ paused
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -62,3 +63,12 @@ def next_attempt(earlier: Sequence[Entry], attempt: int | None, supersedes: str 
             attempt=expected,
         )
     return attempt
+
+
+def duration_ms(entry: Entry) -> int | None:
+    """Give the recording's length, up to now while it runs; None before it is armed."""
+    if entry.armed_ns is None:
+        return None
+    if entry.stopped_ns is not None:
+        return (entry.stopped_ns - entry.armed_ns) // 1_000_000
+    return max(0, time.monotonic_ns() - int(entry.details["armed_mono_ns"])) // 1_000_000

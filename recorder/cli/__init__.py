@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from recorder.canonical import CanonicalError
 from recorder.catalog import CatalogError
-from recorder.cli import custody, export, index, keys, look, recover, sites, verify
+from recorder.cli import audit, custody, export, index, keys, look, recover, sites, verify
 from recorder.cli.base import app, fail
 from recorder.custody import CustodyError
 from recorder.export import ExportError
@@ -23,7 +23,7 @@ from recorder.sealed import SealedError
 from recorder.sites import SiteError
 from recorder.statements import StatementError
 
-__all__ = ["app", "custody", "export", "index", "keys", "look", "main", "recover", "sites", "verify"]
+__all__ = ["app", "audit", "custody", "export", "index", "keys", "look", "main", "recover", "sites", "verify"]
 
 FAILURES = (
     KeyProblem,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from recorder.audit.proof import compare
 from recorder.cli.base import AsJson, Keys, PassphraseFile, app, err, file_provider, open_key, out, visible
 from recorder.cli.reports import print_plain, print_report
 from recorder.cli.sites import KeepIn, SiteFile, is_url, local
@@ -58,6 +59,14 @@ def verify(
             "shares no code with the first check: all pages, up to 200 checkpoints, 1 MiB of files (15 s).",
         ),
     ] = False,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit",
+            help="The server's audit log (DATA/audit): finds what the recording alone cannot show, such as a "
+            "tail cut back or a statement removed.",
+        ),
+    ] = None,
     site: SiteFile = None,
     keep_in: KeepIn = None,
     as_json: AsJson = False,
@@ -95,6 +104,8 @@ def verify(
         with local(place, site, keep_in) as path:
             data_key = _open_key_if_asked(keys, passphrase_file, path)
             report = verify_recording(path, data_key=data_key, trusted=trusted)
+            if audit is not None:
+                compare(report, path, audit, trusted=trusted)
             if second:
                 from recorder import second_opinion  # gmssl, which nothing else needs
 

@@ -10,7 +10,7 @@ from recorder.journal.encoding import JournalError
 from recorder.journal.reader import JournalReader
 from recorder.journal.recovery import recover
 from recorder.journal.summary import PartSummary, TrackSummary
-from recorder.journal.writer import JournalTrouble, JournalWriter
+from recorder.journal.writer import JournalTrouble, JournalWriter, SignedHead
 
 __all__ = [
     "GroupCommit",
@@ -19,6 +19,7 @@ __all__ = [
     "JournalTrouble",
     "JournalWriter",
     "PartSummary",
+    "SignedHead",
     "TrackSummary",
     "recover",
 ]

@@ -19,7 +19,7 @@ from typing import Protocol
 from recorder.checkpoint import Checkpoint, merkle_tree
 from recorder.clock import Clock
 from recorder.journal.queue import Budget
-from recorder.journal.writer import JournalTrouble, JournalWriter
+from recorder.journal.writer import JournalTrouble, JournalWriter, SignedHead
 from recorder.records import SessionRecord
 from recorder.sealed import DataKey
 
@@ -78,6 +78,8 @@ class GroupCommit:
         self._wake = threading.Event()
         self._stopping = False
         self._next_chunk = self._next_sync = self._next_clock = self._next_checkpoint = 0
+        self._on_heads: Callable[[list[SignedHead]], None] | None = None
+        self._heads_ns = self._next_heads = 0
         self._syncing: dict[JournalWriter, Future[None]] = {}
         self._syncer = ThreadPoolExecutor(SYNCERS, thread_name_prefix="journal-sync") if threads else None
         self._signers = ThreadPoolExecutor(1, thread_name_prefix="journal-sign") if threads else None
@@ -108,6 +110,13 @@ class GroupCommit:
             self._journals.append(journal)
         self._wake.set()
         return journal
+
+    def tell_heads(self, on_heads: Callable[[list[SignedHead]], None], every_ns: int) -> None:
+        """Call ``on_heads`` in the commit thread about each ``every_ns`` with the last checkpoint of every
+        open journal that a power cut does not take back.
+        """
+        self._heads_ns = every_ns
+        self._on_heads = on_heads
 
     @property
     def queued_bytes(self) -> int:
@@ -150,6 +159,7 @@ class GroupCommit:
                 with self._lock:
                     self._journals.remove(journal)
         if now_ns >= self._next_checkpoint:
+            self._tell_heads(now_ns)
             self._next_checkpoint = now_ns + CHECKPOINT_NS
             self._sign_checkpoint(now_ns)
         self._sync(now_ns)
@@ -185,7 +195,16 @@ class GroupCommit:
             return
         for index, (journal, _) in enumerate(standing):
             share = Checkpoint(index, len(standing), now_ns, utc_ns, root, paths[index], signature)
-            journal.checkpoint(share.to_bytes(), now_ns)
+            journal.checkpoint(share, now_ns)
+
+    def _tell_heads(self, now_ns: int) -> None:
+        """Tell the checkpoints before this one, which have reached the disk by now."""
+        if self._on_heads is None or now_ns < self._next_heads:
+            return
+        self._next_heads = now_ns + self._heads_ns
+        heads = [head for journal in self._open_journals() if (head := journal.durable_head) is not None]
+        if heads:
+            self._on_heads(heads)
 
     def _sign(self, message: bytes) -> bytes:
         """Sign, waiting ``SIGN_PATIENCE_S`` at most: the key may be across a network. Raises TimeoutError."""

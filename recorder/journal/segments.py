@@ -55,6 +55,12 @@ class SegmentChain:
         """Chain head of the open segment; None if there is none."""
         return self._previous if self._writer is not None else None
 
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where the next record of the open segment goes: its index, the record's number, its offset."""
+        assert self._writer is not None
+        return self.index - 1, self._writer.records, self._writer.bytes
+
     def append(self, chunk: bytes, now_ns: int) -> None:
         """Seal one chunk into the open segment, beginning one if there is none.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from recorder.checkpoint import Checkpoint
 from recorder.journal.encoding import JournalError, encode, encode_head
 from recorder.journal.queue import Budget, RecordQueue, gaps_of
 from recorder.journal.segments import SegmentChain, disk_code, next_index
@@ -49,6 +50,23 @@ class JournalTrouble:
     code: str
     """``disk_full``, ``disk_error``, ``queue_full``, ``signing``, ``internal``."""
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignedHead:
+    """How a journal stood at a signed checkpoint, for whoever keeps that elsewhere (the audit log)."""
+
+    directory: Path
+    part: int
+    index: int
+    """Of the segment."""
+    record: int
+    """Number of the CHECKPOINT record."""
+    offset: int
+    """… and where it begins."""
+    head: bytes
+    """SM3 of all bytes of the segment before it."""
+    utc_ns: int
 
 
 class JournalWriter:
@@ -101,6 +119,8 @@ class JournalWriter:
         self._synced_ns = session.at_ns
         self._write_ns = session.at_ns
         self._sync_error: OSError | None = None
+        self._signed: SignedHead | None = None
+        self._signed_ns = 0
         self._queue.put((session,))
 
     @property
@@ -172,12 +192,24 @@ class JournalWriter:
         self._finish(now_ns)
         return True
 
-    def checkpoint(self, payload: bytes, now_ns: int) -> None:
+    def checkpoint(self, share: Checkpoint, now_ns: int) -> None:
         """Store this journal's share of a signed root."""
+        head = self.chain.head
+        if head is None:
+            return
+        index, record, offset = self.chain.place
         try:
-            self.chain.checkpoint(payload)
+            self.chain.checkpoint(share.to_bytes())
         except OSError as error:
             self._fail(error, now_ns)
+            return
+        self._signed = SignedHead(self.directory, self.part, index, record, offset, head, share.utc_ns)
+        self._signed_ns = now_ns
+
+    @property
+    def durable_head(self) -> SignedHead | None:
+        """The last checkpoint, if a sync has begun since: a power cut does not take it back."""
+        return self._signed if self._synced_ns > self._signed_ns else None
 
     def wants_sync(self) -> bool:
         """Whether something was written since the last ``sync``."""

@@ -55,6 +55,14 @@ class RecordType(IntEnum):
     INDEX = 4
     END = 5
     CHECKPOINT = 16
+    ANCHOR = 17
+    """Of the audit log: ties recordings to its chain."""
+    MARK = 18
+    """Of the audit log: which entries the chunk before it holds."""
+    TIMESTAMP = 19
+    """Of the audit log: a time-stamp token over an anchor, whole."""
+    EXPIRED = 20
+    """Of the audit log: which of its older files were removed when their time had come."""
 
 
 class Flag(IntFlag):

@@ -163,7 +163,7 @@ _FOLLOWERS = (
     (RecordType.CHUNK, Flag.CRITICAL | Flag.OPAQUE),
     (RecordType.INDEX, Flag.CRITICAL | Flag.LAST),
     (RecordType.END, Flag.CRITICAL),
-    (RecordType.CHECKPOINT, Flag(0)),
+    *((kind, Flag(0)) for kind in RecordType if kind >= RecordType.CHECKPOINT),
 )
 
 

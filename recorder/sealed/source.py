@@ -182,10 +182,9 @@ def check_record_header(kind: int, flags: int, number: int, length: int, offset:
             record=number,
         )
     sealed = kind in (RecordType.CHUNK, RecordType.INDEX)
-    must_be_critical = known and kind < RecordType.CHECKPOINT
-    if bool(flags & Flag.LAST) != (kind == RecordType.INDEX) or (
-        must_be_critical and not flags & Flag.CRITICAL
-    ):
+    # A CHUNK whose type became a public frame's must not be skipped.
+    wrong = known and bool(flags & Flag.CRITICAL) != (kind < RecordType.CHECKPOINT)
+    if wrong or bool(flags & Flag.LAST) != (kind == RecordType.INDEX):
         raise SealedError(
             "bad_record", offset, f"flags {flags:#06x} do not fit type {kind}", end=end, record=number
         )

@@ -102,6 +102,11 @@ class SealedWriter:
         """The chain head: SM3 of all bytes written so far."""
         return self._hash.digest()
 
+    @property
+    def records(self) -> int:
+        """Records written so far: the number of the next one."""
+        return self._number
+
     def append(self, plaintext: bytes, *, opaque: bool = False) -> None:
         """Seal ``plaintext`` (1 byte to 16 MiB − 16) as one chunk and write it now.
 

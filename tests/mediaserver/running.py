@@ -34,6 +34,8 @@ def settings_in(directory: Path, **changes: Any) -> Settings:
         "recording": {"min_free_bytes": 1 << 20},
         "composing": {"when": "on_demand"},
         "log": {"level": "error"},
+        "audit": {},
+        "crypto": {},
     }
     for section, given in changes.items():
         values[section] = {**values.get(section, {}), **given} if isinstance(given, dict) else given

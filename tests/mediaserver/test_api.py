@@ -363,7 +363,7 @@ async def test_removal_revokes_tokens(api: Client) -> None:
 async def test_health_and_metrics(api: Client) -> None:
     assert (await api.ok("GET", "/healthz", key=None))["status"] == "ok"
     ready = await api.ok("GET", "/readyz", key=None)
-    assert ready["checks"] == {"workers": True, "database": True, "disk": True}
+    assert ready["checks"] == {"workers": True, "database": True, "disk": True, "audit": True}
     text = (await api.ok("GET", "/metrics", key=None)).decode()
     assert "shuanglu_workers_up 1.0" in text
     assert "hall" not in text

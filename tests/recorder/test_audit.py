@@ -1,0 +1,302 @@
+"""The audit log: written in order, searched with its keys, checked without; every change in it is found."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recorder.audit import Wanted, anchors, list_files, read_log, search
+from recorder.audit.report import AuditReport
+from recorder.gm.x509 import Certificate
+from recorder.keys import FileProvider
+from recorder.report import Finding, Kind, Verdict
+from recorder.sealed import RecordType, scan
+from tests.recorder.audit_tools import LogBench, entry, key_of, open_next
+from tests.recorder.small_recording import make_provider
+from tests.recorder.test_journal import FullDisk
+
+DAY_NS = 86_400 * 10**9
+
+
+@pytest.fixture(scope="module")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> FileProvider:
+    return make_provider(tmp_path_factory.mktemp("crypto") / "keys")
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory, provider: FileProvider) -> Path:
+    """Four files: a day, a crash, a day, one still open."""
+    bench = LogBench(tmp_path_factory.mktemp("log") / "audit", provider)
+    bench.put()
+    bench.writer.anchor()
+    bench.put()
+    bench.clock.now += DAY_NS
+    assert bench.writer.due
+    open_next(bench.writer, provider)
+    bench.put()
+    bench.writer.leave()
+    bench.start()
+    bench.put(700)
+    bench.clock.now += 20 * DAY_NS
+    open_next(bench.writer, provider)
+    bench.put()
+    bench.writer.sync()
+    return bench.root
+
+
+@pytest.fixture
+def copy(log: Path, tmp_path: Path) -> Path:
+    shutil.copytree(log, tmp_path / "audit")
+    return tmp_path / "audit"
+
+
+def damage(report: AuditReport) -> list[Finding]:
+    return [one for one in report.findings if one.kind not in (Kind.UNPROVEN, Kind.LEFTOVER)]
+
+
+def texts(report: AuditReport) -> list[str]:
+    return [str(one) for one in report.findings]
+
+
+def test_a_log_holds_with_and_without_its_keys(log: Path, provider: FileProvider) -> None:
+    assert len(list_files(log)) == 4
+    for key in (None, key_of(provider)):
+        report = read_log(log, key_of=key)
+        assert (report.verdict, report.findings) == (Verdict.OK, []), texts(report)
+        assert (report.files, report.entries, report.last_seq, report.repeated) == (4, 712, 712, 0)
+        assert report.anchors == 3  # one asked for, two when files were finished
+        assert len(report.recordings) == 5
+        assert report.opened == (key is not None)
+        assert report.proven_until == "2023-12-05T22:13:35.000Z"
+
+
+def test_entries_are_found(log: Path, provider: FileProvider) -> None:
+    def found(**wanted: str) -> list[object]:
+        return [one["seq"] for one in search(log, key_of(provider), Wanted(**wanted))]
+
+    assert found() == list(range(1, 713))
+    assert found(tenant="two") == []
+    assert found(actor="li-wei", begin="2023-12-01T00:11:50") == [710, 711, 712]
+    assert found(type="recording.*", end="2023-12-01T00:00:03") == [1, 2]
+    assert found(type="recording") == []
+    [first] = search(log, key_of(provider), Wanted(end="2023-12-01T00:00:02"))
+    assert (first["address"], first["purpose"], first["data"]) == ("192.0.2.7", "playback", {"number": 1})
+
+
+def test_what_canonical_json_has_no_place_for_is_kept_as_text(tmp_path: Path, provider: FileProvider) -> None:
+    bench = LogBench(tmp_path / "audit", provider)
+    odd = {"f": 0.1, "n": float("nan"), "big": 1 << 60, "s": "\ud800", "deep": [{"x": (1, None, True)}]}
+    bench.writer.put([entry(1, data=odd)], {})
+    [read] = search(bench.root, key_of(provider), Wanted())
+    assert read["data"] == {
+        "f": "0.1", "n": "nan", "big": str(1 << 60), "s": "?", "deep": [{"x": [1, None, True]}],
+    }  # fmt: skip
+
+
+def test_names_are_nowhere_in_the_clear(log: Path) -> None:
+    written = b"".join(path.read_bytes() for path in log.rglob("*") if path.is_file())
+    for canary in (b"li-wei", b"192.0.2.7", b"playback", b"hall"):
+        assert canary not in written
+    assert {path.stat().st_mode & 0o777 for path in log.rglob("*") if path.is_file()} == {0o600}
+
+
+def test_one_changed_bit_anywhere_is_found_and_placed(copy: Path, provider: FileProvider) -> None:
+    source = random.Random(20260102)
+    files = sorted(path for path in copy.rglob("*") if path.is_file())
+    missed = []
+    for number in range(150):
+        file = source.choice(files)
+        data = bytearray(file.read_bytes())
+        position = source.randrange(len(data))
+        data[position] ^= 1 << source.randrange(8)
+        good = file.read_bytes()
+        file.write_bytes(data)
+        report = read_log(copy, key_of=None if number % 2 or file.suffix == ".json" else key_of(provider))
+        name = "/".join(file.parts[-4:])
+        placed = [
+            one
+            for one in damage(report)
+            if one.file == name and (one.begin is None or one.begin <= position < (one.end or 0))
+        ]
+        if report.verdict != Verdict.BROKEN or not placed:
+            missed.append((name, position, texts(report)))
+        file.write_bytes(good)
+    assert not missed
+    assert read_log(copy).verdict == Verdict.OK
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_file_removed_is_found(copy: Path, number: int) -> None:
+    shutil.rmtree(list_files(copy)[number - 1].directory)
+    report = read_log(copy)
+    assert report.verdict == Verdict.BROKEN
+    assert any(one.kind == Kind.REMOVED for one in report.findings)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_file_emptied_or_cut_off_is_found(copy: Path, number: int) -> None:
+    file = list_files(copy)[number - 1]
+    ends = [record.end for record in scan(file.path).records]
+    for size in (0, 10, ends[1], ends[3], ends[-2], ends[-1] - 1):
+        good = file.path.read_bytes()
+        file.path.write_bytes(good[:size])
+        report = read_log(copy)
+        assert report.verdict == Verdict.BROKEN, (size, texts(report))
+        file.path.write_bytes(good)
+
+
+def test_the_newest_end_is_bounded_by_pages_kept_elsewhere(copy: Path, provider: FileProvider) -> None:
+    bench = LogBench(copy, provider)
+    bench.put()
+    [page] = bench.writer.anchor()
+    bench.put()
+    bench.writer.finish()
+    assert read_log(copy, kept=[page.data]).verdict == Verdict.OK
+    last = list_files(copy)[-1]
+    records = scan(last.path).records
+    sealed_again = next(
+        one for one in records if one.type == RecordType.CHECKPOINT and one.number < len(records) - 6
+    )
+    good = last.path.read_bytes()
+    last.path.write_bytes(good[: sealed_again.end])
+    assert read_log(copy).verdict == Verdict.OK  # this is what the log alone cannot show
+    report = read_log(copy, kept=[page.data])
+    assert [one.kind for one in report.findings] == [Kind.TRUNCATED]
+    assert "is not in the log" in report.findings[0].detail
+    shutil.rmtree(last.directory)
+    assert read_log(copy).verdict == Verdict.OK
+    assert read_log(copy, kept=[page.data]).verdict == Verdict.BROKEN
+    stranger = make_provider(copy.parent / "stranger")
+    forged = LogBench(copy.parent / "forged", stranger)
+    forged.put()
+    [other] = forged.writer.anchor()
+    assert read_log(copy, kept=[other.data]).findings[0].kind == Kind.OTHER_SIGNER
+    assert read_log(copy, kept=[page.data[:-3]]).findings[0].kind == Kind.CHANGED
+
+
+def test_files_in_each_others_place_are_found(copy: Path) -> None:
+    one, two = list_files(copy)[:2]
+    spare = copy / "spare"
+    one.directory.rename(spare)
+    two.directory.rename(one.directory)
+    spare.rename(two.directory)
+    assert Kind.REORDERED in {found.kind for found in read_log(copy).findings}
+
+
+def test_a_log_made_anew_by_another_signer_is_found(copy: Path, log: Path, provider: FileProvider) -> None:
+    """Who holds the data key, but not the signing key, cannot go on with the log."""
+    stranger = make_provider(copy.parent / "stranger")
+    bench = LogBench(copy, stranger)
+    bench.put()
+    bench.writer.finish()
+    report = read_log(copy)
+    assert {one.kind for one in damage(report)} == {Kind.OTHER_SIGNER, Kind.CHANGED}
+    own = Certificate.from_pem(provider.info().signing_certificate_pem).fingerprint
+    assert read_log(log, trusted=[own]).verdict == Verdict.OK
+    other = Certificate.from_pem(stranger.info().signing_certificate_pem).fingerprint
+    assert read_log(log, trusted=[other]).verdict == Verdict.BROKEN
+
+
+def test_old_files_go_when_their_time_has_come_and_the_log_says_so(
+    tmp_path: Path, provider: FileProvider
+) -> None:
+    bench = LogBench(tmp_path / "audit", provider)
+    for _ in range(4):
+        bench.put()
+        bench.clock.now += DAY_NS
+        open_next(bench.writer, provider)
+    files = list_files(bench.root)
+    for day, file in enumerate(files):
+        os.utime(file.path, ns=(bench.clock.utc_ns() - (5 - day) * DAY_NS,) * 2)
+    assert bench.writer.expire(bench.clock.utc_ns() - 9 * DAY_NS) == []
+    gone = bench.writer.expire(bench.clock.utc_ns() - 3 * DAY_NS - DAY_NS // 2)
+    assert [file.number for file in gone] == [1, 2]
+    report = read_log(bench.root)
+    assert (report.verdict, report.findings, report.expired) == (Verdict.OK, [], 2), texts(report)
+    gone = bench.writer.expire(bench.clock.utc_ns() + DAY_NS)
+    assert [file.number for file in gone] == [3, 4]  # never the open one
+    assert read_log(bench.root).verdict == Verdict.OK
+    bench.put()
+    bench.writer.finish()
+    bench.start()
+    bench.put()
+    shutil.rmtree(list_files(bench.root)[0].directory)
+    report = read_log(bench.root)
+    assert Kind.REMOVED in {one.kind for one in damage(report)}, texts(report)
+
+
+def test_a_full_disk_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, provider: FileProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = LogBench(tmp_path / "audit", provider)
+    bench.put()
+    disk = FullDisk(monkeypatch, bench.root)
+    with pytest.raises(OSError, match="No space"):
+        bench.writer.put([entry(4)], {})
+    assert bench.writer.last_seq == 3
+    assert bench.writer.due
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space"):
+            open_next(bench.writer, provider)
+        shutil.rmtree(bench.writer.next_file().directory, ignore_errors=True)
+    disk.full = False
+    open_next(bench.writer, provider)
+    bench.writer.put([entry(4)], {})
+    bench.clock.now += DAY_NS
+    bench.writer.checkpoint(bench.clock.now)
+    report = read_log(bench.root, key_of=key_of(provider))
+    assert (report.verdict, report.last_seq, report.files) == (Verdict.OK, 4, 2), texts(report)
+
+
+def test_an_anchor_page_over_other_items_is_found(tmp_path: Path, provider: FileProvider) -> None:
+    """The signing key's holder too must say in each page what the log says."""
+    bench = LogBench(tmp_path / "audit", provider)
+    bench.put()
+    bench.writer._pending["one"].add([anchors.begun("019ad000-0000-7000-8000-00000000ffff", "never")])
+    bench.writer.anchor()
+    bench.writer.finish()
+    [finding] = damage(read_log(bench.root))
+    assert "is over other items" in finding.detail
+
+
+def test_a_killed_writer_loses_nothing_it_had_written(tmp_path: Path, provider: FileProvider) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    source = random.Random(seed)
+    root = tmp_path / "audit"
+    written, first = 0, 1
+    for _ in range(12):
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.recorder.audit_tools",
+                str(root),
+                str(provider.directory),
+                str(first),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        assert int(child.stdout.readline().split()[1]) in (written, written + 1)
+        stop_at = source.randrange(1, 400)
+        for line in child.stdout:
+            written = int(line)
+            if written >= first + stop_at:
+                break
+        child.send_signal(signal.SIGKILL)
+        written = max([written, *(int(line) for line in child.stdout.read().split() if line.isdigit())])
+        child.wait()
+        first = written + 1  # the server would ask its database what is missing
+    report = read_log(root, key_of=key_of(provider))
+    assert not damage(report), texts(report)
+    found = [one["seq"] for one in search(root, key_of(provider), Wanted())]
+    assert found[:written] == list(range(1, written + 1))
