@@ -256,7 +256,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
     except KeysUnavailable as error:
         yield Finding("Keys", "failure", str(error), "start the KMS, or correct crypto.kms")
         return
-    except (KeyProblem, OSError) as error:
+    except (KeyProblem, selftest.SelfTestError, OSError) as error:
         yield Finding("Keys", "failure", str(error), "correct the section crypto (docs/operations.md, Keys)")
         return
     info = provider.info()

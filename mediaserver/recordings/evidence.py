@@ -119,14 +119,15 @@ async def capture(
     *,
     lost: bool,
 ) -> Entry:
-    """Sign the capture manifest; returns the ended entry. Raises EvidenceProblem, KeysUnavailable, OSError.
+    """Sign the capture manifest; returns the ended entry. Raises EvidenceProblem, OSError, and KeyProblem
+    where it cannot be signed.
 
     ``known`` are the summaries of parts that ended on purpose; the others are read from what their writers
     left. Run again after a death between manifest and index, it takes the manifest that is there.
     """
     try:
         return await asyncio.to_thread(_capture, provider, directory, key, entry, known, lost)
-    except KeysUnavailable:
+    except KeyProblem:  # no signature: that of the data key is here
         raise
     except _PROBLEMS as error:
         raise EvidenceProblem(str(error)) from error
@@ -238,7 +239,8 @@ def state_files(
 ) -> None:
     """Sign statements for what was composed: one for the archive, one for the derived files. Blocks.
 
-    What a statement speaks for already is not stated again. Raises EvidenceProblem, KeysUnavailable, OSError.
+    What a statement speaks for already is not stated again. Raises EvidenceProblem, OSError, and KeyProblem
+    where it cannot be signed.
     """
     try:
         stated = {file.file_id for one in _our_statements(provider, directory) for file in one.files}
@@ -251,7 +253,7 @@ def state_files(
                     "durations_ms": {one.summary.name: one.duration_ms for one in files},
                 }
                 append_statement(directory, statement, body, provider.signer())
-    except KeysUnavailable:
+    except KeyProblem:
         raise
     except _PROBLEMS as error:
         raise EvidenceProblem(str(error)) from error

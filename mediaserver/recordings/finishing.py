@@ -30,7 +30,7 @@ from mediaserver.recordings.pieces import Piece, file_names, pieces
 from recorder.canonical import canonical
 from recorder.catalog import Entry
 from recorder.gm.sm3 import named, sm3
-from recorder.keys import CryptoProvider, KeysUnavailable, ProviderConfig
+from recorder.keys import CryptoProvider, KeyProblem, ProviderConfig
 from recorder.reindex import files_of, template_text
 from recorder.sealed import DataKey, FileSummary
 from recorder.signed import signable
@@ -249,7 +249,7 @@ class Finishing:
             try:
                 await self._make(entry, piece, directory)
                 return
-            except KeysUnavailable as error:
+            except KeyProblem as error:
                 why: Exception = error
             except ComposingFailed as error:
                 if error.code != "keys_unavailable":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mediaserver.errors import Refused
 from recorder.atomic import replace_file
 from recorder.clock import SystemClock, rfc3339
+from recorder.gm.x509 import Certificate
 from recorder.keys import KeyProblem, KeysUnavailable
 from recorder.keys.rewrap import Outcome, Rewrapper
 from recorder.keys.rotating import RotatingProvider
@@ -46,28 +47,35 @@ class Rewrapping:
         self._jobs = jobs
         self._data = recordings.settings.data_dir.absolute()
         self._states: dict[str, State] = {}
+        self._starting = asyncio.Lock()
+        self._locks: dict[str, asyncio.Lock] = {}
         jobs.handle(TASK, self.work)
 
     async def start(self, tenant: str, actor: str) -> State:
         """Start a run, or return the one that goes on. Raises Refused where there is nothing to move from."""
         provider = self._provider()
-        state = await self.state(tenant)
-        if state["state"] == "running":
-            return state
+        async with self._starting:
+            state = await self.state(tenant)
+            if state["state"] != "running":
+                state = await self._begin(tenant, provider, actor)
+            if not self._lock(tenant).locked():  # also if the task was lost: a second one does no harm
+                await self._jobs.task(TASK, tenant, run=str(uuid.uuid4()))
+        return state
+
+    async def _begin(self, tenant: str, provider: RotatingProvider, actor: str) -> State:
         state = {
             "state": "running",
             "run": str(uuid.uuid4()),
-            "recipient": Rewrapper(provider.former, provider.current, actor=actor).recipient.fingerprint,
+            "recipient": Certificate.from_pem(provider.info().encryption_certificate_pem).fingerprint,
             "actor": actor,
             "total": 0,
             "done": 0,
             "failed": 0,
             "failures": {},
-            "started_at": rfc3339(SystemClock().utc_ns()),
+            "started_at": _now(),
             "ended_at": None,
         }
         await self._save(tenant, state)
-        await self._jobs.task(TASK, tenant, run=state["run"])
         return state
 
     async def state(self, tenant: str) -> State:
@@ -82,10 +90,21 @@ class Rewrapping:
 
     async def work(self, tenant: str) -> None:
         """Do a tenant's run from its beginning (the task). Raises KeysUnavailable: tried again then."""
-        state = await self.state(tenant)
-        if state["state"] != "running":
-            return
-        provider = self._provider()
+        async with self._lock(tenant):
+            state = await self.state(tenant)
+            if state["state"] != "running":
+                return
+            provider = self._recordings.provider
+            if isinstance(provider, RotatingProvider):
+                await self._run(tenant, state, provider)
+            else:
+                _log.error("the keys of tenant %s are not all moved, and crypto.former is gone", tenant)
+                await self._save(tenant, {**state, "state": "abandoned", "ended_at": _now()})
+
+    def _lock(self, tenant: str) -> asyncio.Lock:
+        return self._locks.setdefault(tenant, asyncio.Lock())
+
+    async def _run(self, tenant: str, state: State, provider: RotatingProvider) -> None:
         rewrapper = await asyncio.to_thread(
             Rewrapper, provider.former, provider.current, actor=str(state["actor"])
         )
@@ -106,7 +125,7 @@ class Rewrapping:
             self._states[tenant] = state
             if number % SAVE_EVERY == 0:
                 await self._save(tenant, state)
-        await self._save(tenant, {**state, "state": "done", "ended_at": rfc3339(SystemClock().utc_ns())})
+        await self._save(tenant, {**state, "state": "done", "ended_at": _now()})
 
     def _one(self, rewrapper: Rewrapper, directory: Path, state: State) -> Outcome:
         """Rewrap one recording, in a thread; the event loop takes its audit event."""
@@ -147,3 +166,7 @@ class Rewrapping:
             replace_file(path, json.dumps(state, ensure_ascii=False).encode())
 
         await asyncio.to_thread(write)
+
+
+def _now() -> str:
+    return rfc3339(SystemClock().utc_ns())

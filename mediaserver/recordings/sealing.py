@@ -1,4 +1,4 @@
-"""The end of a recording, and ends that take more than one try: the key service is down, or the disk full.
+"""The end of a recording, and ends that take more than one try: the keys do not sign, or the disk is full.
 
 The media is safe meanwhile.
 """
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from mediaserver.recordings import evidence
 from mediaserver.recordings.states import changed, duration_ms
 from recorder.catalog import Entry
-from recorder.keys import KeysUnavailable
+from recorder.keys import KeyProblem
 
 if TYPE_CHECKING:
     from mediaserver.recordings.lifecycle import Active, Recordings
@@ -72,13 +72,15 @@ async def seal(recordings: Recordings, active: Active, *, lost: bool, actor: str
 
 
 async def seal_or_wait(recordings: Recordings, active: Active, *, lost: bool, actor: str) -> Entry:
-    """Seal now, or in the background once the key service is back; then the entry is still stopping.
+    """Seal now, or in the background once the keys sign; then the entry is still stopping.
+
+    A KMS that refuses is waited for as one that is down: a token that ended, a key replaced under our feet.
 
     Raises OSError when the disk is full.
     """
     try:
         return await seal(recordings, active, lost=lost, actor=actor)
-    except KeysUnavailable as error:
+    except KeyProblem as error:
         _log.error("recording %s has ended and cannot be signed yet: %s", active.entry.id, error)
         active.unsigned = True
         data = {"code": "keys_unavailable"}
@@ -93,7 +95,7 @@ async def _seal_at_last(recordings: Recordings, active: Active, *, lost: bool, a
         try:
             await seal(recordings, active, lost=lost, actor=actor)
             return
-        except (KeysUnavailable, OSError) as error:
+        except (KeyProblem, OSError) as error:
             _log.warning("recording %s waits for its signature: %s", active.entry.id, error)
 
 

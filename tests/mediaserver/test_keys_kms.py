@@ -143,6 +143,16 @@ async def test_down_in_a_call_and_the_manifest_is_signed_when_it_is_back(api: Cl
     assert "step.started" in {event["type"] for event in journal["events"]}
 
 
+async def test_a_kms_that_signs_wrongly_at_the_stop_is_waited_for(api: Client, kms: Kms) -> None:
+    one = await start(api, "wrong")
+    path = f"/v1/recordings/{one['id']}"
+    kms.fail(wrong_signature=True)
+    assert (await api.ok("POST", f"{path}/stop"))["state"] == "stopping"
+    kms.fail()
+    assert (await until(api, one["id"], lambda shown: shown["state"] != "stopping"))["state"] == "sealed"
+    assert (await api.ok("POST", f"{path}/verify"))["ok"]
+
+
 async def test_files_and_composing_wait_for_it(
     api: Client, kms: Kms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
