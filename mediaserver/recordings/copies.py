@@ -105,6 +105,7 @@ class Copies:
         if not any(one.startswith(f"{name}.") for one in stated):
             key = await recordings.data_key(entry, purpose=str(asked["reason"]), actor=str(asked["actor"]))
             parent = await asyncio.to_thread(signed_file, directory, PARENT)
+            await recordings.uploads.freeing.restore(entry)
             request: dict[str, Any] = {
                 "recording_dir": str(directory),
                 "data_key_id": key.key_id,
@@ -138,6 +139,7 @@ class Copies:
         await events.append_about(entry, f"audit.{asked['kind']}_made", data, str(asked["actor"]))
         listed = {"files": [file.to_json() for file in entry.files]}
         await events.append_about(entry, "recording.composed", listed)
+        await recordings.uploads.changed(entry)
 
     async def _composed(self, entry: Entry, name: str, request: dict[str, Any]) -> dict[str, Any]:
         async def on_event(kind: str, data: dict[str, Any]) -> None:

@@ -21,11 +21,14 @@ from mediaserver.recordings.retention import begin_until
 from mediaserver.recordings.states import changed
 from recorder.catalog import Entry
 from recorder.custody import Custody, CustodyError, Keeper, points, read_custody
-from recorder.destruction import carry_out, certificate
+from recorder.destruction import carry_out, certificate, destroyed_by
+from recorder.elsewhere import names_at_sites, note_at_sites
 from recorder.gm.sm2 import Sm2Error
+from recorder.keys import SIDECAR
 from recorder.manifest import ManifestError
 from recorder.reindex import files_of
 from recorder.statements import Statement, StatementError, read_statements
+from recorder.storage import media_path
 
 DESTROY = "destroy"
 """Kind of the durable task that removes what a signed tombstone names."""
@@ -91,16 +94,28 @@ class RecordingCustody:
         jobs = self._recordings.finishing.jobs
         if jobs is not None:
             await jobs.task(DESTROY, entry.id, run=tombstone.number)
-        await self.remove(entry.id)
+        await self._remove_here(entry)
         return await self.show(entry), json.loads(page)
 
     async def remove(self, recording: str) -> None:
-        """Remove what tombstones name, and what the index knows of it (the durable task). May run twice."""
+        """Remove what tombstones name, here and at every site (the durable task). May run twice.
+
+        Raises SiteError where a site does not answer: it is tried again.
+        """
         entry = await self._recordings.find(recording)
         if entry is None:
             return
+        await self._remove_here(entry)
+        destroyed = destroyed_by(await _thread(lambda: read_statements(self._directory(entry))))
+        names = [media_path(name) for name in destroyed.names]
+        keys = [SIDECAR] if destroyed.key is not None else []
+        await self._recordings.uploads.destroyed(entry, keys + names)
+
+    async def _remove_here(self, entry: Entry) -> None:
+        """Remove what tombstones name from this disk, and what the index knows of it."""
         directory = self._directory(entry)
         await _thread(lambda: carry_out(directory, self._accepted()))
+        await _thread(lambda: forget_destroyed(directory))
         custody = await _thread(lambda: read_custody(directory, self._accepted()))
         entry = replace(entry, files=await _thread(lambda: files_of(directory)))
         if custody.key_destroyed:
@@ -117,6 +132,7 @@ class RecordingCustody:
         custody = await self.show(entry)
         catalog, database = self._recordings.catalog, self._recordings.database
         await database.run(catalog.put_due, entry.id, custody.first_due_ns())
+        await self._recordings.uploads.changed(entry)
 
     def _directory(self, entry: Entry) -> Path:
         return self._recordings.directory(entry)
@@ -130,6 +146,14 @@ class RecordingCustody:
         key = await self._recordings.data_key(entry, purpose=purpose, actor=actor)
         signer = self._recordings.provider.signer()
         return Keeper(self._directory(entry), key, signer, self._accepted(), actor, operator)
+
+
+def forget_destroyed(directory: Path) -> None:
+    """Take from the note of what lies at sites alone what was destroyed. Blocks."""
+    elsewhere = names_at_sites(directory)
+    gone = {media_path(name) for name in destroyed_by(read_statements(directory)).names}
+    if elsewhere & gone:
+        note_at_sites(directory, elsewhere - gone)
 
 
 async def _thread(work: Callable[[], Result]) -> Result:

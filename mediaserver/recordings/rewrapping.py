@@ -114,6 +114,7 @@ class Rewrapping:
             try:
                 await asyncio.to_thread(self._one, rewrapper, directory, state)
                 state["done"] += 1
+                await self._send(directory.name)
             except KeysUnavailable:
                 await self._save(tenant, state)
                 raise
@@ -135,6 +136,12 @@ class Rewrapping:
             asyncio.run_coroutine_threadsafe(event, self._jobs.loop).result(AUDIT_S)
 
         return rewrapper.rewrap(directory, audit)
+
+    async def _send(self, recording: str) -> None:
+        """Let the sites have the new sidecar."""
+        entry = await self._recordings.find(recording) if self._recordings.uploads.sites else None
+        if entry is not None:
+            await self._recordings.uploads.changed(entry)
 
     async def _audit(self, recording: str, recipient: str, actor: str) -> None:
         entry = await self._recordings.find(recording)

@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,9 @@ DELAYED_S = 30.0
 """A site that fails for longer is told as an event, once for each recording it holds up."""
 
 
+KEPT_NAMED = 20
+
+
 @dataclass
 class _Upload:
     """One recording on its way to one site."""
@@ -50,6 +54,8 @@ class _Upload:
     """Names with other bytes at the site: told once, never overwritten."""
     seen: tuple[int, ...] = ()
     """Times of the last change of the recording's folders, if all of that was sent."""
+    putting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while something is put: who removes from the site waits for it."""
     pending: int = 0
     failing_since: float | None = None
     told: bool = False
@@ -68,7 +74,6 @@ class Uploads:
         self._running: dict[str, _Upload] = {}
         self._gates = {site.name: asyncio.Semaphore(storage.parallel) for site in self.sites}
         self._pace = {site.name: Pace(storage.max_bytes_per_s) for site in self.sites}
-        self._locks: dict[str, asyncio.Lock] = {}
         self.freeing = Freeing(recordings, self.sites)
         self.jobs: Jobs | None = None
         """Given once launched."""
@@ -94,10 +99,30 @@ class Uploads:
     async def remove(self, entry: Entry, names: Sequence[str]) -> Removal:
         """Remove files of a recording from every site; see ``recorder.sites.remove_from_sites``.
 
-        Remove them here before: an upload under way ends first, and does not bring them back.
+        Remove them here before: a put under way ends first, and none begins anew.
         """
-        async with self._locks.setdefault(entry.id, asyncio.Lock()):
+        async with AsyncExitStack() as puts:
+            for upload in list(self._running.values()):
+                if upload.recording == entry.id:
+                    await puts.enter_async_context(upload.putting)
             return await asyncio.to_thread(remove_from_sites, self.sites, entry.directory, names)
+
+    async def destroyed(self, entry: Entry, names: Sequence[str]) -> None:
+        """Remove from every site what was destroyed here, and say which site keeps it and why.
+
+        Raises SiteError where a site does not answer; what a lock or kept versions hold is told, and not
+        tried again.
+        """
+        if not self.sites or not names:
+            return
+        done = await self.remove(entry, names)
+        away = [why for why in done.kept.values() if why.startswith("unreachable")]
+        if away:
+            raise SiteError("unreachable", "of a destroyed recording", away[0])
+        kind = "storage.removed" if done.complete else "storage.not_removed"
+        kept = dict(list(done.kept.items())[:KEPT_NAMED])
+        data = {"removed": len(done.removed), "kept": len(done.kept), "why": kept}
+        await self._recordings.events.append_about(entry, kind, data)
 
     async def upload(self, argument: str) -> None:
         """Do the task: ``argument`` is the JSON list of site and recording."""
@@ -165,9 +190,10 @@ class Uploads:
     async def _send(self, upload: _Upload, entry: Entry, one: Outgoing, size: int) -> None:
         site, key = upload.site, f"{entry.directory}/{one.name}"
         assert upload.known is not None
-        lock = self._locks.setdefault(entry.id, asyncio.Lock()) if one.revised else self._gates[site.name]
         try:
-            async with lock:
+            async with self._gates[site.name], upload.putting:
+                if not one.path.exists():
+                    raise FileNotFoundError(one.path)
                 known = upload.known.get(key)
                 new = await send(site, entry.directory, one, throttle=self._pace[site.name].wait, known=known)
         except SiteError as error:

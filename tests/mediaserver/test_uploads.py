@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
 
 from mediaserver.recordings import uploads
 from mediaserver.settings import Settings
+from mediaserver.tokens import ApiKey
 from recorder.atomic import create_file
 from recorder.elsewhere import names_at_sites
 from recorder.reindex import files_of
 from recorder.sealed import SealedWriter
 from recorder.sites import Site, SiteConfig, signed_digests
 from recorder.statements import append_statement
-from tests.mediaserver.running import Client, make_keys, running, settings_in
+from tests.mediaserver.running import KEYS, Client, make_keys, running, settings_in
 from tests.recorder.faults import Faults, Request, faulty
 from tests.recorder.s3 import S3Server
 
@@ -327,6 +329,46 @@ async def test_keys_are_erased_at_every_site(s3: S3Server, tmp_path: Path) -> No
         await api.control.uploads.changed(entry)
         await event(api, "storage.complete", made["id"], site="replica")
         assert [site.head(f"{key}/keys.json") for site in sites] == [None, None]
+
+
+async def test_what_is_destroyed_leaves_every_site(s3: S3Server, faults: Faults, tmp_path: Path) -> None:
+    configs = [site_config(s3, tmp_path, "first"), site_config(s3, tmp_path, "locked", faults)]
+    sites = [straight(s3, one) for one in configs]
+    settings = server_settings(tmp_path, configs)
+    second = ApiKey("key-compliance", "two-persons" * 4, KEYS[0].tenant)
+    path = settings.secrets_dir / "api-keys.yaml"
+    listed = yaml.safe_load(path.read_text())
+    path.write_text(
+        yaml.safe_dump([*listed, {"id": second.id, "secret": second.secret, "tenant": second.tenant}])
+    )
+    async with running(settings) as api:
+        await api.ok("POST", "/v1/rooms", {"name": "hall"})
+        body = {"business_no": "UP-6", "retention": {"basis": "contract", "until": "2020-01-01"}}
+        made = await api.ok("POST", "/v1/rooms/hall/recordings", body)
+        where = f"/v1/recordings/{made['id']}"
+        await api.ok("POST", f"{where}/stop")
+        await add_composite(api, made["id"], 1000, 1)
+        key, directory = key_of(api, made["id"]), directory_of(api, made["id"])
+        media = set(signed_digests(directory)) | {"keys.json"}
+        for site in sites:
+            await until(lambda site=site: media <= names_there(site, key))  # type: ignore[misc]
+        faults.set("deny", lambda one: one.method == "DELETE" and one.path.endswith(".seg"))
+        await until(lambda: (directory / "statements" / "000002.json").exists())
+        await api.ok("POST", f"{where}/destruction", {"reason": "expired"})
+        await api.ok("POST", f"{where}/destruction/approve", key=second)
+        told = await event(api, "storage.not_removed", made["id"])
+        assert told["data"]["kept"] == len([name for name in media if name.endswith(".seg")])
+        assert all("locked" in name and "AccessDenied" in why for name, why in told["data"]["why"].items())
+        assert not media & names_there(sites[0], key)
+        assert {name for name in media & names_there(sites[1], key) if not name.endswith(".seg")} == set()
+        # The tombstone itself goes to the sites, where it says why the rest is not there.
+        number = len(list((directory / "statements").glob("*.json")))
+        for site in sites:
+            await until(lambda site=site: f"statements/{number:06d}.json" in names_there(site, key))  # type: ignore[misc]
+
+
+def names_there(site: Site, key: str) -> set[str]:
+    return {one.key.removeprefix(f"{key}/") for one in site.listing(key)}
 
 
 async def test_a_site_that_is_gone_from_the_settings_ends_its_tasks(tmp_path: Path) -> None:
