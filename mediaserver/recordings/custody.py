@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,17 +21,25 @@ from mediaserver.recordings.lifecycle import Recordings
 from mediaserver.recordings.retention import begin_until
 from mediaserver.recordings.states import changed
 from recorder.catalog import Entry
-from recorder.custody import Custody, CustodyError, Keeper, points, read_custody
-from recorder.destruction import carry_out, certificate
+from recorder.clock import rfc3339
+from recorder.custody import Custody, CustodyError, Keeper, read_custody
+from recorder.destruction import carry_out, certificate, destroyed_by
 from recorder.gm.sm2 import Sm2Error
 from recorder.manifest import ManifestError
 from recorder.reindex import files_of
-from recorder.statements import Statement, StatementError, read_statements
+from recorder.statements import Statement, StatementError, append_statement, read_statements
 
+_log = logging.getLogger(__name__)
+RETENTION = "retention"
+"""Kind of the durable task that signs what retention a recording began with."""
 DESTROY = "destroy"
 """Kind of the durable task that removes what a signed tombstone names."""
 Act = Callable[[Keeper], Statement]
 Result = TypeVar("Result")
+
+
+class StillThere(Exception):
+    """An object store keeps what was destroyed: locked, versioned or out of reach; says which and why."""
 
 
 class RecordingCustody:
@@ -49,15 +58,31 @@ class RecordingCustody:
         until = begin_until(entry, self._recordings.settings.retention.policies)
         if not until:
             return
-        keeper = await self._keeper(entry, "server", "", "retention")
-        basis = str(entry.details["retention"]["basis"])
+        directory, signer = self._directory(entry), self._recordings.provider.signer()
+        body = {
+            "action": "set",
+            "basis": str(entry.details["retention"]["basis"]),
+            "until": {kind: rfc3339(at) for kind, at in until.items()},
+        }
 
-        def sign() -> None:
-            if not any(one.kind == "retention" for one in read_statements(keeper.directory)):
-                keeper.set_retention(until, basis)
+        def sign() -> None:  # no sealed part: nobody did this, and a server that cannot open signs it too
+            if not any(one.kind == "retention" for one in read_statements(directory)):
+                append_statement(directory, "retention", body, signer)
 
         await _thread(sign)
         await self._index(entry)
+
+    async def ended(self, entry: Entry) -> None:
+        """Have the retention signed that an ended recording began with: a durable task, if there is one."""
+        jobs = self._recordings.finishing.jobs
+        if jobs is not None and entry.details.get("retention") and entry.state != "failed":
+            await jobs.task(RETENTION, entry.id)
+
+    async def sign_retention(self, recording: str) -> None:
+        """Do ``begin`` for a recording by its id (the durable task). May run twice."""
+        entry = await self._recordings.find(recording)
+        if entry is not None:
+            await self.begin(entry)
 
     async def act(
         self, entry: Entry, actor: str, operator: str, purpose: str, act: Act
@@ -91,7 +116,10 @@ class RecordingCustody:
         jobs = self._recordings.finishing.jobs
         if jobs is not None:
             await jobs.task(DESTROY, entry.id, run=tombstone.number)
-        await self.remove(entry.id)
+        try:
+            await self.remove(entry.id)
+        except StillThere as error:  # the task goes on trying
+            _log.error("recording %s is destroyed here, but not everywhere: %s", entry.id, error)
         return await self.show(entry), json.loads(page)
 
     async def remove(self, recording: str) -> None:
@@ -112,17 +140,30 @@ class RecordingCustody:
                 entry = changed(entry, "destroyed", composing=composing, details=details)
         await self._recordings.database.run(self._recordings.catalog.put, entry)
         await self._index(entry)
+        await self._remove_from_sites(entry, directory)
+
+    async def _remove_from_sites(self, entry: Entry, directory: Path) -> None:
+        """Remove it from every object store; raises StillThere while one keeps something."""
+        uploads = self._recordings.uploads
+        if not uploads.sites:
+            return
+        names = (await _thread(lambda: destroyed_by(read_statements(directory)))).paths()
+        removal = await uploads.remove(entry, names)
+        if not removal.complete:
+            what, why = next(iter(removal.kept.items()))
+            raise StillThere(f"{len(removal.kept)} files are kept, such as {what}: {why}")
 
     async def _index(self, entry: Entry) -> None:
         custody = await self.show(entry)
         catalog, database = self._recordings.catalog, self._recordings.database
         await database.run(catalog.put_due, entry.id, custody.first_due_ns())
+        await self._recordings.uploads.changed(entry)
 
     def _directory(self, entry: Entry) -> Path:
         return self._recordings.directory(entry)
 
     def _accepted(self) -> set[bytes]:
-        return points(self._recordings.provider.info().signing_certificate_pem)
+        return evidence.own_points(self._recordings.provider)
 
     async def _keeper(self, entry: Entry, actor: str, operator: str, purpose: str) -> Keeper:
         if entry.state == "destroyed":
