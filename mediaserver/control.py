@@ -38,7 +38,7 @@ from mediaserver.memory import keep_tidy, settle_memory
 from mediaserver.metrics import Metrics
 from mediaserver.recordings import continuity, uploads
 from mediaserver.recordings.copies import COPY, Copies
-from mediaserver.recordings.custody import DESTROY, RecordingCustody
+from mediaserver.recordings.custody import DESTROY, RETENTION, RecordingCustody
 from mediaserver.recordings.finishing import Finishing
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Recordings
@@ -158,6 +158,7 @@ class Control:
 
         self.rewrapping = Rewrapping(self.recordings, self._jobs)
         self._jobs.handle(uploads.KIND, self.uploads.upload)
+        self._jobs.handle(RETENTION, self.custody.sign_retention)
         self._jobs.handle(DESTROY, self.custody.remove)
         self._jobs.handle(COPY, self.copies.make)
         if settings.audit.anchor_webhook:

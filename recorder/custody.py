@@ -26,6 +26,7 @@ from pathlib import Path
 
 from recorder.canonical import JSON
 from recorder.clock import rfc3339
+from recorder.elsewhere import names_at_sites
 from recorder.gm.x509 import Certificate
 from recorder.manifest import read_manifest
 from recorder.sealed import DataKey, FileSummary, SealedError
@@ -344,7 +345,10 @@ class Keeper:
         """Refuse to destroy the originals while nothing was made of them that is to outlive them."""
         if "original" in kinds and "archive" not in kinds:
             made = [file for file in self._files() if file.kind == "archive"]
-            if not all((files_directory(self.directory) / file.name).exists() for file in made) or not made:
+            away = names_at_sites(self.directory)
+            folder = files_directory(self.directory)
+            kept = [one for one in made if (folder / one.name).exists() or f"files/{one.name}" in away]
+            if not made or len(kept) < len(made):
                 raise CustodyError("archive_missing", "the originals stay: there is no archive composite yet")
 
     def _files(self) -> list[FileSummary]:

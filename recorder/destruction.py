@@ -14,10 +14,11 @@ from pathlib import Path
 
 from recorder.atomic import sync_directory
 from recorder.canonical import JSON
+from recorder.elsewhere import names_at_sites, note_at_sites
 from recorder.keys import SIDECAR, erase_sidecar
 from recorder.signed import Signer, digest_name, sign_page
 from recorder.statements import STATEMENTS, Statement, StatementError, read_statements
-from recorder.storage import files_directory, segments_directory
+from recorder.storage import SegmentName, files_directory, segments_directory
 
 CERTIFICATE_TYPE = "shuanglu.destruction-certificate.v1"
 
@@ -31,6 +32,16 @@ class Destroyed:
     names: dict[str, int] = field(default_factory=dict)
     """Name on disk likewise."""
     key: int | None = None
+
+    def paths(self) -> list[str]:
+        """List where they lay, below the recording's directory: what object stores are to remove as well."""
+        listed = [
+            f"{folder}/{name}"
+            for name in self.names
+            if Path(name).name == name
+            for folder in ("segments" if SegmentName.parse(name) else "files",)
+        ]
+        return [*listed, *([SIDECAR] if self.key is not None else [])]
 
 
 def destroyed_by(statements: Iterable[Statement]) -> Destroyed:
@@ -61,6 +72,9 @@ def carry_out(directory: Path, accepted: Collection[bytes]) -> int:
             raise StatementError(f"statement {statement.number:06d} is a stranger's: nothing is removed")
     destroyed = destroyed_by(statements)
     removed = 0
+    away = names_at_sites(directory)
+    if away & set(destroyed.paths()):
+        note_at_sites(directory, away - set(destroyed.paths()))
     if destroyed.key is not None:
         removed += (directory / SIDECAR).exists()
         erase_sidecar(directory)

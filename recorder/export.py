@@ -19,6 +19,7 @@ from recorder.court import content, html, pdf
 from recorder.court.archive import archive_metadata
 from recorder.court.facts import CONTACT_SHEET, Facts, certificates_of, gather
 from recorder.court.parcel import Parcel, parcel
+from recorder.destruction import destroyed_by
 from recorder.gm.sm3 import Sm3, named
 from recorder.gm.x509 import Certificate
 from recorder.keys import SIDECAR, read_sidecar
@@ -143,8 +144,14 @@ def _accept_signers(directory: Path, manifest: Manifest, signer: Signer) -> None
 
 def _choose(directory: Path, names: list[str] | None) -> list[FileSummary]:
     files = [summary for statement in read_statements(directory) for summary in statement.files]
+    gone = destroyed_by(read_statements(directory)).files
+    files = [summary for summary in files if summary.file_id not in gone]
+    away = [one for one in files if not (files_directory(directory) / one.name).exists()]
     if names is None:
-        return [summary for summary in files if (files_directory(directory) / summary.name).exists()]
+        if away:
+            listed = ", ".join(plain_name(one.name) for one in away)
+            raise ExportError(f"not here: {listed}; bring it from its site first, or name others")
+        return files
     chosen = [summary for summary in files if plain_name(summary.name) in names]
     missing = set(names) - {plain_name(summary.name) for summary in chosen}
     if missing:
@@ -203,6 +210,9 @@ def _add_keys(package: Parcel, directory: Path, facts: Facts) -> None:
     encryption = facts.provider.get("encryption_certificate")
     if isinstance(encryption, str) and encryption:
         package.add("certificates/encryption.pem", encryption.encode())
+    chain = facts.provider.get("chain")
+    if isinstance(chain, list) and chain:
+        package.add("certificates/chain.pem", "".join(str(one) for one in chain).encode())
     package.add(f"keys/{SIDECAR}", read_page(directory / SIDECAR))
     for number, wrap in enumerate(_wraps(read_sidecar(directory)), 1):
         package.add(f"keys/wrap-{number}.der", wrap)

@@ -104,12 +104,14 @@ class Copies:
         stated = await asyncio.to_thread(evidence.stated_files, recordings.provider, directory)
         if not any(one.startswith(f"{name}.") for one in stated):
             key = await recordings.data_key(entry, purpose=str(asked["reason"]), actor=str(asked["actor"]))
+            await recordings.uploads.freeing.restore(entry)
             parent = await asyncio.to_thread(signed_file, directory, PARENT)
             await recordings.uploads.freeing.restore(entry)
             request: dict[str, Any] = {
                 "recording_dir": str(directory),
                 "data_key_id": key.key_id,
                 "data_key": base64.b64encode(key.secret).decode(),
+                "suite": key.suite,
                 "parent": parent.name,
                 "parent_id": parent.file_id,
                 "parent_sm3": parent.sm3,
@@ -134,6 +136,7 @@ class Copies:
             )
         number = len(await asyncio.to_thread(read_statements, directory))
         entry = await self._ended(entry, name, "done")
+        await recordings.uploads.changed(entry)
         data = {"file": name, "statement": number, "operator": asked.get("operator", "")}
         events = recordings.events
         await events.append_about(entry, f"audit.{asked['kind']}_made", data, str(asked["actor"]))

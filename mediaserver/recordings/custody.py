@@ -20,16 +20,17 @@ from mediaserver.recordings.lifecycle import Recordings
 from mediaserver.recordings.retention import begin_until
 from mediaserver.recordings.states import changed
 from recorder.catalog import Entry
-from recorder.custody import Custody, CustodyError, Keeper, points, read_custody
+from recorder.clock import rfc3339
+from recorder.custody import Custody, CustodyError, Keeper, read_custody
 from recorder.destruction import carry_out, certificate, destroyed_by
 from recorder.elsewhere import names_at_sites, note_at_sites
 from recorder.gm.sm2 import Sm2Error
-from recorder.keys import SIDECAR
 from recorder.manifest import ManifestError
 from recorder.reindex import files_of
-from recorder.statements import Statement, StatementError, read_statements
-from recorder.storage import media_path
+from recorder.statements import Statement, StatementError, append_statement, read_statements
 
+RETENTION = "retention"
+"""Kind of the durable task that signs what retention a recording began with."""
 DESTROY = "destroy"
 """Kind of the durable task that removes what a signed tombstone names."""
 Act = Callable[[Keeper], Statement]
@@ -52,15 +53,31 @@ class RecordingCustody:
         until = begin_until(entry, self._recordings.settings.retention.policies)
         if not until:
             return
-        keeper = await self._keeper(entry, "server", "", "retention")
-        basis = str(entry.details["retention"]["basis"])
+        directory, signer = self._directory(entry), self._recordings.provider.signer()
+        body = {
+            "action": "set",
+            "basis": str(entry.details["retention"]["basis"]),
+            "until": {kind: rfc3339(at) for kind, at in until.items()},
+        }
 
-        def sign() -> None:
-            if not any(one.kind == "retention" for one in read_statements(keeper.directory)):
-                keeper.set_retention(until, basis)
+        def sign() -> None:  # no sealed part: nobody did this, and a server that cannot open signs it too
+            if not any(one.kind == "retention" for one in read_statements(directory)):
+                append_statement(directory, "retention", body, signer)
 
         await _thread(sign)
         await self._index(entry)
+
+    async def ended(self, entry: Entry) -> None:
+        """Have the retention signed that an ended recording began with: a durable task, if there is one."""
+        jobs = self._recordings.finishing.jobs
+        if jobs is not None and entry.details.get("retention") and entry.state != "failed":
+            await jobs.task(RETENTION, entry.id)
+
+    async def sign_retention(self, recording: str) -> None:
+        """Do ``begin`` for a recording by its id (the durable task). May run twice."""
+        entry = await self._recordings.find(recording)
+        if entry is not None:
+            await self.begin(entry)
 
     async def act(
         self, entry: Entry, actor: str, operator: str, purpose: str, act: Act
@@ -107,9 +124,7 @@ class RecordingCustody:
             return
         await self._remove_here(entry)
         destroyed = destroyed_by(await _thread(lambda: read_statements(self._directory(entry))))
-        names = [media_path(name) for name in destroyed.names]
-        keys = [SIDECAR] if destroyed.key is not None else []
-        await self._recordings.uploads.destroyed(entry, keys + names)
+        await self._recordings.uploads.destroyed(entry, destroyed.paths())
 
     async def _remove_here(self, entry: Entry) -> None:
         """Remove what tombstones name from this disk, and what the index knows of it."""
@@ -138,7 +153,7 @@ class RecordingCustody:
         return self._recordings.directory(entry)
 
     def _accepted(self) -> set[bytes]:
-        return points(self._recordings.provider.info().signing_certificate_pem)
+        return evidence.own_points(self._recordings.provider)
 
     async def _keeper(self, entry: Entry, actor: str, operator: str, purpose: str) -> Keeper:
         if entry.state == "destroyed":
@@ -151,7 +166,7 @@ class RecordingCustody:
 def forget_destroyed(directory: Path) -> None:
     """Take from the note of what lies at sites alone what was destroyed. Blocks."""
     elsewhere = names_at_sites(directory)
-    gone = {media_path(name) for name in destroyed_by(read_statements(directory)).names}
+    gone = set(destroyed_by(read_statements(directory)).paths())
     if elsewhere & gone:
         note_at_sites(directory, elsewhere - gone)
 

@@ -106,8 +106,13 @@ def _own(provider: CryptoProvider) -> list[Certificate]:
     return [Certificate.from_pem(pem) for pem in pems]
 
 
+def own_points(provider: CryptoProvider) -> set[bytes]:
+    """Give the public points of our signing keys, those replaced included."""
+    return {own.public_key.point for own in _own(provider)}
+
+
 def _is_ours(provider: CryptoProvider, certificate: Certificate) -> bool:
-    return certificate.public_key.point in {own.public_key.point for own in _own(provider)}
+    return certificate.public_key.point in own_points(provider)
 
 
 async def capture(

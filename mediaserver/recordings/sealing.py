@@ -50,7 +50,7 @@ async def seal(recordings: Recordings, active: Active, *, lost: bool, actor: str
         active.entry = changed(entry, "failed", failure=code, composing=none, worker=None)
     await recordings.save(active)
     recordings.active.pop(entry.id, None)
-    recordings.later(recordings.custody.begin(active.entry))
+    recordings.later(recordings.custody.ended(active.entry))
     recordings.metrics.recordings_ended.labels(active.entry.state).inc()
     ended = active.entry
     await recordings.events.append_about(

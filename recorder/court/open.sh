@@ -158,12 +158,20 @@ if [ -z "$key$private" ]; then
     say "OK 核验通过. To open the sealed files give -p or -k 如需打开密文请给出 -p 或 -k"
     exit 0
 fi
-fits() { [ "$(derive "$(printf %s 'shuanglu data key id v1' | hex)$1" 16)" = "$key_id" ]; }
+fits() { # hex of a data key: is it this recording's? Its suite (docs section 2.3) goes into $suite
+    for suite in 1 2 3; do
+        label='shuanglu data key id v1'
+        [ "$suite" = 1 ] || label="$label suite $suite"
+        if [ "$(derive "$(printf %s "$label" | hex)$1" 16)" = "$key_id" ]; then return 0; fi
+    done
+    return 1
+}
 if [ -n "$key" ]; then
     secret=$(tr -d ' \r\n' <"$key" | tr A-F a-f)
     fits "$secret" || stop "$key is not the data key of this recording 非本录像数据密钥"
 else
-    page "$dir/keys/keys.json" ',"type":"shuanglu\.keys\.v1","wraps":.*,"written_at":"[^"]*"}'
+    page "$dir/keys/keys.json" \
+        '\(,"succession":\[.*\]\)\{0,1\}\(,"suite":[0-9]\)\{0,1\},"type":"shuanglu\.keys\.v1","wraps":.*,"written_at":"[^"]*"}'
     grep -q "\"key_id\":\"$key_id\",\"recording\":\"$recording\"," "$work/body" || stop "keys.json is of another recording"
     secret=''
     for wrap in $(tr ',' '\n' <"$work/body" | sed -n 's/^"ciphertext":"\([A-Za-z0-9+\/=]*\)".*/\1/p'); do
@@ -179,7 +187,12 @@ else
     done
     [ -n "$secret" ] || stop "no wrap in keys.json opens with $private 此私钥不能解封数据密钥"
 fi
-say "data key 数据密钥: fits 相符"
+case $suite in # bytes of the cipher's keys, cipher, hex digits of its key
+1) cipher_bytes=16 cipher=sm4-ctr digits=32 ;;
+2) cipher_bytes=48 cipher=sm4-ctr digits=32 ;;
+3) cipher_bytes=32 cipher=aes-256-ctr digits=64 ;;
+esac
+say "data key 数据密钥: fits 相符, suite $suite"
 
 # --- 7. Opening: records one after another, docs section 2; then the SM3 of what came out
 take() { dd bs="$1" count=1 <&3 2>/dev/null; } # exactly so many bytes, from where the last one ended
@@ -199,19 +212,20 @@ open_sealed() { # sealed file, its id, target
             take $length >"$work/header"
             head=$(cat "$work/header")
             case $head in
-            '{"file_id":"'"$2"'","key_id":"'"$key_id"'",'*'"suite":1,"version":1}') ;;
+            '{"file_id":"'"$2"'","key_id":"'"$key_id"'",'*'"suite":'"$suite"',"version":1}') ;;
             *) stop "its header names another file, key, suite or version: $1" ;;
             esac
             dd bs=$((8 + 12 + length + 32)) count=1 <"$1" 2>/dev/null | openssl dgst -sm3 -binary >"$work/header.digest"
-            both=$(derive "$secret$2$(printf %s 'shuanglu sealed file v1 suite 1' | hex)" 48)
-            file_key=$(printf %.32s "$both") commitment_key=${both#????????????????????????????????}
+            both=$(derive "$secret$2$(printf %s "shuanglu sealed file v1 suite $suite" | hex)" $((cipher_bytes + 32)))
+            file_key=$(printf "%.${digits}s" "$both")
+            commitment_key=$(printf %s "$both" | dd bs=1 skip=$((2 * cipher_bytes)) 2>/dev/null)
             ;;
         2)
             [ "$(take $length | hex)" = "$(openssl dgst -sm3 -mac hmac -macopt "hexkey:$commitment_key" -binary <"$work/header.digest" | hex)" ] ||
                 stop "the key commitment does not hold 密钥承诺不成立: $1"
             ;;
         3)
-            take $((length - 16)) | openssl enc -d -sm4-ctr -K "$file_key" -iv "$(printf %022x00 $number)00000002" >>"$3"
+            take $((length - 16)) | openssl enc -d "-$cipher" -K "$file_key" -iv "$(printf %022x00 $number)00000002" >>"$3"
             take 16 >/dev/null
             ;;
         5)

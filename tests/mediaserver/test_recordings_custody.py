@@ -31,11 +31,16 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     retention = {"policies": POLICIES}
     settings = settings_in(tmp_path_factory.mktemp("custody"), retention=retention)
     make_keys(settings)
+    add_key(settings)
+    return settings
+
+
+def add_key(settings: Settings) -> None:
+    """Lay down a second key of the first tenant: the second person."""
     path = settings.secrets_dir / "api-keys.yaml"
     listed = yaml.safe_load(path.read_text())
     listed.append({"id": SECOND.id, "secret": SECOND.secret, "tenant": SECOND.tenant})
     path.write_text(yaml.safe_dump(listed))
-    return settings
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

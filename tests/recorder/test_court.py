@@ -135,6 +135,17 @@ def test_the_how_to_opens_byte_for_byte(package: Path, recording: SmallRecording
         assert (out / "composite.mp4").read_bytes() == recording.composite
 
 
+@pytest.mark.parametrize("suite", [2, 3])
+def test_every_suite_opens(suite: int, provider: FileProvider, tmp_path: Path) -> None:
+    made = make_recording(tmp_path / "r", provider, suite=suite, composite_bytes=COMPOSITE_BYTES)
+    export(made, tmp_path / "court")
+    done = open_sh(
+        tmp_path / "court", "-p", provider.directory / "encryption.key.pem", "-o", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/composite.mp4").read_bytes() == made.composite
+
+
 def test_a_private_key_under_a_passphrase_opens_too(tmp_path: Path) -> None:
     provider = FileProvider.create(tmp_path / "keys", "correct horse")
     made = make_recording(tmp_path / "r", provider)
