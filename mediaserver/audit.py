@@ -91,6 +91,7 @@ class AuditLog:
         """Time-stamps anchors, if an authority is configured."""
         self.outbox: Outbox | None = None
         self._settings = settings.audit
+        self._suite = suite_named(settings.crypto.suite)
         self._provider = provider
         self._suite = suite_named(settings.crypto.suite)
         self._node = node

@@ -21,7 +21,7 @@ from recorder.signed import SignedError, SignedPage, open_page
 
 HEADS_TYPE = "heads"
 PAGE_TYPE = "shuanglu.audit-anchor.v1"
-TENANTS_TYPE = "tenants"
+BEGIN_TYPE = "begin"
 _KINDS = ("begun", "failed", "head", "manifest", "statement")
 
 Item = Mapping[str, JSON]
