@@ -20,6 +20,7 @@ from bench.load.connection import JoinError
 from bench.machine import machine
 from bench.report import html, tables
 from bench.scenarios import (
+    audit,
     capacity,
     compose,
     crash,
@@ -201,6 +202,12 @@ def lost_node_command(
     """Nodes and their disks destroyed in mid-call: what is lost, recovered from the object store alone."""
     plan = lost_node.Plan(rounds, seed)
     finish(lambda progress: asyncio.run(lost_node.run(plan, progress)), json_path, html_path)
+
+
+@app.command("audit")
+def audit_command(json_path: JsonOption = None, html_path: HtmlOption = None) -> None:
+    """What the audit log costs at 150 recordings, in shares of a core."""
+    finish(lambda _: {"scenario": "audit", **audit.run()}, json_path, html_path)
 
 
 @app.command("seal")

@@ -121,7 +121,8 @@ class AuditLog:
         """
         set_back: JsonObject = {}
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        writer = await self._run(AuditWriter, self.root, self._node, self._provider.signer(), SystemClock())
+        signer = await self._run(self._provider.signer)  # which may ask a KMS
+        writer = await self._run(AuditWriter, self.root, self._node, signer, SystemClock())
         self._writer = writer
         known = await self._database.run(self._store.last_seq)
         if known < writer.last_seq:

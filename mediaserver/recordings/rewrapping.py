@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mediaserver.errors import Refused
 from recorder.atomic import replace_file
+from recorder.audit import list_files
 from recorder.clock import SystemClock, rfc3339
 from recorder.gm.x509 import Certificate
 from recorder.keys import KeyProblem, KeysUnavailable
@@ -145,6 +146,10 @@ class Rewrapping:
 
     async def _audit(self, recording: str, recipient: str, actor: str) -> None:
         entry = await self._recordings.find(recording)
+        if entry is None and recording.startswith("audit-"):
+            data = {"log": recording, "recipient": recipient}
+            await self._recordings.events.append("audit.rewrapped", tenant="", actor=actor, data=data)
+            return
         if entry is None:
             _log.warning("recording %s is not in the index; its key is rewrapped", recording)
             return
@@ -159,7 +164,9 @@ class Rewrapping:
 
     def _directories(self, tenant: str) -> list[Path]:
         root = tenant_directory(self._data, tenant)
-        return [one for one in recording_directories(self._data) if one.is_relative_to(root)]
+        recordings = [one for one in recording_directories(self._data) if one.is_relative_to(root)]
+        # The audit log is of all tenants: whoever rotates first takes it along.
+        return [*recordings, *(file.directory for file in list_files(self._data / "audit"))]
 
     def _path(self, tenant: str) -> Path:
         return self._data / "rewrap" / f"{tenant_directory(self._data, tenant).name}.json"

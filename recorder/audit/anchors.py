@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from recorder.audit.format import FRAME_BYTES, integer
+from recorder.audit.format import integer
 from recorder.canonical import JSON, CanonicalError, canonical
 from recorder.checkpoint import merkle_tree
 from recorder.gm.sm3 import named, parse_named
@@ -21,7 +21,9 @@ from recorder.signed import SignedError, SignedPage, open_page
 
 HEADS_TYPE = "heads"
 PAGE_TYPE = "shuanglu.audit-anchor.v1"
-TENANTS_TYPE = "tenants"
+BEGIN_TYPE = "begin"
+ITEMS_IN_FRAME = 120
+"""Of at most 300 bytes each."""
 _KINDS = ("begun", "failed", "head", "manifest", "statement")
 
 Item = Mapping[str, JSON]
@@ -34,7 +36,7 @@ def begun(recording: str, at: str) -> Item:
 
 def failed(recording: str, code: str) -> Item:
     """Return the item that says a recording ended without manifest."""
-    return {"recording": recording, "failed": code}
+    return {"recording": recording, "failed": code[:64]}
 
 
 def head(recording: str, *, part: int, index: int, record: int, offset: int, digest: bytes, at: str) -> Item:
@@ -73,19 +75,11 @@ def kind_of(item: Item) -> str:
 
 
 def heads_frames(tenant: str, at: str, items: Sequence[Item]) -> list[dict[str, JSON]]:
-    """Return the frames that hold items, each short enough to be kept by who scans a file."""
-    frames: list[dict[str, JSON]] = []
-    room = 0
-    for item in items:
-        size = len(canonical(item)) + 1
-        if size > room:
-            frames.append({"type": HEADS_TYPE, "tenant": tenant, "at": at, "recordings": []})
-            room = FRAME_BYTES
-        listed = frames[-1]["recordings"]
-        assert isinstance(listed, list)
-        listed.append(item)
-        room -= size
-    return frames
+    """Return the frames that hold items, each short enough to be kept by who scans a file (64 KiB)."""
+    return [
+        {"type": HEADS_TYPE, "tenant": tenant, "at": at, "recordings": items[first : first + ITEMS_IN_FRAME]}
+        for first in range(0, len(items), ITEMS_IN_FRAME)
+    ]
 
 
 def items_of(frame: Mapping[str, JSON]) -> list[Item]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from recorder.audit.report import AuditReport
 from recorder.audit.verify import read_log
 from recorder.checkpoint import Checkpoint
 from recorder.gm.sm3 import parse_named
-from recorder.manifest import MANIFEST
+from recorder.manifest import MANIFEST, ManifestError, read_manifest
 from recorder.report import Finding, Kind, Report
 from recorder.sealed import RecordType, SealedError
 from recorder.sealed.source import RecordSource
-from recorder.signed import SignedError, digest_name, open_page, read_page
-from recorder.statements import STATEMENT_TYPE, STATEMENTS, list_statements
+from recorder.signed import SignedError, digest_name, read_page
+from recorder.statements import STATEMENTS, list_statements
 from recorder.storage import segment_path
 
 _ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$")
@@ -137,19 +137,34 @@ def _statements(path: Path, known: Anchored) -> list[Finding]:
 
 
 def _heads(path: Path, known: Anchored) -> list[Finding]:
-    if not known.heads or _destroyed(path):
+    if not known.heads:
         return []
-    return [finding for item in known.heads.values() if (finding := _head(path, item)) is not None]
+    signed = _signed_segments(path)
+    return [finding for item in known.heads.values() if (finding := _head(path, item, signed)) is not None]
 
 
-def _head(path: Path, item: Item) -> Finding | None:
-    """Look whether a journal still holds the checkpoint the log saw."""
+def _signed_segments(path: Path) -> dict[str, int]:
+    """Return name and size of the segments that the manifest speaks for."""
+    try:
+        return {one.name: one.bytes for one in read_manifest(path).segments}
+    except (ManifestError, FileNotFoundError):
+        return {}
+
+
+def _head(path: Path, item: Item, signed: Mapping[str, int]) -> Finding | None:
+    """Look whether a journal still holds the checkpoint the log saw.
+
+    A segment that is not here but in the manifest may have gone to another site, or been destroyed by a
+    statement: that is for `recorder verify` to say.
+    """
     part, index, record, offset = (integer(item, name) for name in ("part", "index", "record", "offset"))
     segment = segment_path(path, part, index)
     name, at = f"segments/{segment.name}", str(item.get("at", ""))
     try:
         source = RecordSource(segment)
     except FileNotFoundError:
+        if signed.get(segment.name, 0) > offset:
+            return None
         detail = f"was there when the log saw it: {offset} bytes, record {record}"
         return Finding(Kind.REMOVED, name, detail, 0, offset, record, f"/{at}")
     try:
@@ -175,17 +190,6 @@ def _head(path: Path, item: Item) -> Finding | None:
         return None
     finally:
         source.close()
-
-
-def _destroyed(path: Path) -> bool:
-    """Say whether a signed statement tells that the media was destroyed; its digests stay."""
-    for _, page in list_statements(path):
-        try:
-            if open_page(read_page(page), page_type=STATEMENT_TYPE).fields.get("kind") == "destruction":
-                return True
-        except (SignedError, OSError):
-            continue
-    return False
 
 
 def _began_ns(recording: str) -> int | None:

@@ -16,12 +16,15 @@ from recorder.audit.report import AuditReport
 from recorder.canonical import JSON, CanonicalError
 from recorder.clock import rfc3339
 from recorder.gm import selftest
+from recorder.gm.sm2 import Sm2Error
 from recorder.gm.sm3 import named
 from recorder.gm.x509 import Certificate
 from recorder.keys import SIDECAR, SIDECAR_TYPE
+from recorder.keys.succession import successors
 from recorder.placing import CheckedFile, check_file
 from recorder.report import Finding, Kind
 from recorder.sealed import DataKey, RecordInfo, RecordType, SealedError, SealedReader
+from recorder.sealed.source import RecordSource
 from recorder.signed import SignedError, SignedPage, open_page, read_page
 
 KeyOf = Callable[[LogFile], DataKey]
@@ -107,7 +110,7 @@ class _Reading:
                 self._add(Kind.CHANGED, "kept page", str(error))
                 continue
             name = f"page {page.fields['number']} of tenant {page.fields.get('tenant')}"
-            if not self._accepted(page):
+            if not self._accept(page.certificate):
                 self._add(Kind.OTHER_SIGNER, name, f"is signed by {page.certificate.subject}, not accepted")
             elif named(page.digest) not in self.report.pages:
                 at, chain = page.fields.get("at"), page.fields["chain"]
@@ -119,15 +122,14 @@ class _Reading:
 
     def _file(self, file: LogFile, state: _Node) -> None:
         report = self.report
+        self._begun_by(file)
         sidecar = self._sidecar(file)
         key = self._key_of(file) if self._key_of is not None and sidecar is not None else None
         if not file.path.is_file():
             # An attempt that died before its first byte, or a file removed: its successor tells them apart.
             self._add(Kind.LEFTOVER, file.name, "the file was never begun, or its directory emptied")
             return
-        checked = check_file(
-            file.path, file.name, expected=None, signature_good=self._signature_good, data_key=key
-        )
+        checked = self._check(file, key)
         report.files += 1
         report.records += len(checked.scan.records)
         report.bytes += checked.scan.size
@@ -159,6 +161,36 @@ class _Reading:
         state.before = checked
         state.until = checked.proven_until or state.until
 
+    def _check(self, file: LogFile, key: DataKey | None) -> CheckedFile:
+        """Check a file by the signature of its last checkpoint, which is over all before it.
+
+        Only if that one does not hold is every one checked, to find the place: a day has 43,200 of them.
+        """
+        seen: list[tuple[bytes, bytes]] = []
+
+        def note(message: bytes, signature: bytes) -> bool | None:
+            seen.append((message, signature))
+            return True if self._signers else None
+
+        checked = check_file(file.path, file.name, expected=None, signature_good=note, data_key=key)
+        if seen and self._signature_good(*seen[-1]) is False:
+            good = self._signature_good
+            return check_file(file.path, file.name, expected=None, signature_good=good, data_key=key)
+        return checked
+
+    def _begun_by(self, file: LogFile) -> None:
+        """Accept, or report, the certificate that a file says its checkpoints are signed with."""
+        pem = _signer_of(file)
+        if pem is None:
+            return
+        try:
+            certificate = Certificate.from_pem(pem)
+        except Sm2Error:
+            return  # its checkpoints will not hold
+        if not self._accept(certificate):
+            detail = f"begun by {certificate.subject} ({certificate.fingerprint}), who is not accepted here"
+            self._add(Kind.OTHER_SIGNER, file.name, detail)
+
     def _unlinked(self, before: CheckedFile, name: str) -> None:
         if before.scan.problem is not None:
             return  # the damage that cut it off is named already
@@ -182,15 +214,19 @@ class _Reading:
             return None
         if page.fields.get("recording") != file.series:
             self._add(Kind.REORDERED, name, f"is that of {page.fields.get('recording')}")
-        if not self._accepted(page):
+        # After a rotation the old signing key vouches in the sidecar for the new one.
+        for successor in successors(page.fields, self._signers).values():
+            self._signers[successor.fingerprint] = successor
+        if not self._accept(page.certificate):
             subject, print_ = page.certificate.subject, page.certificate.fingerprint
             self._add(Kind.OTHER_SIGNER, name, f"signed by {subject} ({print_}), who is not accepted here")
         return page
 
-    def _accepted(self, page: SignedPage) -> bool:
+    def _accept(self, certificate: Certificate) -> bool:
         """Tell whether a signer is accepted: by fingerprint, or by the same key under a new certificate."""
-        certificate = page.certificate
-        if self._trusted is not None:
+        if certificate.fingerprint in self._signers:
+            accepted = True
+        elif self._trusted is not None:
             accepted = certificate.fingerprint in self._trusted
         else:
             accepted = not self._signers or any(
@@ -268,7 +304,7 @@ class _Reading:
         except SignedError as error:
             raise CanonicalError(str(error)) from None
         fields, tenant = page.fields, str(page.fields.get("tenant"))
-        if not self._accepted(page):
+        if not self._accept(page.certificate):
             raise CanonicalError(f"a tenant's page signed by {page.certificate.subject}, who is not accepted")
         chain, since = fields["chain"], fields["since"]
         assert isinstance(chain, dict)
@@ -342,6 +378,22 @@ class _Reading:
 
     def _add(self, kind: Kind, file: str, detail: str) -> None:
         self.report.findings.append(Finding(kind, file, detail))
+
+
+def _signer_of(file: LogFile) -> str | None:
+    """Return the certificate in a file's first frame; what is wrong with the file is said elsewhere."""
+    if not file.path.is_file():
+        return None
+    source = RecordSource(file.path)
+    try:
+        first = source.record(source.header()[2].end)
+        frame = frame_fields(bytes(first.body)) if first and first.type == RecordType.ANCHOR else {}
+    except (SealedError, CanonicalError):
+        return None
+    finally:
+        source.close()
+    signer = frame.get("signer")
+    return signer if isinstance(signer, str) else None
 
 
 def _since(files: list[LogFile], since_ns: int, report: AuditReport) -> list[LogFile]:

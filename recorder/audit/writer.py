@@ -135,9 +135,13 @@ class AuditWriter:
             tenant: {"number": one.number, "digest": named(one.digest or bytes(32))}
             for tenant, one in sorted(self._tenants.items())
         }
-        self._frame(
-            RecordType.ANCHOR, {"type": anchors.TENANTS_TYPE, "last_seq": self.last_seq, "tenants": known}
-        )
+        begin: dict[str, JSON] = {
+            "type": anchors.BEGIN_TYPE,
+            "signer": self._signer.certificate_pem,
+            "last_seq": self.last_seq,
+            "tenants": known,
+        }
+        self._frame(RecordType.ANCHOR, begin)
         sync_directory(file.directory)
 
     def put(self, entries: Sequence[Mapping[str, JSON]], items: Mapping[str, Sequence[Item]]) -> None:
@@ -286,7 +290,7 @@ class AuditWriter:
             return
         frame = frame_fields(record.payload)
         kind = frame.get("type")
-        if kind == anchors.TENANTS_TYPE:
+        if kind == anchors.BEGIN_TYPE:
             self.last_seq = max(self.last_seq, integer(frame, "last_seq"))
             known = frame.get("tenants")
             for tenant, one in known.items() if isinstance(known, Mapping) else ():

@@ -16,6 +16,7 @@ from recorder.audit import Wanted, anchors, list_files, read_log, search
 from recorder.audit.report import AuditReport
 from recorder.gm.x509 import Certificate
 from recorder.keys import FileProvider
+from recorder.keys.rewrap import Rewrapper
 from recorder.report import Finding, Kind, Verdict
 from recorder.sealed import RecordType, scan
 from tests.recorder.audit_tools import LogBench, entry, key_of, open_next
@@ -202,6 +203,25 @@ def test_a_log_made_anew_by_another_signer_is_found(copy: Path, log: Path, provi
     assert read_log(log, trusted=[own]).verdict == Verdict.OK
     other = Certificate.from_pem(stranger.info().signing_certificate_pem).fingerprint
     assert read_log(log, trusted=[other]).verdict == Verdict.BROKEN
+
+
+def test_after_a_rotation_the_old_key_vouches_for_the_new(tmp_path: Path, provider: FileProvider) -> None:
+    bench = LogBench(tmp_path / "audit", provider)
+    bench.put()
+    bench.writer.finish()
+    newer = make_provider(tmp_path / "newer")
+    rewrapper = Rewrapper(provider, newer, actor="test")
+    for file in list_files(bench.root):
+        rewrapper.rewrap(file.directory)
+    bench.provider = newer
+    bench.start()
+    bench.put()
+    bench.writer.finish()
+    report = read_log(bench.root, key_of=key_of(newer))
+    assert (report.verdict, report.findings) == (Verdict.OK, []), texts(report)
+    assert len(report.signers) == 2
+    own = Certificate.from_pem(provider.info().signing_certificate_pem).fingerprint
+    assert read_log(bench.root, trusted=[own]).verdict == Verdict.OK
 
 
 def test_old_files_go_when_their_time_has_come_and_the_log_says_so(

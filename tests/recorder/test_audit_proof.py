@@ -284,6 +284,14 @@ def test_a_whole_recording_removed_is_found(site: Site) -> None:
     assert (told["verdict"], told["missing"][0]["file"]) == ("broken", site.stopped.recording)
 
 
+def test_media_that_the_manifest_speaks_for_may_be_elsewhere(site: Site) -> None:
+    """It went to another site, or was destroyed with a statement: the log does not say where media is."""
+    for _, path in list_segments(site.stopped.path):
+        path.unlink()
+    assert check_all(site.recordings, site.audit)[1] == []
+    assert verify(site.stopped.path).verdict == Verdict.BROKEN
+
+
 def test_a_recording_the_log_does_not_know_is_not_ok(site: Site, tmp_path: Path) -> None:
     other = make_recording(tmp_path / "other", site.provider, seed=9)
     report = with_log(site, other)
