@@ -71,11 +71,6 @@ def segment_path(directory: Path, part: int, index: int) -> Path:
     return segments_directory(directory) / str(SegmentName(part, index))
 
 
-def media_path(name: str) -> str:
-    """Return where a segment or sealed file of this name lies below its recording's directory."""
-    return f"{'segments' if SegmentName.parse(name) else 'files'}/{name}"
-
-
 def list_segments(directory: Path) -> list[tuple[SegmentName, Path]]:
     """Return a recording's segments in the order of writing; other files are not looked at."""
     folder = segments_directory(directory)
