@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,10 +24,14 @@ from recorder.catalog import Entry
 from recorder.custody import Custody, CustodyError, Keeper, points, read_custody
 from recorder.destruction import carry_out, certificate
 from recorder.gm.sm2 import Sm2Error
+from recorder.keys import KeysUnavailable
 from recorder.manifest import ManifestError
 from recorder.reindex import files_of
+from recorder.sealed import DataKey
 from recorder.statements import Statement, StatementError, read_statements
 
+_log = logging.getLogger(__name__)
+KEYS_AGAIN_S = 5.0
 DESTROY = "destroy"
 """Kind of the durable task that removes what a signed tombstone names."""
 Act = Callable[[Keeper], Statement]
@@ -44,19 +49,29 @@ class RecordingCustody:
         _ended(entry)
         return await _thread(lambda: read_custody(self._directory(entry), self._accepted()))
 
-    async def begin(self, entry: Entry) -> None:
-        """Sign the retention a recording began with, once; nothing without one. Raises EvidenceProblem."""
+    async def begin(self, entry: Entry, key: DataKey) -> None:
+        """Sign the retention a recording began with, once; nothing without one. Raises EvidenceProblem.
+
+        ``key`` is still in memory from recording: a server that only seals could not open it now. Waits for
+        a key service that is down.
+        """
         until = begin_until(entry, self._recordings.settings.retention.policies)
         if not until:
             return
-        keeper = await self._keeper(entry, "server", "", "retention")
+        keeper = self._keeper_with(key, entry, "server", "")
         basis = str(entry.details["retention"]["basis"])
 
         def sign() -> None:
             if not any(one.kind == "retention" for one in read_statements(keeper.directory)):
                 keeper.set_retention(until, basis)
 
-        await _thread(sign)
+        while True:
+            try:
+                await _thread(sign)
+                break
+            except KeysUnavailable as error:
+                _log.warning("the retention of %s waits for its signature: %s", entry.id, error)
+                await asyncio.sleep(KEYS_AGAIN_S)
         await self._index(entry)
 
     async def act(
@@ -122,12 +137,16 @@ class RecordingCustody:
         return self._recordings.directory(entry)
 
     def _accepted(self) -> set[bytes]:
-        return points(self._recordings.provider.info().signing_certificate_pem)
+        info = self._recordings.provider.info()
+        return points(info.signing_certificate_pem, *info.former_signing_certificates)
 
     async def _keeper(self, entry: Entry, actor: str, operator: str, purpose: str) -> Keeper:
         if entry.state == "destroyed":
             raise Refused("destroyed", "the recording was destroyed")
         key = await self._recordings.data_key(entry, purpose=purpose, actor=actor)
+        return self._keeper_with(key, entry, actor, operator)
+
+    def _keeper_with(self, key: DataKey, entry: Entry, actor: str, operator: str) -> Keeper:
         signer = self._recordings.provider.signer()
         return Keeper(self._directory(entry), key, signer, self._accepted(), actor, operator)
 

@@ -113,6 +113,7 @@ class Rewrapping:
         for number, directory in enumerate(found, 1):
             try:
                 await asyncio.to_thread(self._one, rewrapper, directory, state)
+                await self._send(directory.name)
                 state["done"] += 1
             except KeysUnavailable:
                 await self._save(tenant, state)
@@ -135,6 +136,12 @@ class Rewrapping:
             asyncio.run_coroutine_threadsafe(event, self._jobs.loop).result(AUDIT_S)
 
         return rewrapper.rewrap(directory, audit)
+
+    async def _send(self, recording: str) -> None:
+        """Let the sites have the new sidecar; also one that a run before this one wrote and died."""
+        entry = await self._recordings.find(recording)
+        if entry is not None:
+            await self._recordings.uploads.changed(entry)
 
     async def _audit(self, recording: str, recipient: str, actor: str) -> None:
         entry = await self._recordings.find(recording)

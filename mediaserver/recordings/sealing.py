@@ -29,7 +29,7 @@ async def seal(recordings: Recordings, active: Active, *, lost: bool, actor: str
     """Sign the capture manifest of what was recorded; the recording has ended then.
 
     ``lost``: the last part's writer died, so that the end is where its journal ends. Raises
-    KeysUnavailable, and OSError when the disk is full: a later try signs it.
+    KeyProblem when it is not signed, and OSError when the disk is full: a later try signs it.
     """
     entry = active.entry
     try:
@@ -50,7 +50,7 @@ async def seal(recordings: Recordings, active: Active, *, lost: bool, actor: str
         active.entry = changed(entry, "failed", failure=code, composing=none, worker=None)
     await recordings.save(active)
     recordings.active.pop(entry.id, None)
-    recordings.later(recordings.custody.begin(active.entry))
+    recordings.later(recordings.custody.begin(active.entry, active.data_key))
     recordings.metrics.recordings_ended.labels(active.entry.state).inc()
     ended = active.entry
     await recordings.events.append_about(
