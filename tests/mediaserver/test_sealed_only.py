@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -125,3 +126,17 @@ async def test_doctor_warns_of_a_key_that_should_be_elsewhere(tmp_path: Path) ->
     shutil.copy2(tmp_path / "opening" / "encryption.key.pem", tmp_path / "server")
     found = {finding.name: finding for finding in doctor.examine(settings)}["Keys"]
     assert found.level == "warning"
+
+
+async def test_the_retention_of_the_start_is_signed_and_no_more_is(api: Client) -> None:
+    body = {"business_no": "kept", "retention": {"basis": "contract", "until": "2037-01-01"}}
+    one = await api.ok("POST", "/v1/rooms/desk/recordings", body)
+    path = f"/v1/recordings/{one['id']}"
+    await api.ok("POST", f"{path}/stop")
+    async with asyncio.timeout(30):
+        while not (custody := await api.ok("GET", f"{path}/custody"))["until"]:
+            await asyncio.sleep(0.05)
+    assert custody["basis"] == "contract"
+    # Who acts is sealed in a statement: that needs the recording's key.
+    problem = await api.problem("POST", f"{path}/hold", {"reason": "court"})
+    assert (problem["status"], problem["code"]) == (403, "sealed_only")
