@@ -306,9 +306,9 @@ class Storage(Section):
         default=(),
         description="S3-compatible stores or directories, the first one read first, the others its replicas. "
         "Each: name, url (s3://bucket/prefix or file:///directory), endpoint, region, credentials_file "
-        "(0600), ca_file, path_style, checksum, timeout_s; docs/storage.md. Empty: the disk of this "
-        "machine holds the only copy. With a site a lost machine costs at most one segment "
-        "(recording.segment_s) and the time of its upload.",
+        "(0600), ca_file, path_style, checksum, object_lock, timeout_s; docs/storage.md. Empty: this disk "
+        "holds the only copy. With a site a lost machine costs at most one segment (recording.segment_s) and "
+        "the time of its upload.",
     )
     local: Literal["keep", "delete"] = Field(
         default="keep",

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import pydantic
@@ -14,6 +14,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 _SCHEMES = ("s3", "file")
+
+
+class ObjectLock(BaseModel):
+    """Retention that is asked for with every object that never changes."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    mode: Literal["governance", "compliance"]
+    days: int = Field(ge=1, le=36500)
 
 
 class SiteConfig(BaseModel):
@@ -51,6 +60,11 @@ class SiteConfig(BaseModel):
         description="Send x-amz-checksum-sha256, which locked buckets ask for. false: for stores that refuse "
         "it; the signed SHA-256 of each request's body is checked by the store all the same.",
     )
+    object_lock: ObjectLock | None = Field(
+        default=None,
+        description="{mode: governance|compliance, days: N}: nobody deletes media, manifests and statements "
+        "there before. Needs a bucket with object lock. keys.json is left out, so that erasing keys works.",
+    )
     timeout_s: float = Field(
         default=60.0, gt=0, description="A request of at most 8 MiB that takes longer has failed."
     )
@@ -74,6 +88,8 @@ class SiteConfig(BaseModel):
             raise ValueError(f"endpoint: {self.endpoint!r} is no http or https address without credentials")
         if endpoint.scheme == "http" and not _is_loopback(endpoint.hostname):
             raise ValueError("endpoint: plain HTTP leaves this machine; use https")
+        if self.object_lock is not None and (self.directory is not None or not self.checksum):
+            raise ValueError("object_lock needs an s3 site, with checksum: a locked bucket asks for it")
         return self
 
     @property

@@ -8,10 +8,11 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ parts.
 PART_BYTES = 8 << 20
 READ_BYTES = 1 << 20
 PROBE = ".probe"
+LOCK_DATE_S = 3600.0
 RETRIES = 2
 RETRY_S = 10.0
 """Short: whoever calls tries again by itself, and wants to know that the site fails."""
@@ -71,6 +73,8 @@ class Site:
         self.config = config
         self.name = config.name
         self._opened: Any = None
+        self._locking_opened: Any = None
+        self._locking_since = 0.0
         self._keeps_versions: bool | None = None
         self._conditional = True
         """The store takes ``If-None-Match: *``; known to be false after its first 501."""
@@ -84,7 +88,28 @@ class Site:
             self._opened = self._open()
         return self._opened
 
-    def _open(self) -> Any:
+    @property
+    def _locking(self) -> Any:
+        """The store by which what never changes is put: the headers of ``object_lock`` go with its requests.
+
+        obstore takes headers for a whole client only; so this is another one, made anew every hour with a
+        later date.
+        """
+        lock = self.config.object_lock
+        if lock is None:
+            return self._store
+        if self._locking_opened is None or time.monotonic() - self._locking_since > LOCK_DATE_S:
+            until = datetime.now(UTC) + timedelta(days=lock.days)
+            self._locking_opened = self._open(
+                {
+                    "x-amz-object-lock-mode": lock.mode.upper(),
+                    "x-amz-object-lock-retain-until-date": f"{until:%Y-%m-%dT%H:%M:%SZ}",
+                }
+            )
+            self._locking_since = time.monotonic()
+        return self._locking_opened
+
+    def _open(self, headers: Mapping[str, str] | None = None) -> Any:
         config = self.config
         directory = config.directory
         try:
@@ -98,11 +123,11 @@ class Site:
                 for name, value in config.credentials().items()
             }
             client: Any = {
+                "default_headers": dict(headers or {}),
                 "timeout": timedelta(seconds=config.timeout_s),
                 "connect_timeout": timedelta(seconds=min(5.0, config.timeout_s)),
-                "allow_http": (config.endpoint or "").startswith(
-                    "http:"
-                ),  # to loopback: the settings see to it
+                # To loopback alone: the settings see to it.
+                "allow_http": (config.endpoint or "").startswith("http:"),
             }
             if config.ca_file is not None:
                 client["root_certificate"] = config.ca_file.read_bytes()
@@ -236,10 +261,10 @@ class Site:
             return await self._met(key, path)
         with self._asking(key):
             if data is not None:
-                await obstore.put_async(self._store, key, data, use_multipart=False)
+                await obstore.put_async(self._locking, key, data, use_multipart=False)
             else:
                 await obstore.put_async(
-                    self._store,
+                    self._locking,
                     key,
                     _parts(path, throttle),
                     use_multipart=True,
@@ -252,7 +277,7 @@ class Site:
         """Return whether it was put (else something is there); None if the store has no such request."""
         try:
             with self._asking(key):
-                await obstore.put_async(self._store, key, data, mode="create", use_multipart=False)
+                await obstore.put_async(self._locking, key, data, mode="create", use_multipart=False)
         except SiteError as error:
             if error.code == "conflict":
                 return False

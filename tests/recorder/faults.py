@@ -10,7 +10,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +29,8 @@ class Request:
     path: str
     """With the query."""
     size: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Names in small letters."""
 
 
 Hits = Callable[[Request], bool]
@@ -83,7 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        request = Request(self.command, self.path, len(body))
+        request = Request(
+            self.command, self.path, len(body), {name.lower(): value for name, value in self.headers.items()}
+        )
         self.faults.requests.append(request)
         fault = self.faults.kind if self.faults.kind and self.faults.hits(request) else ""
         self.faults.struck += bool(fault)

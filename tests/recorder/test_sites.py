@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from recorder.sites import (
     push,
     remove_from_sites,
 )
-from recorder.sites.config import read_site
+from recorder.sites.config import ObjectLock, read_site
 from recorder.sites.source import FIRST_AHEAD_BYTES
 from recorder.storage import segment_path
 from tests.recorder.faults import Faults, Request, faulty
@@ -243,6 +244,28 @@ def test_removal_says_what_stays(
     assert locked.head(key) is not None
 
 
+def test_a_lock_is_asked_for_with_all_but_the_keys(
+    s3: S3Server, faults: Faults, tmp_path: Path, recording: SmallRecording
+) -> None:
+    """Swift knows no lock and does not show what becomes of it: the signed request is what we answer for."""
+    lock = ObjectLock(mode="compliance", days=30)
+    site = site_at(s3, tmp_path, via=faults, object_lock=lock)
+    names = push(site, recording.path, PLACE)
+    sealed_file(tmp_path / "large", 9_000_000, 6)
+    put(site, "large", tmp_path / "large")
+    begun = {
+        one.path: one for one in faults.requests if one.method == "PUT" or one.path.endswith("?uploads=")
+    }
+    for name in [*names, "large?uploads="]:
+        (request,) = [one for path, one in begun.items() if path.endswith(name)]
+        locked = request.headers.get("x-amz-object-lock-mode"), name != "keys.json"
+        assert locked in (("COMPLIANCE", True), (None, False)), name
+        if locked[0]:
+            until = datetime.fromisoformat(request.headers["x-amz-object-lock-retain-until-date"])
+            assert timedelta(days=29) < until - datetime.now(UTC) < timedelta(days=31)
+            assert "x-amz-object-lock-retain-until-date" in request.headers["authorization"], "it is signed"
+
+
 def test_what_is_erased_while_it_is_sent_does_not_stay(site: Site, tmp_path: Path) -> None:
     page = tmp_path / "keys.json"
     page.write_text('{"revision": 1}')
@@ -298,6 +321,7 @@ def test_only_what_is_closed_goes(recording: SmallRecording) -> None:
         ({"endpoint": "http://store.bank.example"}, "https"),
         ({"name": "Not A Name"}, "pattern"),
         ({"timeout_s": 0}, "greater than 0"),
+        ({"object_lock": {"mode": "compliance", "days": 30}, "checksum": False}, "object_lock needs"),
         ({"access_key_id": "x"}, "not permitted"),
     ],
 )
