@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.load.connection import JoinError
 from bench.machine import machine
-from bench.scenarios import capacity, compose, floor, forward, join, seal, soak
+from bench.scenarios import capacity, compose, crash, floor, forward, join, seal, soak, tamper
 from bench.scenarios.calls import Progress, pin
 from bench.servers import ServerError
 from bench.size import Wanted, size
@@ -61,12 +61,14 @@ class Length:
     capacity_most: int
     soak_minutes: float
     floor_seconds: float
+    crash_recordings: int
+    tamperings: int
     until_s: float
     """No scenario begins later than this."""
 
 
-QUICK = Length((5, 20, 40), 3.0, 1, 50, 150, 0.5, 0.5, 500.0)
-FULL = Length((5, 20, 40), 10.0, 3, 20, 240, 60.0, 2.0, 4 * 3600.0)
+QUICK = Length((5, 20, 40), 3.0, 1, 50, 150, 0.5, 0.5, 4, 200, 500.0)
+FULL = Length((5, 20, 40), 10.0, 3, 20, 240, 60.0, 2.0, 100, 10_000, 4 * 3600.0)
 
 
 def everything(
@@ -97,6 +99,8 @@ def everything(
         ("floor", lambda told: floor.run(floor.Plan(length.floor_seconds, length.runs), told)),
         ("seal", lambda told: seal.run(sealed, told)),
         ("compose", lambda told: {"scenario": "compose", **_composing(length, told)}),
+        ("crash", lambda told: asyncio.run(crash.run(crash.Plan(length.crash_recordings), told))),
+        ("tamper", lambda told: tamper.run(tamper.Plan(length.tamperings), told)),
         ("soak", lambda told: asyncio.run(soak.run(long, told))),
         ("capacity", lambda told: asyncio.run(capacity.run(replace(rooms, peers=peers), told))),
         ("size", lambda _: size(wanted, [("this run", report) for report in reports])),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bench.report.section import Section
 
 Report = Mapping[str, Any]
-ORDER = ("forward", "join", "capacity", "soak", "live", "floor", "compose", "seal", "size")
+ORDER = ("forward", "join", "capacity", "soak", "live", "floor", "compose", "seal", "crash", "tamper", "size")
 
 
 def html(report: Report) -> str:
@@ -58,7 +58,7 @@ def _single(report: Report) -> Iterator[Report]:
 
 
 def _sections(reports: Sequence[Report]) -> Iterator[Section]:
-    from bench.report import calls, parts  # matplotlib starts slowly; tables need none of it
+    from bench.report import calls, evidence, parts  # matplotlib starts slowly; tables need none of it
     from bench.report.section import Section
 
     draw: Mapping[str, Callable[[Any], Section]] = {
@@ -69,6 +69,8 @@ def _sections(reports: Sequence[Report]) -> Iterator[Section]:
         "compose": parts.compose,
         "live": parts.live,
         "seal": parts.seal,
+        "crash": evidence.crash,
+        "tamper": evidence.tamper,
         "size": parts.size,
     }
     for report in reports:

@@ -33,7 +33,7 @@ from bench.scenarios.crash_checks import Joined, Kill, Ledger, Recorded, checked
 from bench.scenarios.material import VP8_360P, talking_head, voice
 from bench.servers import ServerError
 from tests.e2e.api import Api, Problem
-from tests.e2e.stage import Stage
+from tests.e2e.stage import Stage, StageError
 
 CALL_S = (10.0, 16.0)
 FIRST_KILL_S = 2.5
@@ -194,7 +194,7 @@ class Killer:
 
 
 async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Run the rounds and check everything. Raises ``ServerError`` if the server cannot be started again."""
+    """Run the rounds and check everything. Raises ``ServerError`` if the server does not start or answer."""
     scratch = plan.keep or Path(tempfile.mkdtemp(prefix="bench-crash-"))
     stage = Stage(scratch / "data", {"media.advertised": ["127.0.0.1"]})
     try:
@@ -203,6 +203,8 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
             recorded, kills = await _rounds(plan, stage, ledger, progress)
             progress("checks")
             figures = await checked(stage, ledger, recorded, kills, _clips(), CANARIES)
+    except (StageError, Problem) as error:
+        raise ServerError(str(error)) from error
     finally:
         if plan.keep is None:
             await asyncio.to_thread(shutil.rmtree, scratch, True)

@@ -84,7 +84,10 @@ def test_every_scenario_is_drawn(at: int) -> None:
 
 def test_sample_has_every_scenario() -> None:
     found = {report["scenario"] for report in REPORTS}
-    assert found == {"forward", "join", "capacity", "soak", "live", "floor", "compose", "seal", "size"}
+    assert found == {
+        *("forward", "join", "capacity", "soak", "live", "floor", "compose", "seal", "size"),
+        *("crash", "tamper"),
+    }
 
 
 def test_all_of_them_on_one_page() -> None:
