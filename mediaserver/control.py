@@ -29,6 +29,7 @@ from mediaserver.anchoring import Outbox, read_anchor_secret
 from mediaserver.api.app import build
 from mediaserver.api.models import AutoRecording
 from mediaserver.audit import AuditLog
+from mediaserver.disk_watch import DiskWatch
 from mediaserver.errors import Refused
 from mediaserver.events import EventLog
 from mediaserver.invites import Brake
@@ -47,7 +48,6 @@ from mediaserver.rooms import CALL_TIMEOUT_S, Room, Rooms
 from mediaserver.secrets import Secrets
 from mediaserver.settings import Settings
 from mediaserver.sign_ins import FailedSignIns
-from mediaserver.storage_watch import StorageWatch
 from mediaserver.store import Database, Store
 from mediaserver.supervisor import Workers
 from mediaserver.tokens import Principal, Tokens
@@ -121,7 +121,7 @@ class Control:
             self.events,
             self.metrics,
         )
-        self.storage = StorageWatch(
+        self.disk = DiskWatch(
             settings.recording, (key.tenant for key in secrets.api_keys), self.events, self.metrics
         )
         self.audit = AuditLog(
@@ -396,7 +396,7 @@ class Control:
             try:
                 for room in self.rooms.idle(self.settings.media.idle_room_s):
                     await self.close_room(room, "idle")
-                await self.storage.look(shutil.disk_usage(self.settings.data_dir).free)
+                await self.disk.look(shutil.disk_usage(self.settings.data_dir).free)
                 if time.monotonic_ns() - asked_ns > OFF_PEAK_S * 1e9:
                     asked_ns = time.monotonic_ns()
                     await self.finishing.off_peak()

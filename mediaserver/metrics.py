@@ -151,8 +151,8 @@ class Metrics:
         self.disk_free_bytes = Gauge(
             "shuanglu_disk_free_bytes", "Free space in the data directory", registry=self.registry
         )
-        self.storage_level = Gauge(
-            "shuanglu_storage_level",
+        self.disk_level = Gauge(
+            "shuanglu_disk_level",
             "0: room enough, 1: below recording.low_free_bytes, 2: no recording starts",
             registry=self.registry,
         )

@@ -178,13 +178,13 @@ class Recording(Section):
     min_free_bytes: int = Field(
         default=1 << 30,
         ge=0,
-        description="With less free disk space no recording starts (507 disk_full, event storage.full); "
+        description="With less free disk space no recording starts (507 disk_full, event disk.full); "
         "running ones have this much left.",
     )
     low_free_bytes: int = Field(
         default=10 << 30,
         ge=0,
-        description="With less free disk space storage.low is told, once, until there is a quarter more: an "
+        description="With less free disk space disk.low is told, once, until there is a quarter more: an "
         "hour of ten recorded calls takes about 10 GB.",
     )
     auto: bool = Field(

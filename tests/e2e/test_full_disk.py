@@ -89,14 +89,14 @@ async def test_full_disk_ends_no_call_and_is_told(small_disk: Path) -> None:
             shown = await api.recording(recording["id"])
             print(f"while full: {shown['state']}, {shown['failure']}, gaps {shown['gaps']}")
             assert (shown["state"], shown["failure"]) == ("recording", "disk_full"), "it waits for room"
-            assert "shuanglu_storage_level 2.0" in (await api.ask("GET", "/metrics")).body.decode()
+            assert "shuanglu_disk_level 2.0" in (await api.ask("GET", "/metrics")).body.decode()
             filler.unlink()
             await asyncio.sleep(5)
             shown = await api.recording(recording["id"])
             print(f"with room again: {shown['state']}, {shown['failure']}, gaps {shown['gaps']}")
             assert (shown["state"], shown["failure"]) == ("recording", None)
             told = [event["type"] for event in (await api.call("GET", "/v1/events?limit=1000"))["events"]]
-            assert {"recording.restored", "recording.gap", "storage.restored"} <= set(told), told
+            assert {"recording.restored", "recording.gap", "disk.restored"} <= set(told), told
             shown = await api.stop(recording["id"])
             assert (shown["state"], shown["parts"]) == ("sealed", 1)
             assert "queue_full" in {gap["reason"] for gap in shown["gaps"]}, "the loss is told"

@@ -30,7 +30,7 @@ class Level(IntEnum):
     FULL = 2
 
 
-EVENTS = {Level.OK: "storage.restored", Level.LOW: "storage.low", Level.FULL: "storage.full"}
+EVENTS = {Level.OK: "disk.restored", Level.LOW: "disk.low", Level.FULL: "disk.full"}
 
 
 def level_of(free_bytes: int, before: Level, *, low: int, least: int) -> Level:
@@ -42,7 +42,7 @@ def level_of(free_bytes: int, before: Level, *, low: int, least: int) -> Level:
     return Level.OK
 
 
-class StorageWatch:
+class DiskWatch:
     """Looks at the free space now and then and tells every tenant when the level changes."""
 
     def __init__(self, limits: Recording, tenants: Iterable[str], events: EventLog, metrics: Metrics) -> None:
@@ -54,7 +54,7 @@ class StorageWatch:
         """Take the free space in. An event that the full disk does not take is tried at the next look."""
         limits = self._limits
         found = level_of(free_bytes, self.level, low=limits.low_free_bytes, least=limits.min_free_bytes)
-        self._metrics.storage_level.set(int(found))
+        self._metrics.disk_level.set(int(found))
         if found == self.level:
             return
         kind = EVENTS[found]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mediaserver.disk_watch import DiskWatch, Level, level_of
 from mediaserver.metrics import Metrics
 from mediaserver.settings import Recording
-from mediaserver.storage_watch import Level, StorageWatch, level_of
 
 LIMITS = Recording(min_free_bytes=100, low_free_bytes=1000)
 
@@ -51,24 +51,24 @@ def test_a_low_mark_below_the_least_counts_as_the_least() -> None:
 
 async def test_each_level_is_told_once_to_every_tenant() -> None:
     told, metrics = Told(), Metrics()
-    watch = StorageWatch(LIMITS, ["b", "a", "b"], told, metrics)  # type: ignore[arg-type]
+    watch = DiskWatch(LIMITS, ["b", "a", "b"], told, metrics)  # type: ignore[arg-type]
     for free in (5000, 900, 1100, 900, 50, 110, 50, 2000, 2000):
         await watch.look(free)
     assert told.events == [
-        (kind, tenant, kind == "storage.full")
-        for kind in ("storage.low", "storage.full", "storage.restored")
+        (kind, tenant, kind == "disk.full")
+        for kind in ("disk.low", "disk.full", "disk.restored")
         for tenant in ("a", "b")
     ]
-    assert b"shuanglu_storage_level 0.0" in metrics.text()
+    assert b"shuanglu_disk_level 0.0" in metrics.text()
 
 
 async def test_what_the_disk_does_not_take_is_told_later() -> None:
     told, metrics = Told(), Metrics()
-    watch = StorageWatch(LIMITS, ["a"], told, metrics)  # type: ignore[arg-type]
+    watch = DiskWatch(LIMITS, ["a"], told, metrics)  # type: ignore[arg-type]
     told.full = True
     with pytest.raises(OSError, match="No space"):
         await watch.look(10)
-    assert b"shuanglu_storage_level 2.0" in metrics.text()
+    assert b"shuanglu_disk_level 2.0" in metrics.text()
     told.full = False
     await watch.look(10)
-    assert told.events == [("storage.full", "a", True)]
+    assert told.events == [("disk.full", "a", True)]
