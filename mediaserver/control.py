@@ -196,6 +196,7 @@ class Control:
         self._revoked = await self.database.run(self.store.revoked_tokens)
         await self.rooms.restore()
         workers = await self.workers.start()
+        self.finishing.attesting.start(self._jobs)
         stale = await self._jobs.launch()
         self.finishing.jobs = self.uploads.jobs = self._jobs
         if self.audit.outbox is not None:
@@ -208,6 +209,7 @@ class Control:
         for room in self.rooms.orphans():
             self.spawn(self._news.rescue(room, time.monotonic_ns()))
         self.spawn(self._tick())
+        self.spawn(self.finishing.attesting.lists.keep())
         self.spawn(keep_tidy())
         await self._listen()
 

@@ -19,9 +19,11 @@ from typing import Literal
 from mediaserver import addresses, tls
 from mediaserver.keys import open_keys, server_keys
 from mediaserver.settings import Settings
+from recorder.certificates import ChainError, check_chain, read_chain
 from recorder.clock import TRUSTED_ERROR_NS, read_discipline
 from recorder.gm import selftest
-from recorder.gm.sm2 import LibcryptoMissing
+from recorder.gm.sm2 import LibcryptoMissing, Sm2Error
+from recorder.gm.x509 import Usage
 from recorder.keys import KeyProblem, KeysUnavailable
 
 MIN_OPEN_FILES = 4096
@@ -43,7 +45,8 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything; no finding of level failure means that the server can start and record."""
     findings: list[Finding] = []
-    for look in (_python, _ports, _receive_buffer, _clock, _disk, _crypto, _fonts, _addresses, _certificate):
+    looks = (_python, _ports, _receive_buffer, _clock, _disk, _crypto, _fonts, _addresses, _certificate)
+    for look in (*looks, _key_certificates):
         findings += look(settings)
     return [*findings, *_secrets(settings), *_keys(settings), *_limits()]
 
@@ -227,6 +230,26 @@ def _certificate(settings: Settings) -> Iterator[Finding]:
         yield Finding("Certificate", "warning", text, "renew it")
     else:
         yield Finding("Certificate", "ok", text)
+
+
+def _key_certificates(settings: Settings) -> Iterator[Finding]:
+    usages: tuple[tuple[str, Usage], ...] = (("signing", "sign"), ("encryption", "encrypt"))
+    for half, usage in usages:
+        path, name = settings.crypto_dir / f"{half}.cert.pem", f"{half.capitalize()} certificate"
+        if not path.exists():
+            continue  # not made yet, or the keys are elsewhere
+        try:
+            chain = read_chain(path)
+            check_chain(chain, tls.utc_now(), usage)
+        except (ChainError, Sm2Error, OSError) as error:
+            yield Finding(name, "failure", str(error), "get another: docs/operations.md, Certificates")
+            continue
+        left = min(one.not_after for one in chain) - tls.utc_now()
+        text = f"{chain[0].subject}, {len(chain)} in its chain, ends in {left.days} days"
+        if left < timedelta(days=30):
+            yield Finding(name, "warning", text, "renew it: with an expired one the server does not start")
+        else:
+            yield Finding(name, "ok", text)
 
 
 def _secrets(settings: Settings) -> Iterator[Finding]:

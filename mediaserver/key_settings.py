@@ -8,6 +8,7 @@ from typing import Literal
 import pydantic
 from pydantic import Field, SecretStr
 
+from mediaserver.attest_settings import CertificateStatus
 from mediaserver.section import Section
 from recorder.keys.kms import check_address
 
@@ -118,6 +119,7 @@ class Crypto(Section):
         "much to read; aes-256-gcm is no national algorithm. Digests and signatures are SM3 and SM2 in all "
         "three.",
     )
+    status: CertificateStatus = CertificateStatus()
     kms: Kms = Kms()
     opening: Opening = Opening()
     former: Former = Former()

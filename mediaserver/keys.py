@@ -46,6 +46,7 @@ def _other(keys: OtherKeys) -> ProviderConfig | None:
         directory=keys.directory.absolute() if keys.directory else None,
         passphrase_file=keys.passphrase_file.absolute() if keys.passphrase_file else None,
         kms=_address(keys.kms),
+        expired=True,  # they open what was sealed while they were in force
     )
 
 

@@ -22,6 +22,7 @@ from mediaserver.settings import Settings
 from mediaserver.tokens import MIN_SECRET_BYTES, ApiKey
 from recorder.atomic import sync_directory
 from recorder.keys import CryptoProvider, FileProvider, KeyProblem, ProviderConfig
+from recorder.timestamp import TimestampError, read_anchors
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,11 @@ def open_secrets(settings: Settings) -> Secrets:
             f"environment is production, but the keys of {where} are development keys; use keys with a "
             "certificate of your authority (docs/operations.md)"
         )
+    if settings.timestamp.trust is not None:
+        try:
+            read_anchors(settings.timestamp.trust)
+        except (TimestampError, OSError) as error:
+            raise SecretsError(f"timestamp.trust: {error}") from error
     return Secrets(read_api_keys(api_keys), _read_session_key(session_key), provider, keys, tuple(created))
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import AfterValidator, Field, SecretStr
 
+from mediaserver.attest_settings import Timestamp
 from mediaserver.key_settings import Crypto
 from mediaserver.section import Section
 from recorder.custody import after
@@ -81,7 +82,6 @@ class Tls(Section):
         default=None,
         description="PEM file with the certificate chain. null: a self-signed one for all advertised "
         "addresses "
-        ""
         "is made in the data directory, browsers warn once, and its fingerprint is printed.",
     )
     key: Path | None = Field(default=None, description="PEM file with the private key of tls.cert.")
@@ -150,7 +150,6 @@ class Recording(Section):
         default=10.0,
         description="Length of a sealed journal file. Shorter: more files; longer: more is lost with the "
         "disk "
-        ""
         "once uploads are on.",
     )
     chunk_ms: Annotated[int, Field(ge=20, le=1000)] = Field(
@@ -430,6 +429,7 @@ class Settings(Section):
     retention: Retention = Retention()
     tokens: Tokens = Tokens()
     crypto: Crypto = Crypto()
+    timestamp: Timestamp = Timestamp()
     database: Database = Database()
     storage: Storage = Storage()
     webhook: Webhook = Webhook()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recorder.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ from recorder.sealed import (
     DataKey,
     FileScan,
     FileSummary,
+    Header,
     RecordInfo,
     RecordType,
     SealedError,
@@ -230,3 +231,33 @@ def _open(checked: CheckedFile, expected: FileSummary | None, data_key: DataKey)
         return
     if named(plain.digest()) != expected.plain_sm3:
         checked.add(Kind.CHANGED, "the plain text is not the signed one", 0, checked.scan.size)
+
+
+def meets(before: CheckedFile, header: Header) -> bool:
+    """Tell whether a segment follows another: it names its head.
+
+    Of one left unfinished, the head after any whole record: the disk may have failed between two of them.
+    """
+    if header.previous is None or not before.scan.records:
+        return True  # the first segment of a part names none
+    heads = {before.scan.head}
+    if not before.scan.finished:
+        heads |= {record.head_before for record in before.scan.records}
+    return header.previous in heads
+
+
+def bound_times(findings: list[Finding], series: list[tuple[str, CheckedFile | None]]) -> None:
+    """Close the open sides of findings' times by the checkpoints of the segments around."""
+    place = {name: number for number, (name, _) in enumerate(series)}
+    times = [[utc for _, utc in checked.checkpoints] if checked else [] for _, checked in series]
+    for number, finding in enumerate(findings):
+        at = place.get(finding.file)
+        if at is None or finding.kind == Kind.UNPROVEN:
+            continue
+        first, _, last = finding.time.partition("/")
+        earlier = next((utc[-1] for utc in reversed(times[:at]) if utc), None)
+        later = next((utc[0] for utc in times[at + 1 :] if utc), None)
+        first = first or (rfc3339(earlier) if earlier is not None else "")
+        last = last or (rfc3339(later) if later is not None else "")
+        time = f"{first}/{last}" if first or last else ""
+        findings[number] = replace(finding, time=time)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from recorder.canonical import JSON, CanonicalError
+from recorder.certificates import ChainError, Trust
 from recorder.gm import selftest
 from recorder.gm.sm3 import Sm3, named
 from recorder.manifest import SEALED_PART, Manifest, parse_manifest
@@ -18,6 +19,7 @@ from recorder.pages import Pages, find_pages
 from recorder.report import Finding, Kind
 from recorder.sealed import FileSummary, plain_name
 from recorder.signed import SignedError, SignedPage, digest_name
+from recorder.signers import Signers
 from recorder.statements import STATEMENTS, Statement, StatementError, parse_statement
 
 _BLOCK = 1 << 20
@@ -73,19 +75,20 @@ class PlainReport:
 
 
 def verify_plain(
-    file: Path, places: Sequence[Path], *, trusted: Collection[str] | None = None
+    file: Path, places: Sequence[Path], *, trusted: Trust | Collection[str] | None = None
 ) -> PlainReport:
     """Look the plain ``file`` up in the signed pages found at ``places``.
 
     Checks every page's form and signature and the chain from the manifest over all statements. ``trusted``
-    are certificate fingerprints (``sm3:…``); without them the manifest's signer is taken, and the report
-    says so. What does not hold is in the report. Raise PagesError, FileNotFoundError, OSError.
+    are authorities and signers (or fingerprints ``sm3:…`` of these alone); without them the manifest's signer
+    is taken, and the report says so. What does not hold is in the report. Raise PagesError,
+    FileNotFoundError, OSError.
     """
     selftest.require()
     pages = find_pages(places)
     digest, size = _digest(file)
     report = PlainReport(str(file), digest, size, trusted=trusted is not None)
-    _Lookup(report, pages, frozenset(trusted) if trusted is not None else None).run()
+    _Lookup(report, pages, Signers(trusted)).run()
     return report
 
 
@@ -99,10 +102,10 @@ def _digest(file: Path) -> tuple[str, int]:
 
 
 class _Lookup:
-    def __init__(self, report: PlainReport, pages: Pages, trusted: frozenset[str] | None) -> None:
+    def __init__(self, report: PlainReport, pages: Pages, signers: Signers) -> None:
         self._report = report
         self._pages = pages
-        self._trusted = trusted
+        self._signers = signers
 
     def run(self) -> None:
         report = self._report
@@ -129,12 +132,13 @@ class _Lookup:
         except (SignedError, CanonicalError) as error:
             self._add(Kind.CHANGED, page.name, str(error), len(page.data))
             return None
+        provider = manifest.page.fields.get("provider")
+        self._signers.learn(provider.get("chain") if isinstance(provider, dict) else None)
         if not self._accepted(manifest.page, page.name, len(page.data)):
             return None
         report = self._report
         report.recording = manifest.recording
         report.facts = {name: manifest.facts[name] for name in _TIMES if name in manifest.facts}
-        provider = manifest.page.fields.get("provider")
         report.assurance = str(provider.get("assurance", "")) if isinstance(provider, dict) else ""
         return manifest
 
@@ -154,24 +158,20 @@ class _Lookup:
                 previous = None
                 continue
             previous = digest_name(page.data)
+            self._signers.learn_statement(statement)
             if manifest is not None and statement.page.fields.get("recording") != manifest.recording:
                 self._add(Kind.CHANGED, page.name, "is about another recording", len(page.data))
             elif self._accepted(statement.page, page.name, len(page.data)):
                 yield statement
 
     def _accepted(self, page: SignedPage, name: str, size: int) -> bool:
-        certificate, signers = page.certificate, self._report.signers
-        accepted = (
-            certificate.fingerprint in self._trusted
-            if self._trusted is not None
-            else not signers or certificate.fingerprint in signers
-        )
-        if accepted:
-            signers[certificate.fingerprint] = certificate.subject
-        else:
-            detail = f"signed by {certificate.subject} ({certificate.fingerprint}), who is not accepted here"
-            self._add(Kind.OTHER_SIGNER, name, detail, size)
-        return accepted
+        try:
+            self._signers.check(page, name)
+        except ChainError as error:
+            self._add(Kind.OTHER_SIGNER, name, f"its signer: {error}", size)
+            return False
+        self._report.signers[page.certificate.fingerprint] = page.certificate.subject
+        return True
 
     def _look(self, summary: FileSummary, page: str, statement: str, at: str) -> None:
         report = self._report

@@ -87,6 +87,10 @@ class Report:
     """What was checked twice, by other code (``recorder.second_opinion``); None if that was not asked for."""
     destroyed: bool = False
     """A signed tombstone says that the data key was destroyed, and it is not there."""
+    certificates: list[dict[str, JSON]] = field(default_factory=list)
+    """What stored revocation lists say of each signer and its issuers (``recorder.certificates.Status``)."""
+    timestamps: list[dict[str, JSON]] = field(default_factory=list)
+    """Each time-stamp with its state (``recorder.tokens.TokenReport``)."""
     findings: list[Finding] = field(default_factory=list)
 
     @property

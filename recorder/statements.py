@@ -17,7 +17,7 @@ from recorder import clock
 from recorder.atomic import create_file, sync_directory
 from recorder.canonical import JSON, CanonicalError, as_int, canonical
 from recorder.gm.sm3 import named
-from recorder.manifest import MANIFEST, read_manifest
+from recorder.manifest import MANIFEST, Manifest, read_manifest
 from recorder.sealed import DataKey, FileSummary, SealedReader, SealedWriter
 from recorder.signed import (
     SignedError,
@@ -45,6 +45,8 @@ KINDS = (
     "retention",
     "destruction",
     "timestamp",
+    "renewal",
+    "certificate_status",
     "recovered",
 )
 _NAME = re.compile(r"^(\d{6,})\.json$")
@@ -161,6 +163,16 @@ def parse_statement(data: bytes, *, number: int, previous: str | None) -> Statem
         return statement
     except (SignedError, CanonicalError) as error:
         raise StatementError(f"statement {number:06d} {error}") from None
+
+
+def is_first_of(data: bytes, manifest: Manifest) -> bool:
+    """Tell whether a page is a whole first statement of this recording, if perhaps on another manifest."""
+    try:
+        return (
+            parse_statement(data, number=1, previous=None).page.fields.get("recording") == manifest.recording
+        )
+    except StatementError:
+        return False
 
 
 def list_statements(directory: Path) -> list[tuple[int, Path]]:

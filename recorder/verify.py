@@ -8,43 +8,62 @@ as narrowly as is known.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from recorder.canonical import CanonicalError
-from recorder.clock import rfc3339
+from recorder.certificates import ChainError, Trust
 from recorder.destruction import Destroyed, destroyed_by
 from recorder.gm import selftest
 from recorder.gm.sm3 import named
-from recorder.gm.x509 import Certificate
 from recorder.journal.reader import segment_place
 from recorder.keys import SIDECAR, SIDECAR_TYPE
-from recorder.keys.succession import successors
 from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
-from recorder.placing import CheckedFile, check_file
+from recorder.placing import CheckedFile, bound_times, check_file, meets
 from recorder.report import Finding, Kind, Report, Verdict
 from recorder.sealed import DataKey, FileScan, FileSummary, Header
 from recorder.signed import SignedError, SignedPage, digest_name, open_page, read_page
-from recorder.statements import STATEMENTS, Statement, StatementError, list_statements, parse_statement
+from recorder.signers import Signers
+from recorder.statements import (
+    STATEMENTS,
+    Statement,
+    StatementError,
+    is_first_of,
+    list_statements,
+    parse_statement,
+)
 from recorder.storage import SegmentName, files_directory, list_segments, segments_directory
+from recorder.tokens import TokenState, check_tokens
 
 __all__ = ["Finding", "Kind", "Report", "Verdict", "verify"]
 
 
-def verify(path: Path, *, data_key: DataKey | None = None, trusted: Collection[str] | None = None) -> Report:
+def verify(
+    path: Path,
+    *,
+    data_key: DataKey | None = None,
+    trusted: Trust | Collection[str] | None = None,
+    time_authorities: Sequence[bytes] | None = None,
+    now: datetime | None = None,
+) -> Report:
     """Verify the recording in the directory ``path``.
 
-    ``trusted`` are certificate fingerprints (``sm3:…``) to accept; without them the certificate of the
-    manifest (or of the key sidecar while there is none) is taken, and the report says that nobody vouched
-    for it. Raise FileNotFoundError if there is no such directory, NotADirectoryError for a file.
+    ``trusted`` are authorities and signers to accept (or fingerprints ``sm3:…`` of these alone); without them
+    the certificate of the manifest (or of the key sidecar while there is none) is taken, and the report says
+    that nobody vouched for it. ``time_authorities`` are DER certificates that time-stamps' chains may lead
+    to; ``now`` is the time by which these have lapsed or not. Raise FileNotFoundError if there is no such
+    directory, NotADirectoryError for a file.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if not path.is_dir():
         raise NotADirectoryError(f"{path} is no recording's directory")
     selftest.require()
-    return _Verification(path, data_key, trusted).run()
+    verification = _Verification(path, data_key, trusted)
+    verification.run()
+    verification.stamps(time_authorities, now or datetime.now(UTC))
+    return verification.report
 
 
 _HOLES = 1000
@@ -53,13 +72,15 @@ _RECORDING_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[
 
 
 class _Verification:
-    def __init__(self, path: Path, data_key: DataKey | None, trusted: Collection[str] | None) -> None:
+    def __init__(self, path: Path, data_key: DataKey | None, trusted: Trust | Collection[str] | None) -> None:
         self._path = path
         self._data_key = data_key
-        self._trusted = frozenset(trusted) if trusted is not None else None
-        self._report = Report(str(path), opened=data_key is not None, trusted=trusted is not None)
-        self._signers: dict[str, Certificate] = {}
-        self._successors: dict[str, Certificate] = {}
+        self.report = self._report = Report(
+            str(path), opened=data_key is not None, trusted=trusted is not None
+        )
+        self._signers = Signers(trusted)
+        self._stated: list[Statement] = []
+        self._manifest_read: Manifest | None = None
         self._key_id = ""
         self._seen: set[Path] = set()
         self._owner: dict[str, str] = {}
@@ -67,10 +88,12 @@ class _Verification:
         self._destroyed = Destroyed()
         self._gone: dict[tuple[int, str], int] = {}
 
-    def run(self) -> Report:
+    def run(self) -> None:
         """Check page by page, then file by file."""
         sidecar = self._sidecar()
-        manifest = self._manifest()
+        manifest = self._manifest_read = self._manifest()
+        self._signers.learn(_member(manifest.page, "provider", "chain") if manifest else None)
+        self._signers.learn(sidecar.fields.get("chain") if sidecar else None)
         self._accept_signers([manifest.page if manifest else None, sidecar])
         if manifest is not None:
             self._report.recording = manifest.recording
@@ -91,8 +114,20 @@ class _Verification:
         self._statement_files(statements)
         self._say_destroyed()
         self._leftovers()
-        self._report.signers = {print_: cert.subject for print_, cert in self._signers.items()}
-        return self._report
+        self._report.signers = {print_: cert.subject for print_, cert in self._signers.accepted.items()}
+
+    def stamps(self, authorities: Sequence[bytes] | None, now: datetime) -> None:
+        """Say what certificates' status and time-stamps are, from the pages already read."""
+        for name, detail in self._signers.revoked():
+            self._add(Kind.OTHER_SIGNER, name, f"signed when {detail}")
+        self._report.certificates = [status.to_json() for status in self._signers.statuses()]
+        if self._manifest_read is None:
+            return
+        for token in check_tokens(self._manifest_read, self._stated, authorities, now):
+            self._report.timestamps.append(token.to_json())
+            if token.state == TokenState.BROKEN:
+                size = (self._path / token.file).stat().st_size
+                self._add(Kind.CHANGED, token.file, f"its time-stamp does not hold: {token.detail}", 0, size)
 
     def _add(
         self, kind: Kind, file: str, detail: str, begin: int | None = None, end: int | None = None
@@ -133,28 +168,22 @@ class _Verification:
         for page, name in zip(pages, (MANIFEST, SIDECAR), strict=True):
             if page is not None:
                 # After a rotation the old signing key vouches in the sidecar for the one that signed it.
-                self._successors |= successors(page.fields, self._signers)
+                self._signers.learn_succession(page)
                 self._signer_of(page, name)
 
     def _signer_of(self, page: SignedPage, name: str) -> bool:
-        certificate = page.certificate
-        accepted = (
-            certificate.fingerprint in self._trusted
-            if self._trusted is not None
-            else not self._signers or certificate.fingerprint in self._signers
-        )
-        if accepted or certificate.fingerprint in self._successors:
-            accepted = True
-            self._signers[certificate.fingerprint] = certificate
-        else:
-            detail = f"signed by {certificate.subject} ({certificate.fingerprint}), who is not accepted here"
-            self._add(Kind.OTHER_SIGNER, name, detail)
-        return accepted
+        try:
+            self._signers.check(page, name)
+        except ChainError as error:
+            self._add(Kind.OTHER_SIGNER, name, f"its signer: {error}")
+            return False
+        return True
 
     def _signature_good(self, message: bytes, signature: bytes) -> bool | None:
-        if not self._signers:
+        accepted = self._signers.accepted.values()
+        if not accepted:
             return None
-        return any(cert.public_key.verify(message, signature) for cert in self._signers.values())
+        return any(cert.public_key.verify(message, signature) for cert in accepted)
 
     def _check_sidecar_fits(self, sidecar: SignedPage | None, manifest: Manifest) -> None:
         if sidecar is None:
@@ -195,17 +224,20 @@ class _Verification:
             except (SignedError, StatementError) as error:
                 kind = Kind.REORDERED if "is number" in str(error) else Kind.CHANGED
                 self._add(kind, name, str(error), 0, len(data))
-                if number == 1 and manifest is not None and _is_first_of(data, manifest):
+                if number == 1 and manifest is not None and is_first_of(data, manifest):
                     size = (self._path / MANIFEST).stat().st_size
                     self._add(Kind.CHANGED, MANIFEST, "is not the manifest that statement 1 names", 0, size)
                 # The next one names the digest of the page as it was: its link cannot be checked by this one.
                 previous, expected = None, number + 1
                 continue
-            if self._signer_of(statement.page, name):
-                statements.append(statement)
+            self._signers.learn_statement(statement)
+            self._stated.append(statement)
             if manifest is not None and statement.page.fields.get("recording") != manifest.recording:
                 self._add(Kind.CHANGED, name, "is a statement about another recording", 0, len(data))
             previous, expected = digest_name(data), number + 1
+        for statement in self._stated:
+            if self._signer_of(statement.page, f"{STATEMENTS}/{statement.number:06d}.json"):
+                statements.append(statement)
         self._report.statements = len(statements)
         return statements
 
@@ -227,14 +259,14 @@ class _Verification:
                 self._report.findings[:] = [f for f in self._report.findings if f.file != checked.name]
                 self._add(Kind.REORDERED, checked.name, detail, 0, checked.scan.size)
                 checked = None
-            elif checked and header and before and not checked.findings and not _meets(before, header):
+            elif checked and header and before and not checked.findings and not meets(before, header):
                 self._broken_link(before, checked)
             if checked and header and checked is series[0][1]:
                 self._begins(checked, header)
             if checked and header:
                 self._check_place(checked, header)
             before = checked if checked and not checked.findings else None
-        self._bound_times(series)
+        bound_times(self._report.findings, series)
 
     def _signed_damage(self, manifest: Manifest) -> None:
         """Say what was damaged already when the manifest was signed: its digests are of the damaged bytes."""
@@ -295,7 +327,7 @@ class _Verification:
                 self._begins(checked, header)
             if header is not None:
                 self._check_place(checked, header)
-            if header is not None and before is not None and not _meets(before, header):
+            if header is not None and before is not None and not meets(before, header):
                 self._broken_link(before, checked)
             before = None if checked.findings else checked
             last[name.part] = name.index
@@ -303,7 +335,7 @@ class _Verification:
         self._check_key_ids([checked for segments in parts.values() for checked in segments])
         for segments in parts.values():
             self._say_unproven(segments)
-        self._bound_times(series)
+        bound_times(self._report.findings, series)
 
     def _check_key_ids(self, segments: list[CheckedFile]) -> None:
         """Name the segments of another key than keys.json; if all are of one other, name keys.json."""
@@ -355,22 +387,6 @@ class _Verification:
                 )
             if checked.checkpoints:
                 return
-
-    def _bound_times(self, series: list[tuple[str, CheckedFile | None]]) -> None:
-        """Close the open sides of findings' times by the checkpoints of the segments around."""
-        place = {name: number for number, (name, _) in enumerate(series)}
-        times = [[utc for _, utc in checked.checkpoints] if checked else [] for _, checked in series]
-        for number, finding in enumerate(self._report.findings):
-            at = place.get(finding.file)
-            if at is None or finding.kind == Kind.UNPROVEN:
-                continue
-            first, _, last = finding.time.partition("/")
-            earlier = next((utc[-1] for utc in reversed(times[:at]) if utc), None)
-            later = next((utc[0] for utc in times[at + 1 :] if utc), None)
-            first = first or (rfc3339(earlier) if earlier is not None else "")
-            last = last or (rfc3339(later) if later is not None else "")
-            time = f"{first}/{last}" if first or last else ""
-            self._report.findings[number] = replace(finding, time=time)
 
     def _statement_files(self, statements: list[Statement]) -> None:
         folder = files_directory(self._path)
@@ -475,29 +491,6 @@ class _Verification:
             state = "finished" if checked.scan.finished else "unfinished"
             detail = f"{state} sealed file no signed page speaks of (an attempt that died)"
             self._add(Kind.LEFTOVER, name, detail, 0, size)
-
-
-def _is_first_of(data: bytes, manifest: Manifest) -> bool:
-    """Tell whether a page is a whole first statement of this recording, if perhaps on another manifest."""
-    try:
-        return (
-            parse_statement(data, number=1, previous=None).page.fields.get("recording") == manifest.recording
-        )
-    except StatementError:
-        return False
-
-
-def _meets(before: CheckedFile, header: Header) -> bool:
-    """Tell whether a segment follows another: it names its head.
-
-    Of one left unfinished, the head after any whole record: the disk may have failed between two of them.
-    """
-    if header.previous is None or not before.scan.records:
-        return True  # the first segment of a part names none
-    heads = {before.scan.head}
-    if not before.scan.finished:
-        heads |= {record.head_before for record in before.scan.records}
-    return header.previous in heads
 
 
 def _member(page: SignedPage, *names: str) -> object:

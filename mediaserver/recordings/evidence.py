@@ -54,7 +54,8 @@ async def new_key(provider: CryptoProvider, directory: Path, recording: str, sui
 
     def write() -> None:
         directory.mkdir(mode=0o700, parents=True)
-        write_sidecar(directory, recording, key.key_id, [wrap], provider.signer(), suite=suite)
+        chain = provider.info().chain_pem
+        write_sidecar(directory, recording, key.key_id, [wrap], provider.signer(), suite=suite, chain=chain)
         # The names of all folders above it, up to the data directory: tenant, year, month and day may be new.
         for above in directory.parents[:6]:
             sync_directory(above)
@@ -268,6 +269,14 @@ def stated_files(provider: CryptoProvider, directory: Path) -> set[str]:
     """Give the names on disk of the files that statements speak for. Raises EvidenceProblem."""
     try:
         return {file.name for one in _our_statements(provider, directory) for file in one.files}
+    except _PROBLEMS as error:
+        raise EvidenceProblem(str(error)) from error
+
+
+def our_statements(provider: CryptoProvider, directory: Path) -> list[Statement]:
+    """Read the statements. Blocks. Raises EvidenceProblem, also for a stranger's among them."""
+    try:
+        return _our_statements(provider, directory)
     except _PROBLEMS as error:
         raise EvidenceProblem(str(error)) from error
 

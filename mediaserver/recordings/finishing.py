@@ -23,6 +23,7 @@ from mediaserver.errors import Refused
 from mediaserver.keys import opening_keys
 from mediaserver.recordings import evidence
 from mediaserver.recordings.admission import Admission
+from mediaserver.recordings.attesting import Attesting
 from mediaserver.recordings.composing import COMMAND, ComposingFailed, Composition
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Active, Recordings
@@ -60,6 +61,7 @@ class Finishing:
         """What is started to compose."""
         self.jobs: Jobs | None = None
         """Given once launched; until then nothing is finished in the background."""
+        self.attesting = Attesting(recordings)
 
     def composition(self, recording: str) -> Composition | None:
         """Give what composes a recording just now, its composite of record before others."""
@@ -120,6 +122,7 @@ class Finishing:
             return
         for composition in running.values():
             composition.journal_ended()
+        await self.attesting.wanted(entry)
         if running or self._when(entry) in ("live", "after_stop"):
             await self._enqueue(entry, at_once=len(running) == len(pieces(entry)))
 
@@ -322,6 +325,7 @@ class Finishing:
             kind = "recording.composed" if archived else "recording.archived"
             listed = {"files": [file.to_json() for file in files]}
             await recordings.events.append_about(entry, kind, listed)
+        await self.attesting.wanted(entry)
         return {"ok": True}
 
     async def statements(self, entry: Entry) -> list[Any]:
@@ -339,7 +343,9 @@ class Finishing:
         directory = self._recordings.directory(entry)
         await self._recordings.uploads.freeing.restore(entry)
         trusted = await asyncio.to_thread(evidence.own_signers, self._recordings.provider, directory)
-        report = await asyncio.to_thread(verify, directory, data_key=key, trusted=trusted)
+        report = await asyncio.to_thread(
+            verify, directory, data_key=key, trusted=trusted, time_authorities=self.attesting.anchors
+        )
         return dict(report.to_json())
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from recorder.canonical import CanonicalError
 from recorder.catalog import CatalogError
-from recorder.cli import audit, custody, export, index, keys, look, recover, sites, verify
+from recorder.cli import audit, custody, export, index, keys, look, recover, sites, stamp, verify
 from recorder.cli.base import app, fail
 from recorder.custody import CustodyError
 from recorder.export import ExportError
@@ -22,8 +22,22 @@ from recorder.recovering import RecoveryError
 from recorder.sealed import SealedError
 from recorder.sites import SiteError
 from recorder.statements import StatementError
+from recorder.timestamp import TimestampError
 
-__all__ = ["app", "audit", "custody", "export", "index", "keys", "look", "main", "recover", "sites", "verify"]
+__all__ = [
+    "app",
+    "audit",
+    "custody",
+    "export",
+    "index",
+    "keys",
+    "look",
+    "main",
+    "recover",
+    "sites",
+    "stamp",
+    "verify",
+]
 
 FAILURES = (
     KeyProblem,
@@ -39,6 +53,7 @@ FAILURES = (
     CatalogError,
     FieldKeyError,
     SelfTestError,
+    TimestampError,
     Sm2Error,
     SiteError,
     OSError,

@@ -67,9 +67,14 @@ def fail(text: str) -> NoReturn:
     sys.exit(1)
 
 
-def file_provider(keys: Path, passphrase_file: Path | None, *, opens: bool = True) -> CryptoProvider:
-    """Open the keys that a command names: a directory of key files, or a file that describes a KMS."""
-    return open_at(keys, passphrase(passphrase_file), opens=opens)
+def file_provider(
+    keys: Path, passphrase_file: Path | None, *, opens: bool = True, expired: bool = False
+) -> CryptoProvider:
+    """Open the keys that a command names: a directory of key files, or a file that describes a KMS.
+
+    ``expired``: for a command that opens old recordings and signs nothing.
+    """
+    return open_at(keys, passphrase(passphrase_file), opens=opens, expired=expired)
 
 
 def passphrase(file: Path | None) -> str | None:

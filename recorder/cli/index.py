@@ -30,7 +30,7 @@ def reindex_database(
 
     Recordings that cannot be read are left out and named (exit code 1); they stay on disk as they are.
     """
-    provider = file_provider(keys or root / "secrets" / "crypto", passphrase_file)
+    provider = file_provider(keys or root / "secrets" / "crypto", passphrase_file, expired=True)
     key = FieldKey.open(index_key or root / "secrets" / "index.key")
     url = database or f"sqlite:///{(root / 'index.sqlite').absolute()}"
     with opened(url, key) as catalog:

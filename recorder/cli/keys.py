@@ -40,7 +40,7 @@ def rewrap(
     """
     trusted = tuple(Certificate.from_pem(file.read_text("ascii")) for file in trust or ())
     rewrapper = Rewrapper(
-        file_provider(old, old_passphrase_file),
+        file_provider(old, old_passphrase_file, expired=True),
         file_provider(keys, passphrase_file, opens=False),
         actor="recorder rewrap",
         trusted=trusted,

@@ -37,7 +37,7 @@ def show(
     statements = read_statements(path) if manifest else []
     private = None
     if keys is not None and manifest is not None:
-        data_key = open_key(file_provider(keys, passphrase_file), path, "show", "recorder show")
+        data_key = open_key(file_provider(keys, passphrase_file, expired=True), path, "show", "recorder show")
         private = read_sealed_part(path, data_key)
     if as_json:
         page = {

@@ -32,6 +32,7 @@ def print_report(report: Report) -> None:
     if report.second_opinion is not None:
         facts.add_row("checked twice", _twice(report.second_opinion))
     _add_signers(facts, report)
+    _add_attested(facts, report)
     out.print(facts)
     print_findings(report.findings)
     word, style = _WORDS[report.verdict]
@@ -88,3 +89,16 @@ def _add_signers(facts: Table, report: Report | PlainReport) -> None:
         facts.add_row("signed by", f"{visible(subject)}\n{fingerprint} ({vouched})")
     if report.assurance:
         facts.add_row("assurance", visible(report.assurance))
+
+
+def _add_attested(facts: Table, report: Report) -> None:
+    """Say what revocation lists and time-stamp authorities say."""
+    for status in report.certificates:
+        what = f"{status['state']} as of {status['as_of']}" if status["as_of"] else "not stated"
+        detail = f" ({status['detail']})" if status["detail"] else ""
+        facts.add_row("status", f"{visible(str(status['subject']))}\n{visible(what + detail)}")
+    for token in report.timestamps:
+        said = f"{token['time'] or 'unreadable'} by {token['authority'] or 'unknown'}"
+        state = str(token["state"]).replace("_", " ")
+        detail = f": {token['detail']}" if token["detail"] else ""
+        facts.add_row(str(token["kind"]), f"{visible(said)}\n{state}{visible(detail)}")

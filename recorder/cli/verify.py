@@ -9,14 +9,15 @@ from typing import Annotated
 import typer
 
 from recorder.audit.proof import compare
+from recorder.certificates import Trust
 from recorder.cli.base import AsJson, Keys, PassphraseFile, app, err, file_provider, open_key, out, visible
 from recorder.cli.reports import print_plain, print_report
 from recorder.cli.sites import KeepIn, SiteFile, is_url, local
-from recorder.gm.x509 import Certificate
 from recorder.keys import KeyProblem
 from recorder.plain import verify_plain
 from recorder.report import Report, Verdict
 from recorder.sealed import DataKey
+from recorder.timestamp import read_anchors
 from recorder.verify import verify as verify_recording
 
 # The damaged one of several decides, then the unproven one.
@@ -39,8 +40,17 @@ def verify(
         list[Path] | None,
         typer.Option(
             "--trust",
-            help="PEM certificate of a signer you trust, obtained another way; may be repeated. Without "
-            "it the recording's own certificate is taken, and its fingerprint printed for you to compare.",
+            help="PEM certificate of a signer you trust, or of an authority that vouches for signers, "
+            "obtained another way; may be repeated. Without it the recording's own certificate is taken, and "
+            "its fingerprint printed for you to compare.",
+        ),
+    ] = None,
+    tsa_trust: Annotated[
+        Path | None,
+        typer.Option(
+            "--tsa-trust",
+            help="PEM certificates of time-stamp authorities you trust. Without it time-stamps are compared "
+            "with what they stamp, but not verified.",
         ),
     ] = None,
     plain: Annotated[
@@ -87,9 +97,8 @@ def verify(
 
     With a URL the sealed bytes at that site are checked; they are fetched into a private temporary directory.
     """
-    trusted = None
-    if trust:
-        trusted = [Certificate.from_pem(file.read_text("ascii")).fingerprint for file in trust]
+    trusted = Trust.from_files(trust) if trust else None
+    time_authorities = read_anchors(tsa_trust) if tsa_trust else None
     if plain is not None:
         found = verify_plain(plain, [Path(place) for place in places], trusted=trusted)
         if as_json:
@@ -103,9 +112,12 @@ def verify(
     for place in places:
         with local(place, site, keep_in) as path:
             data_key = _open_key_if_asked(keys, passphrase_file, path)
-            report = verify_recording(path, data_key=data_key, trusted=trusted)
+            report = verify_recording(
+                path, data_key=data_key, trusted=trusted, time_authorities=time_authorities
+            )
             if audit is not None:
-                compare(report, path, audit, trusted=trusted)
+                signers = {*trusted.fingerprints, *report.signers} if trusted is not None else None
+                compare(report, path, audit, trusted=signers)
             if second:
                 from recorder import second_opinion  # gmssl, which nothing else needs
 
@@ -126,7 +138,7 @@ def _open_key_if_asked(keys: Path | None, passphrase_file: Path | None, path: Pa
     if keys is None:
         return None
     try:
-        return open_key(file_provider(keys, passphrase_file), path, "verify", "recorder verify")
+        return open_key(file_provider(keys, passphrase_file, expired=True), path, "verify", "recorder verify")
     except KeyProblem as error:
         # A broken sidecar is a finding, not a reason to check nothing.
         err.print(f"recorder: goes on without the key: {error}", markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 INTEGER, BIT_STRING, OCTET_STRING, OID, UTF8_STRING = 0x02, 0x03, 0x04, 0x06, 0x0C
+PRINTABLE_STRING, NULL, ENUMERATED = 0x13, 0x05, 0x0A
 UTC_TIME, GENERALIZED_TIME, SEQUENCE, SET, BOOLEAN = 0x17, 0x18, 0x30, 0x31, 0x01
 
 
@@ -49,3 +50,21 @@ def time(when: datetime) -> bytes:
     if when.year < 2050:
         return tlv(UTC_TIME, when.strftime("%y%m%d%H%M%SZ").encode())
     return tlv(GENERALIZED_TIME, when.strftime("%Y%m%d%H%M%SZ").encode())
+
+
+def read(data: bytes, tag: int | None = None) -> tuple[bytes, bytes]:
+    """Return the content of the first element and the bytes after it.
+
+    Raise ValueError if it is cut off, of another tag than expected, or of no definite length.
+    """
+    if len(data) < 2 or (tag is not None and data[0] != tag):
+        raise ValueError("cut off, or not the expected ASN.1 element")
+    size, begin = data[1], 2
+    if size & 0x80:
+        begin += size & 0x7F
+        size = int.from_bytes(data[2:begin], "big")
+        if not 2 < begin <= 6:
+            raise ValueError("a length this program does not read")
+    if len(data) < begin + size:
+        raise ValueError("an ASN.1 element is cut off")
+    return data[begin : begin + size], data[begin + size :]

@@ -36,6 +36,8 @@ class ProviderConfig(BaseModel):
     kms: KmsAddress | None = None
     opens: bool = True
     """False: data keys are made and wrapped, never opened; the key for that is not loaded."""
+    expired: bool = False
+    """Certificates may be out of date: of keys that only open old recordings."""
     certificate_no: str = "none"
     former_signers: tuple[Path, ...] = ()
     """Certificate files of earlier signing keys."""
@@ -59,7 +61,12 @@ def open_provider(config: ProviderConfig) -> CryptoProvider:
     if config.provider == "environment":
         pem = config.pem or take_keys(os.environ)
         return EnvironmentProvider.open(
-            pem, passphrase, opens=config.opens, certificate_no=config.certificate_no, former=former
+            pem,
+            passphrase,
+            opens=config.opens,
+            expired=config.expired,
+            certificate_no=config.certificate_no,
+            former=former,
         )
     if config.directory is None:
         raise KeyProblem("the key provider is file, but no directory is given")
@@ -67,6 +74,7 @@ def open_provider(config: ProviderConfig) -> CryptoProvider:
         config.directory,
         passphrase,
         opens=config.opens,
+        expired=config.expired,
         certificate_no=config.certificate_no,
         former=former,
     )
@@ -79,12 +87,14 @@ def open_opener(config: ProviderConfig) -> Opener:
     return open_provider(config)
 
 
-def open_at(path: Path, passphrase: str | None = None, *, opens: bool = True) -> CryptoProvider:
+def open_at(
+    path: Path, passphrase: str | None = None, *, opens: bool = True, expired: bool = False
+) -> CryptoProvider:
     """Open the provider that a command names: a directory of key files, or a JSON file (0600) that describes
     another. Raise KeyProblem.
     """
     config = config_at(path, passphrase)
-    return open_provider(config.model_copy(update={"opens": opens and config.opens}))
+    return open_provider(config.model_copy(update={"opens": opens and config.opens, "expired": expired}))
 
 
 def open_opener_at(path: Path, passphrase: str | None = None) -> Opener:

@@ -59,13 +59,14 @@ class EnvironmentProvider(LocalProvider):
         passphrase: str | None = None,
         *,
         opens: bool = True,
+        expired: bool = False,
         certificate_no: str = "none",
         former: tuple[str, ...] = (),
     ) -> EnvironmentProvider:
         """Load the keys. Raise KeyProblem naming the variable that does not load or fit."""
         places = {name: f"{PREFIX}{name.upper()}_CERTIFICATE" for name in USES}
         keys: dict[str, PrivateKey] = {}
-        certificates: dict[str, Certificate] = {}
+        chains: dict[str, list[Certificate]] = {}
         for name, text, certificate in (
             ("signing", pem.signing_key, pem.signing_certificate),
             ("encryption", pem.encryption_key, pem.encryption_certificate),
@@ -78,14 +79,14 @@ class EnvironmentProvider(LocalProvider):
                 except Sm2Error as error:
                     raise KeyProblem(f"{PREFIX}{name.upper()}_KEY does not load: {error}") from None
             try:
-                certificates[name] = Certificate.from_pem(certificate)
+                chains[name] = Certificate.all_from_pem(certificate)
             except Sm2Error as error:
                 raise KeyProblem(f"{places[name]} does not load: {error}") from None
-        check_pairs(keys, certificates, places)
+        check_pairs(keys, chains, places, expired=expired)
         return cls(
             keys["signing"],
             keys.get("encryption"),
-            certificates,
+            chains,
             certificate_no=certificate_no,
             former=former,
         )

@@ -8,13 +8,12 @@ import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
 
 from recorder.atomic import sync_directory, write_private
 from recorder.gm import selftest
 from recorder.gm.sm2 import PrivateKey, Sm2Error
 from recorder.gm.x509 import Certificate, self_signed
-from recorder.keys.local import USES, LocalOpener, LocalProvider, check_pairs
+from recorder.keys.local import USAGE, USES, LocalOpener, LocalProvider, check_pairs
 from recorder.keys.provider import KeyProblem
 
 _VALID_DAYS = 3650
@@ -27,7 +26,8 @@ class FileProvider(LocalProvider):
 
     All files are 0600 and belong to the running user, or ``open`` refuses. Made by ``create``, they are
     self-signed and recordings say ``assurance: development``; certificates of an authority in their place
-    make it ``operator``. Where only sealing is wanted ``encryption.key.pem`` is not needed.
+    make it ``operator``. A certificate's file may go on with those of its issuers. Where only sealing is
+    wanted ``encryption.key.pem`` is not needed.
     """
 
     NAME = "file"
@@ -37,13 +37,13 @@ class FileProvider(LocalProvider):
         directory: Path,
         signing: PrivateKey,
         encryption: PrivateKey | None,
-        certificates: Mapping[str, Certificate],
+        chains: Mapping[str, list[Certificate]],
         *,
         certificate_no: str = "none",
         former: tuple[str, ...] = (),
     ) -> None:
         """Use keys already loaded; see ``create`` and ``open``."""
-        super().__init__(signing, encryption, certificates, certificate_no=certificate_no, former=former)
+        super().__init__(signing, encryption, chains, certificate_no=certificate_no, former=former)
         self.directory = directory
 
     @classmethod
@@ -54,11 +54,7 @@ class FileProvider(LocalProvider):
         existing = [name for name in _FILES if (directory / name).exists()]
         if existing:
             raise KeyProblem(f"{directory} holds {', '.join(existing)} already; keys are never overwritten")
-        usages: tuple[tuple[str, Literal["sign", "encrypt"]], ...] = (
-            ("signing", "sign"),
-            ("encryption", "encrypt"),
-        )
-        for name, usage in usages:
+        for name, usage in USAGE.items():
             key = PrivateKey.generate()
             title = f"Shuanglu development {name} {secrets.token_hex(4)}"
             # An hour back: a certificate must not begin after the first thing it signs, whatever the clock
@@ -77,33 +73,36 @@ class FileProvider(LocalProvider):
         passphrase: str | None = None,
         *,
         opens: bool = True,
+        expired: bool = False,
         certificate_no: str = "none",
         former: tuple[str, ...] = (),
     ) -> FileProvider:
         """Load both keys. Raise KeyProblem naming the file that is missing, open to others or wrong.
 
-        ``opens`` False: ``encryption.key.pem`` is not read and need not be there.
+        ``opens`` False: ``encryption.key.pem`` is not read and need not be there. ``expired``: certificates
+        may be out of date, to open old recordings.
         """
         selftest.require()
         keys: dict[str, PrivateKey] = {}
-        certificates: dict[str, Certificate] = {}
+        chains: dict[str, list[Certificate]] = {}
         for name in USES:
             key_path, certificate_path = directory / f"{name}.key.pem", directory / f"{name}.cert.pem"
             try:
                 if opens or name == "signing":
                     keys[name] = PrivateKey.from_pem(read_private(key_path), passphrase)
-                certificates[name] = Certificate.from_pem(certificate_path.read_text("ascii"))
+                chains[name] = Certificate.all_from_pem(certificate_path.read_text("ascii"))
             except FileNotFoundError as error:
                 raise KeyProblem(f"{error.filename} is missing") from None
             except (Sm2Error, UnicodeDecodeError) as error:
                 hint = "" if passphrase else " (is a passphrase needed?)"
                 raise KeyProblem(f"{key_path} or its certificate does not load: {error}{hint}") from None
-        check_pairs(keys, certificates, {name: str(directory / f"{name}.cert.pem") for name in USES})
+        places = {name: str(directory / f"{name}.cert.pem") for name in USES}
+        check_pairs(keys, chains, places, expired=expired)
         return cls(
             directory,
             keys["signing"],
             keys.get("encryption"),
-            certificates,
+            chains,
             certificate_no=certificate_no,
             former=former,
         )

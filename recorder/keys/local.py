@@ -6,11 +6,13 @@ import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from recorder.canonical import JSON
+from recorder.certificates import ChainError, check_chain
 from recorder.gm import selftest
 from recorder.gm.sm2 import PrivateKey, Sm2Error
-from recorder.gm.x509 import Certificate
+from recorder.gm.x509 import Certificate, Usage, signing_request
 from recorder.keys.provider import (
     FIRST_SUITE,
     KeyProblem,
@@ -23,7 +25,8 @@ from recorder.keys.provider import (
 )
 from recorder.sealed import SUITES, DataKey
 
-USES = ("signing", "encryption")
+USAGE: Mapping[str, Usage] = {"signing": "sign", "encryption": "encrypt"}
+USES = tuple(USAGE)
 
 _log = logging.getLogger(__name__)
 
@@ -71,17 +74,21 @@ class LocalProvider:
         self,
         signing: PrivateKey,
         encryption: PrivateKey | None,
-        certificates: Mapping[str, Certificate],
+        chains: Mapping[str, list[Certificate]],
         *,
         certificate_no: str = "none",
         former: tuple[str, ...] = (),
     ) -> None:
-        """Use keys already loaded. ``certificates`` has ``signing`` and ``encryption``; ``encryption`` None:
-        data keys can be wrapped and not opened. ``former`` are PEM certificates of earlier signing keys.
+        """Use keys already loaded. ``chains`` has ``signing`` and ``encryption``, each its certificate and
+        then its issuers'; ``encryption`` None: data keys can be wrapped and not opened. ``former`` are PEM
+        certificates of earlier signing keys.
         """
         self._signing = signing
-        self._certificates = certificates
-        self._opener = LocalOpener(encryption, certificates["encryption"]) if encryption else None
+        self._encryption = encryption
+        self._certificates = {name: chain[0] for name, chain in chains.items()}
+        issuers = {one.fingerprint: one.pem for chain in chains.values() for one in chain[1:]}
+        self._chain_pem = tuple(issuers.values())
+        self._opener = LocalOpener(encryption, self._certificates["encryption"]) if encryption else None
         self._certificate_no = certificate_no
         self._former = former
 
@@ -100,8 +107,17 @@ class LocalProvider:
             assurance="development" if development else "operator",
             signing_certificate_pem=self._certificates["signing"].pem,
             encryption_certificate_pem=self._certificates["encryption"].pem,
+            chain_pem=self._chain_pem,
             former_signing_certificates=self._former,
         )
+
+    def signing_requests(self, subject: Mapping[str, str]) -> dict[str, str]:
+        """Return PEM requests for certificates of the keys that are here, by ``signing`` and ``encryption``.
+
+        ``subject`` as for ``gm.x509.name``. Raise ValueError for a name that cannot be.
+        """
+        keys = {"signing": self._signing, "encryption": self._encryption}
+        return {name: signing_request(key, subject, usage=USAGE[name]) for name, key in keys.items() if key}
 
     def signer(self) -> LocalSigner:
         """Return a signer for worker threads."""
@@ -143,15 +159,28 @@ class LocalProvider:
 
 
 def check_pairs(
-    keys: Mapping[str, PrivateKey], certificates: Mapping[str, Certificate], places: Mapping[str, str]
+    keys: Mapping[str, PrivateKey],
+    chains: Mapping[str, list[Certificate]],
+    places: Mapping[str, str],
+    *,
+    expired: bool = False,
 ) -> None:
-    """Require that certificates belong to their keys and that signing and encryption are two keys.
+    """Require that certificates belong to their keys, signing and encryption are two keys, and each chain
+    holds now and is for its use.
 
-    ``places`` names for a message where each certificate came from. Raise KeyProblem.
+    ``places`` names for a message where each certificate came from. With ``expired`` certificates may be out
+    of date: to open old recordings. Raise KeyProblem.
     """
     selftest.require()
     for name, key in keys.items():
-        if certificates[name].public_key.point != key.public.point:
+        if chains[name][0].public_key.point != key.public.point:
             raise KeyProblem(f"{places[name]} is not the certificate of the {name} key")
-    if certificates["signing"].public_key.point == certificates["encryption"].public_key.point:
+    if chains["signing"][0].public_key.point == chains["encryption"][0].public_key.point:
         raise KeyProblem(f"{places['signing']}: signing and encryption key must be two keys")
+    now = datetime.now(UTC)
+    for name, usage in USAGE.items():
+        at = min(now, *(one.not_after for one in chains[name])) if expired else now
+        try:
+            check_chain(chains[name], at, usage)
+        except ChainError as error:
+            raise KeyProblem(f"{places[name]}: {error}") from None

@@ -44,6 +44,8 @@ class ProviderInfo:
     """``development`` (self-signed keys in files) or ``operator`` (certificates of an authority)."""
     signing_certificate_pem: str
     encryption_certificate_pem: str
+    chain_pem: tuple[str, ...] = ()
+    """Issuers of both certificates, as far as they are known here."""
     former_signing_certificates: tuple[str, ...] = ()
     """PEM of earlier signing keys, whose signatures are still this provider's."""
 
@@ -55,6 +57,7 @@ class ProviderInfo:
             "certificate": self.certificate,
             "assurance": self.assurance,
             "encryption_certificate": self.encryption_certificate_pem,
+            "chain": list(self.chain_pem),
         }
 
 

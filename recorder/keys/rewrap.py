@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from recorder.canonical import CanonicalError, as_int
+from recorder.canonical import JSON, CanonicalError, as_int
 from recorder.gm.x509 import Certificate
 from recorder.keys.provider import CryptoProvider, KeyProblem, KeysUnavailable, is_wrapped_for, wrap_for
 from recorder.keys.sidecar import SIDECAR, open_sidecar, write_sidecar
@@ -54,6 +54,7 @@ class Rewrapper:
         self.recipient = Certificate.from_pem(info.encryption_certificate_pem)
         self._provider = info.name
         self._signing = Certificate.from_pem(info.signing_certificate_pem)
+        self._chain = info.chain_pem
         pems = (before.signing_certificate_pem, *before.former_signing_certificates)
         certificates = (self._signing, *(Certificate.from_pem(pem) for pem in pems), *trusted)
         self._accepted = {certificate.public_key.point for certificate in certificates}
@@ -98,6 +99,7 @@ class Rewrapper:
             suite=key.suite,
             revision=revision + 1,
             succession=succession,
+            chain=list(dict.fromkeys([*_texts(fields.get("chain")), *self._chain])),
         )
         return Outcome.REWRAPPED
 
@@ -119,3 +121,7 @@ class Rewrapper:
                 else:
                     counts.already += 1
             yield directory
+
+
+def _texts(value: JSON) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []

@@ -26,11 +26,13 @@ def write_sidecar(
     revision: int = 1,
     utc_ns: int | None = None,
     succession: Sequence[JSON] = (),
+    chain: Sequence[str] = (),
 ) -> dict[str, JSON]:
     """Write ``keys.json`` (signed, 0600), replacing an older revision in one step. Return its members.
 
     ``suite`` is the data key's; a rewrap keeps it, or the key is refused when it is opened.
-    ``succession``: see ``recorder.keys.succession``; left out of the page if empty.
+    ``succession``: see ``recorder.keys.succession``; left out of the page if empty. ``chain`` are PEM
+    certificates of the signer's issuers: while there is no manifest, they lie here.
     """
     fields: dict[str, JSON] = {
         "type": SIDECAR_TYPE,
@@ -43,6 +45,8 @@ def write_sidecar(
     }
     if succession:
         fields["succession"] = list(succession)
+    if chain:
+        fields["chain"] = list(chain)
     replace_file(directory / SIDECAR, sign_page(fields, signer))
     return fields
 

@@ -11,6 +11,8 @@ import pytest
 from mediaserver import doctor, tls
 from mediaserver.config import load
 from mediaserver.doctor import Finding
+from tests.recorder import pki
+from tests.recorder.small_recording import make_provider
 
 
 def examine(tmp_path: Path, **environ: str) -> dict[str, Finding]:
@@ -70,6 +72,18 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_loopback_only_is_a_warning(tmp_path: Path) -> None:
     assert examine(tmp_path, MEDIA__BIND="[127.0.0.1]")["Advertised addresses"].level == "warning"
     assert examine(tmp_path, MEDIA__ADVERTISED="[1.2.3.4]")["Advertised addresses"].level == "ok"
+
+
+@pytest.mark.parametrize(("left", "level"), [(400, "ok"), (20, "warning"), (-1, "failure")])
+def test_the_life_of_the_keys_certificates(tmp_path: Path, left: int, level: str) -> None:
+    keys = tmp_path / "data" / "secrets" / "crypto"
+    make_provider(keys)
+    pki.certify(keys, pki.make_chain(), until=tls.utc_now().replace(microsecond=0) + timedelta(days=left))
+    found = examine(tmp_path)
+    assert [found[f"{half} certificate"].level for half in ("Signing", "Encryption")] == [level] * 2
+    assert level == "ok" or found["Signing certificate"].advice
+    (keys / "signing.cert.pem").write_bytes((keys / "encryption.cert.pem").read_bytes())
+    assert examine(tmp_path)["Signing certificate"].level == "failure"
 
 
 def test_secrets_open_to_others(tmp_path: Path) -> None:

@@ -292,6 +292,9 @@ def test_failures_are_one_line_on_stderr(
         "review",
         "destroy",
         "due",
+        "timestamp",
+        "renew",
+        "csr",
     ],
 )
 def test_every_command_explains_itself(command: str) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from recorder.gm.sm2 import PrivateKey
 from recorder.gm.x509 import Certificate
 from recorder.keys import (
     SIDECAR,
@@ -192,29 +191,3 @@ def test_the_keys_belong_to_the_running_user(copied: Path) -> None:
     os.chown(copied / "signing.key.pem", 65534, 65534)
     with pytest.raises(KeyProblem, match="belongs to user 65534"):
         FileProvider.open(copied)
-
-
-def test_an_authoritys_certificate_is_not_development(copied: Path) -> None:
-    """Certificates another key signed make the provider ``operator``."""
-    authority = PrivateKey.generate()
-    for name in ("signing", "encryption"):
-        key = PrivateKey.from_pem((copied / f"{name}.key.pem").read_bytes())
-        pem = _issued(authority, key)
-        (copied / f"{name}.cert.pem").write_text(pem)
-    assert FileProvider.open(copied).info().assurance == "operator"
-
-
-def _issued(authority: PrivateKey, key: PrivateKey) -> str:
-    from datetime import UTC, datetime
-
-    from recorder.gm import x509
-
-    class Signing(PrivateKey):
-        """Signs with the authority's key what names the subject's."""
-
-        def sign(self, message: bytes) -> bytes:
-            return authority.sign(message)
-
-    subject = Signing(key._key)
-    since = datetime(2026, 1, 1, tzinfo=UTC)
-    return x509.self_signed(subject, "issued", usage="sign", not_before=since, days=30)
