@@ -111,10 +111,12 @@ class Rewrapping:
         )
         found = await asyncio.to_thread(self._directories, tenant)
         state = {**state, "total": len(found), "done": 0, "failed": 0, "failures": {}}
-        for number, directory in enumerate(found, 1):
+        # The audit log is of all tenants and in no count: whoever rotates first takes it along.
+        logs = [file.directory for file in await asyncio.to_thread(list_files, self._data / "audit")]
+        for number, directory in enumerate([*logs, *found], 1):
             try:
                 await asyncio.to_thread(self._one, rewrapper, directory, state)
-                state["done"] += 1
+                state["done"] += directory not in logs
                 await self._send(directory.name)
             except KeysUnavailable:
                 await self._save(tenant, state)
@@ -164,9 +166,7 @@ class Rewrapping:
 
     def _directories(self, tenant: str) -> list[Path]:
         root = tenant_directory(self._data, tenant)
-        recordings = [one for one in recording_directories(self._data) if one.is_relative_to(root)]
-        # The audit log is of all tenants: whoever rotates first takes it along.
-        return [*recordings, *(file.directory for file in list_files(self._data / "audit"))]
+        return [one for one in recording_directories(self._data) if one.is_relative_to(root)]
 
     def _path(self, tenant: str) -> Path:
         return self._data / "rewrap" / f"{tenant_directory(self._data, tenant).name}.json"

@@ -6,6 +6,7 @@ another file, whose ``previous`` is the head of the last whole record before it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import shutil
@@ -194,7 +195,9 @@ class AuditWriter:
         """Keep a time-stamp token over a page, whole (RFC 3161, DER; at most 32 KiB)."""
         if len(token) > 32 << 10:
             raise ValueError(f"a time-stamp token of {len(token)} bytes")
-        self._frame(RecordType.TIMESTAMP, {"anchor": named(page.digest), "token": token.hex()})
+        self._frame(
+            RecordType.TIMESTAMP, {"anchor": named(page.digest), "token": base64.b64encode(token).decode()}
+        )
 
     def checkpoint(self, now_ns: int, *, now: bool = False) -> None:
         """Sign the head if anything was written since, at most every 2 s unless ``now``.
