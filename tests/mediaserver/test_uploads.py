@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from recorder.atomic import create_file
 from recorder.elsewhere import names_at_sites
 from recorder.reindex import files_of
 from recorder.sealed import SealedWriter
-from recorder.sites import Site, SiteConfig, signed_digests
+from recorder.sites import Site, SiteConfig, fetch, signed_digests
 from recorder.statements import append_statement
 from tests.mediaserver.running import KEYS, Client, make_keys, running, settings_in
 from tests.recorder.faults import Faults, Request, faulty
@@ -365,6 +366,43 @@ async def test_what_is_destroyed_leaves_every_site(s3: S3Server, faults: Faults,
         number = len(list((directory / "statements").glob("*.json")))
         for site in sites:
             await until(lambda site=site: f"statements/{number:06d}.json" in names_there(site, key))  # type: ignore[misc]
+
+
+async def test_a_new_machine_takes_over_from_the_store_alone(s3: S3Server, tmp_path: Path) -> None:
+    """As docs/storage.md says: secrets from the safe, pages from the store, then the server is started."""
+    config = site_config(s3, tmp_path, "first")
+    site = straight(s3, config)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    old = server_settings(tmp_path / "old", [config])
+    async with running(old) as api:
+        await api.ok("POST", "/v1/rooms", {"name": "hall"})
+        ended = await start(api, "hall", "UP-7")
+        await api.ok("POST", f"/v1/recordings/{ended['id']}/stop")
+        plain = await add_composite(api, ended["id"], 400_000, 7)
+        await until(lambda: site.head(f"{key_of(api, ended['id'])}/statements/000001.json"))
+        cut_off = await start(api, "hall", "UP-8")
+        key = key_of(api, cut_off["id"])
+        await until(lambda: len(segments(site, key)) >= 2)
+    new = server_settings(tmp_path / "new", [config])
+    shutil.rmtree(new.secrets_dir)
+    shutil.copytree(old.secrets_dir, new.secrets_dir)
+    shutil.rmtree(old.data_dir)
+    await asyncio.to_thread(fetch, site, "", new.data_dir, pages_only=True)
+    async with running(new) as api:
+        where = f"/v1/recordings/{ended['id']}"
+        assert (await api.ok("GET", where))["state"] == "sealed"
+        assert not list(directory_of(api, ended["id"]).rglob("*.seg"))
+        status, body, _ = await api.ask(
+            "GET", f"{where}/files/composite.mp4", headers={"Range": "bytes=5-99"}
+        )
+        assert (status, body) == (206, plain[5:100])
+        assert (await api.ok("POST", f"{where}/verify"))["ok"] is True
+        async with asyncio.timeout(PATIENCE_S):
+            while (await api.ok("GET", f"/v1/recordings/{cut_off['id']}"))["state"] != "recovered":
+                await asyncio.sleep(0.05)
+        await until(lambda: site.head(f"{key}/manifest.json"))
+        assert (await api.ok("POST", f"/v1/recordings/{cut_off['id']}/verify"))["ok"] is True
 
 
 def names_there(site: Site, key: str) -> set[str]:
