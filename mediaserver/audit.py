@@ -153,8 +153,7 @@ class AuditLog:
             if self._writer is not None:
                 try:
                     await self._run(self._writer.finish)
-                    for page in self._writer.take_pages():
-                        await self._send(self._writer, page, stamp=False)
+                    await self._send_made(self._writer, stamp=False)
                 except Exception as error:
                     _log.error("the audit log is left unfinished: %s", error)
                     await self._run(self._writer.leave)
@@ -315,13 +314,17 @@ class AuditLog:
             await self._put([], {})  # another day: another file
             await self._run(writer.anchor)
             self._anchored_s = now
-        for page in writer.take_pages():
-            await self._send(writer, page)
+        await self._send_made(writer)
         if now - self._expired_s >= DAY_S:
             self._expired_s = now
             before_ns = time.time_ns() - self._settings.keep_days * int(DAY_S) * 10**9
             for file in await self._run(writer.expire, before_ns):
                 _log.warning("removed %s of the audit log: its time had come", file.name)
+
+    async def _send_made(self, writer: AuditWriter, *, stamp: bool = True) -> None:
+        while writer.made:
+            await self._send(writer, writer.made[0], stamp=stamp)
+            writer.made.popleft()  # now, so that whoever is cut off leaves it to the next
 
     async def _send(self, writer: AuditWriter, page: AnchorPage, *, stamp: bool = True) -> None:
         """Give an anchor to those outside that keep it. What they refuse costs nothing here."""

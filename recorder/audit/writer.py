@@ -10,6 +10,7 @@ import base64
 import contextlib
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +80,8 @@ class AuditWriter:
         self._tenants: dict[str, Tenant] = {}
         self._pending: dict[str, Pending] = {}
         self._stirred: set[str] = set()
-        self._made: list[AnchorPage] = []
+        self.made: deque[AnchorPage] = deque()
+        """Pages that were written, oldest first; whoever gives them to others takes them out."""
         mine = [one for one in list_files(root) if one.node == node]
         self._number = mine[-1].number if mine else 0
         for file in reversed(mine):
@@ -182,14 +184,9 @@ class AuditWriter:
             self._tenants[tenant] = Tenant(page.number, page.digest)
             self._pending[tenant] = Pending((self._number, record))
             self._stirred.discard(tenant)
-            self._made.append(page)
+            self.made.append(page)
             pages.append(page)
         return pages
-
-    def take_pages(self) -> list[AnchorPage]:
-        """Return the pages written since the last call, those included that ``finish`` wrote."""
-        made, self._made = self._made, []
-        return made
 
     def timestamp(self, page: AnchorPage, token: bytes) -> None:
         """Keep a time-stamp token over a page, whole (RFC 3161, DER; at most 32 KiB)."""

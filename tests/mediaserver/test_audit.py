@@ -248,6 +248,8 @@ async def test_anchors_go_to_who_keeps_them(tmp_path: Path) -> None:
             api.control.audit.stamp = stamp
             await api.ok("POST", "/v1/rooms", {"name": "hall"})
             pages = [await got.get(), await got.get()]
+            while read_log(settings.data_dir / "audit").timestamps < 2:
+                await asyncio.sleep(0.1)
             assert len(stamped) == 2
         async with running(settings), asyncio.timeout(60):
             pages.append(await got.get())  # written when the server closed, delivered by the next
