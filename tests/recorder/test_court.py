@@ -22,6 +22,7 @@ from recorder.gm.sm3 import named, sm3
 from recorder.keys import FileProvider
 from recorder.plain import verify_plain
 from recorder.signed import open_page
+from tests.recorder.pki import certify, make_chain
 from tests.recorder.small_recording import SmallRecording, make_provider, make_recording
 
 COMPOSITE_BYTES = 600_001
@@ -144,6 +145,21 @@ def test_every_suite_opens(suite: int, provider: FileProvider, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/composite.mp4").read_bytes() == made.composite
+
+
+@pytest.mark.parametrize("with_root", [True, False])
+def test_certificates_of_an_authority_are_checked_to_its_root(with_root: bool, tmp_path: Path) -> None:
+    chain, stranger = make_chain(), make_chain()
+    FileProvider.create(tmp_path / "keys")
+    certify(tmp_path / "keys", chain, with_root=with_root)
+    made = make_recording(tmp_path / "r", FileProvider.open(tmp_path / "keys"))
+    export(made, tmp_path / "court")
+    assert (tmp_path / "court/certificates/chain.pem").exists()
+    for name, one, expected in (("root", chain, 0), ("stranger", stranger, 1)):
+        authority = tmp_path / f"{name}.pem"
+        authority.write_text(one.root.pem)
+        done = open_sh(tmp_path / "court", "-a", authority)
+        assert done.returncode == expected, done.stdout + done.stderr
 
 
 def test_a_private_key_under_a_passphrase_opens_too(tmp_path: Path) -> None:
