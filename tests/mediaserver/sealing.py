@@ -24,7 +24,8 @@ def sealing_settings(base: Path, **crypto: Any) -> Settings:
         for name in names:
             shutil.copy2(made / name, base / place / name)
     shutil.rmtree(made)
-    settings = settings_in(base, crypto={"directory": str(base / "server"), "open": False, **crypto})
+    given = {"directory": str(base / "server"), "open": False, **crypto}
+    settings = settings_in(base, crypto=given, composing={"attempts": 2})
     make_keys(settings)
     return settings
 
@@ -35,7 +36,7 @@ async def start(api: Client, number: str) -> dict[str, Any]:
 
 
 async def composed(api: Client, identifier: str) -> dict[str, Any]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         while True:
             shown: dict[str, Any] = await api.ok("GET", f"/v1/recordings/{identifier}")
             if shown["composing"]["state"] in ("done", "failed"):
