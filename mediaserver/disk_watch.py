@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mediaserver.events import EventLog
@@ -49,19 +49,21 @@ class DiskWatch:
         self._limits, self._events, self._metrics = limits, events, metrics
         self._tenants = sorted(set(tenants))
         self.level = Level.OK
+        self._untold: list[tuple[str, str, dict[str, Any]]] = []
 
     async def look(self, free_bytes: int) -> None:
         """Take the free space in. An event that the full disk does not take is tried at the next look."""
         limits = self._limits
         found = level_of(free_bytes, self.level, low=limits.low_free_bytes, least=limits.min_free_bytes)
         self._metrics.disk_level.set(int(found))
-        if found == self.level:
-            return
-        kind = EVENTS[found]
-        if found > self.level:
-            _log.error("%s: %d MiB of disk space are free", kind, free_bytes >> 20)
-        for tenant in self._tenants:
-            await self._events.append(
-                kind, tenant=tenant, data={"free_bytes": free_bytes, "refuses_new": found == Level.FULL}
-            )
-        self.level = found
+        if found != self.level:
+            kind = EVENTS[found]
+            if found > self.level:
+                _log.error("%s: %d MiB of disk space are free", kind, free_bytes >> 20)
+            data = {"free_bytes": free_bytes, "refuses_new": found == Level.FULL}
+            self._untold += [(kind, tenant, data) for tenant in self._tenants]
+            self.level = found
+        while self._untold:
+            kind, tenant, data = self._untold[0]
+            await self._events.append(kind, tenant=tenant, data=data)
+            del self._untold[0]
