@@ -176,6 +176,9 @@ class Uploads:
                 await self._send(upload, entry, one, size)
                 upload.done[one.name] = revision
                 upload.pending -= size
+                upload.failing_since = (
+                    None  # a bad line that lets some through is not waited for as a dead one
+                )
         except FileNotFoundError:
             return POLL_S  # removed meanwhile (erased, destroyed): look again
         except (SiteError, OSError) as error:

@@ -33,6 +33,8 @@ PACKAGES = ("swift-proxy", "swift-account", "swift-container", "swift-object")
 ACCESS_KEY = "test:tester"
 REGION = "us-east-1"
 START_S = 60.0
+WITH_US = ("setpriv", "--pdeathsig", "KILL")
+"""They end with the test run, however that ends."""
 
 
 class S3Error(Exception):
@@ -124,7 +126,7 @@ def serving(directory: Path | None = None) -> Iterator[S3Server]:
             with (home / f"{name}.log").open("wb") as log:
                 processes.append(
                     subprocess.Popen(
-                        [f"swift-{name}-server", str(home / f"{name}.conf"), "-v"],
+                        [*WITH_US, f"swift-{name}-server", str(home / f"{name}.conf"), "-v"],
                         stdout=log,
                         stderr=log,
                         stdin=subprocess.DEVNULL,
