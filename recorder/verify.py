@@ -61,8 +61,7 @@ def verify(
         raise NotADirectoryError(f"{path} is no recording's directory")
     selftest.require()
     verification = _Verification(path, data_key, trusted)
-    verification.run()
-    verification.stamps(time_authorities, now or datetime.now(UTC))
+    verification.run(time_authorities, now or datetime.now(UTC))
     return verification.report
 
 
@@ -80,7 +79,6 @@ class _Verification:
         )
         self._signers = Signers(trusted)
         self._stated: list[Statement] = []
-        self._manifest_read: Manifest | None = None
         self._key_id = ""
         self._seen: set[Path] = set()
         self._owner: dict[str, str] = {}
@@ -88,10 +86,10 @@ class _Verification:
         self._destroyed = Destroyed()
         self._gone: dict[tuple[int, str], int] = {}
 
-    def run(self) -> None:
-        """Check page by page, then file by file."""
+    def run(self, time_authorities: Sequence[bytes] | None, now: datetime) -> None:
+        """Check page by page, then file by file, then what others say of them."""
         sidecar = self._sidecar()
-        manifest = self._manifest_read = self._manifest()
+        manifest = self._manifest()
         self._signers.learn(_member(manifest.page, "provider", "chain") if manifest else None)
         self._signers.learn(sidecar.fields.get("chain") if sidecar else None)
         self._accept_signers([manifest.page if manifest else None, sidecar])
@@ -115,15 +113,16 @@ class _Verification:
         self._say_destroyed()
         self._leftovers()
         self._report.signers = {print_: cert.subject for print_, cert in self._signers.accepted.items()}
+        self._attested(manifest, time_authorities, now)
 
-    def stamps(self, authorities: Sequence[bytes] | None, now: datetime) -> None:
+    def _attested(
+        self, manifest: Manifest | None, authorities: Sequence[bytes] | None, now: datetime
+    ) -> None:
         """Say what certificates' status and time-stamps are, from the pages already read."""
         for name, detail in self._signers.revoked():
             self._add(Kind.OTHER_SIGNER, name, f"signed when {detail}")
         self._report.certificates = [status.to_json() for status in self._signers.statuses()]
-        if self._manifest_read is None:
-            return
-        for token in check_tokens(self._manifest_read, self._stated, authorities, now):
+        for token in check_tokens(manifest, self._stated, authorities, now) if manifest else []:
             self._report.timestamps.append(token.to_json())
             if token.state == TokenState.BROKEN:
                 size = (self._path / token.file).stat().st_size
