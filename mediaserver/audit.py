@@ -59,8 +59,8 @@ ROOM_NEEDED = 1 << 20
 DAY_S = 86_400.0
 
 Locate = Callable[[str], Awaitable[Path | None]]
-Stamp = Callable[[bytes], Awaitable[bytes]]
-"""Takes the SM3 of an anchor page, gives a time-stamp token over it (RFC 3161, DER)."""
+Stamp = Callable[[bytes], Awaitable[bytes | None]]
+"""Takes the SM3 of an anchor page, gives an authority's response over it (RFC 3161, DER), if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,11 +332,12 @@ class AuditLog:
             await self.outbox.post(page.digest.hex(), page.data)
         if self.stamp is not None and stamp:
             try:
-                token = await self.stamp(page.digest)
+                response = await self.stamp(page.digest)
             except Exception as error:
                 _log.error("anchor %d of tenant %s has no time-stamp: %s", page.number, page.tenant, error)
                 return
-            await self._run(writer.timestamp, page, token)
+            if response is not None:
+                await self._run(writer.timestamp, page, response)
 
     async def _recover(self) -> None:
         """Write what the database has more than the log; then the log is whole again."""

@@ -138,6 +138,7 @@ class Control:
         self.sign_ins = FailedSignIns(self.events)
         self.finishing = Finishing(self.recordings)
         self.recordings.finishing = self.finishing
+        self.audit.stamp = self.finishing.attesting.stamp_digest
         self.uploads = self.recordings.uploads = Uploads(self.recordings)
         self.custody = RecordingCustody(self.recordings)
         self.recordings.custody = self.custody

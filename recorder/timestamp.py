@@ -66,12 +66,17 @@ def read_anchors(path: Path) -> tuple[bytes, ...]:
 
 
 def ask(authority: Authority, page: Mapping[str, JSON]) -> tuple[bytes, tsp.Token, str]:
-    """Have a page stamped. Return the response (DER), what its token says, and ``Stamped.state``. Blocks.
+    """Have a page stamped by its SM3, as ``ask_digest`` does."""
+    return ask_digest(authority, sm3(canonical(page)))
 
-    Raise TimestampError if the authority is not reached, refuses, or its token is not over this page, not the
-    answer to this request, of another policy, or does not hold.
+
+def ask_digest(authority: Authority, imprint: bytes) -> tuple[bytes, tsp.Token, str]:
+    """Have an SM3 digest stamped. Return the response (DER), what its token says, ``Stamped.state``. Blocks.
+
+    Raise TimestampError if the authority is not reached, refuses, or its token is not over this digest, not
+    the answer to this request, of another policy, or does not hold.
     """
-    imprint, nonce = sm3(canonical(page)), secrets.randbits(63) | 1 << 63
+    nonce = secrets.randbits(63) | 1 << 63
     query = tsp.request(imprint, nonce=nonce, policy=authority.policy)
     try:
         response, kind = fetch(

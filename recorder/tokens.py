@@ -103,7 +103,7 @@ def lapse_of(statements: Sequence[Statement]) -> datetime | None:
     for statement in statements:
         if statement.kind in PAGE_TYPES:
             try:
-                token = tsp.parse(_response(statement))
+                token = tsp.parse(_response(statement.body.get("response")))
             except tsp.TokenError:
                 continue
             if newest is None or token.time > newest.time:
@@ -111,8 +111,25 @@ def lapse_of(statements: Sequence[Statement]) -> datetime | None:
     return newest.not_after if newest else None
 
 
-def _response(statement: Statement) -> bytes:
-    encoded = statement.body.get("response")
+def check_digest(encoded: JSON, digest: bytes, anchors: Sequence[bytes] | None) -> dict[str, JSON]:
+    """Check a response (base64) over an SM3 digest; return time, authority, ``state`` and detail.
+
+    Raise TokenError (a ValueError) if it is over something else or does not hold.
+    """
+    response = _response(encoded)
+    token = tsp.parse(response)
+    _require_imprint(token, digest)
+    state, detail = _verified(response, token, anchors)
+    said: dict[str, JSON] = {"time": _rfc3339(token.time), "authority": token.authority}
+    return {**said, "state": state.value, "detail": detail}
+
+
+def _require_imprint(token: tsp.Token, digest: bytes) -> None:
+    if (token.imprint_algorithm, token.imprint) != (tsp.SM3_OID, digest):
+        raise tsp.TokenError("the token is over something else than the statement says")
+
+
+def _response(encoded: JSON) -> bytes:
     if isinstance(encoded, str) and len(encoded) > 2 * tsp.MAX_RESPONSE_BYTES:
         raise tsp.TokenError("its response is longer than any is")
     try:
@@ -132,7 +149,7 @@ def _check(
     if not isinstance(stamped, Mapping):
         return _Held(replace(report, detail="names nothing that it stamps"))
     try:
-        response = _response(statement)
+        response = _response(statement.body.get("response"))
         token = tsp.parse(response)
         report = replace(
             report,
@@ -141,8 +158,7 @@ def _check(
             covers=_covers(stamped, statement),
             lapses=_rfc3339(token.not_after) if token.not_after else "",
         )
-        if (token.imprint_algorithm, token.imprint) != (tsp.SM3_OID, sm3(canonical(stamped))):
-            raise tsp.TokenError("the token is over something else than the statement says")
+        _require_imprint(token, sm3(canonical(stamped)))
         _compare(stamped, manifest, [one for one in statements if one.number <= report.covers], statement)
         state, detail = _verified(response, token, anchors)
         return _Held(replace(report, state=state, detail=detail), token.time, token.not_after)

@@ -24,7 +24,15 @@ from recorder.gm.sm2 import Sm2Error
 from recorder.gm.x509 import RevocationList
 from recorder.signers import CERTIFICATE_STATUS, status_body
 from recorder.statements import Statement, append_statement
-from recorder.timestamp import TIMESTAMP, Authority, TimestampError, is_stamped, read_anchors, stamp
+from recorder.timestamp import (
+    TIMESTAMP,
+    Authority,
+    TimestampError,
+    ask_digest,
+    is_stamped,
+    read_anchors,
+    stamp,
+)
 
 _log = logging.getLogger(__name__)
 TASK = "attest"
@@ -97,6 +105,17 @@ class Attesting:
     def anchors(self) -> tuple[bytes, ...] | None:
         """Certificates of the configured authority, to verify time-stamps by."""
         return self._authority.anchors if self._authority is not None else None
+
+    async def stamp_digest(self, digest: bytes) -> bytes | None:
+        """Have an SM3 digest stamped; returns the authority's response, None if none is configured.
+
+        Raises TimestampError.
+        """
+        if self._authority is None:
+            return None
+        async with self._asking:
+            response, _, _ = await asyncio.to_thread(ask_digest, self._authority, digest)
+        return response
 
     def start(self, jobs: Jobs) -> None:
         """Say what does the task."""

@@ -29,7 +29,8 @@ class AuditReport:
     """Entries written twice, because a crash or a full disk left open whether they had been."""
     anchors: int = 0
     """Signed pages of tenants that hold."""
-    timestamps: int = 0
+    timestamps: list[dict[str, JSON]] = field(default_factory=list)
+    """Of each: the page it is over, time, authority, ``state`` (``recorder.tokens.TokenState``), detail."""
     last_seq: int = 0
     expired: int = 0
     """Files that the log says were removed when their time had come."""

@@ -5,7 +5,7 @@ No key is needed: everything that ties the log together, and recordings to it, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from recorder.canonical import JSON, CanonicalError
 from recorder.clock import rfc3339
 from recorder.gm import selftest
 from recorder.gm.sm2 import Sm2Error
-from recorder.gm.sm3 import named
+from recorder.gm.sm3 import named, parse_named
 from recorder.gm.x509 import Certificate
 from recorder.keys import SIDECAR, SIDECAR_TYPE
 from recorder.keys.succession import successors
@@ -26,6 +26,7 @@ from recorder.report import Finding, Kind
 from recorder.sealed import DataKey, RecordInfo, RecordType, SealedError, SealedReader
 from recorder.sealed.source import RecordSource
 from recorder.signed import SignedError, SignedPage, open_page, read_page
+from recorder.tokens import check_digest
 
 KeyOf = Callable[[LogFile], DataKey]
 _HOLES = 1000
@@ -38,18 +39,20 @@ def read_log(
     trusted: Collection[str] | None = None,
     since_ns: int | None = None,
     kept: Iterable[bytes] = (),
+    time_authorities: Sequence[bytes] | None = None,
 ) -> AuditReport:
     """Check the log in ``root`` ({data}/audit) and collect what it says of recordings.
 
     ``key_of`` opens each file's data key. ``trusted`` are certificate fingerprints to accept; without them
     the first file's signer is taken, and certificates over the same key. ``since_ns`` (UTC) leaves out files
     of months that ended two days before it. ``kept`` are anchor pages kept elsewhere, which the log must
-    hold. Damage never raises: it is in the report. Raise NotADirectoryError if there is no such directory.
+    hold. ``time_authorities`` are DER certificates that time-stamps must lead to; without them none counts as
+    verified. Damage never raises: it is in the report. Raise NotADirectoryError if there is no directory.
     """
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is no directory")
     selftest.require()
-    reading = _Reading(root, key_of, frozenset(trusted) if trusted is not None else None)
+    reading = _Reading(root, key_of, frozenset(trusted) if trusted is not None else None, time_authorities)
     files = list_files(root)
     for node in sorted({file.node for file in files}):
         reading.node([file for file in files if file.node == node], since_ns)
@@ -75,11 +78,18 @@ class _Node:
 
 
 class _Reading:
-    def __init__(self, root: Path, key_of: KeyOf | None, trusted: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        key_of: KeyOf | None,
+        trusted: frozenset[str] | None,
+        authorities: Sequence[bytes] | None,
+    ) -> None:
         self.report = AuditReport(str(root), opened=key_of is not None, trusted=trusted is not None)
         self._root = root
         self._key_of = key_of
         self._trusted = trusted
+        self._authorities = authorities
         self._signers: dict[str, Certificate] = {}
 
     def node(self, files: list[LogFile], since_ns: int | None) -> None:
@@ -265,9 +275,11 @@ class _Reading:
             self._mark(frame_fields(record.payload), state)
         elif record.type == RecordType.TIMESTAMP:
             frame = frame_fields(record.payload)
-            if str(frame.get("anchor")) not in self.report.pages:
+            page = str(frame.get("anchor"))
+            if page not in self.report.pages:
                 raise CanonicalError("a time-stamp over a page that is not before it")
-            self.report.timestamps += 1
+            stamped = check_digest(frame.get("response"), parse_named(page), self._authorities)
+            self.report.timestamps.append({"page": page, **stamped})
         elif record.type == RecordType.EXPIRED:
             frame = frame_fields(record.payload)
             head, listed = frame.get("head"), frame.get("files")

@@ -188,13 +188,12 @@ class AuditWriter:
             pages.append(page)
         return pages
 
-    def timestamp(self, page: AnchorPage, token: bytes) -> None:
-        """Keep a time-stamp token over a page, whole (RFC 3161, DER; at most 32 KiB)."""
-        if len(token) > 32 << 10:
-            raise ValueError(f"a time-stamp token of {len(token)} bytes")
-        self._frame(
-            RecordType.TIMESTAMP, {"anchor": named(page.digest), "token": base64.b64encode(token).decode()}
-        )
+    def timestamp(self, page: AnchorPage, response: bytes) -> None:
+        """Keep an authority's time-stamp response over a page, whole (RFC 3161, DER; at most 32 KiB)."""
+        if len(response) > 32 << 10:
+            raise ValueError(f"a time-stamp response of {len(response)} bytes")
+        encoded = base64.b64encode(response).decode()
+        self._frame(RecordType.TIMESTAMP, {"anchor": named(page.digest), "response": encoded})
 
     def checkpoint(self, now_ns: int, *, now: bool = False) -> None:
         """Sign the head if anything was written since, at most every 2 s unless ``now``.

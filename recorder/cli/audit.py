@@ -33,6 +33,7 @@ from recorder.gm.x509 import Certificate
 from recorder.keys import KeyProblem, read_sidecar
 from recorder.report import Finding, Verdict
 from recorder.sealed import DataKey
+from recorder.timestamp import read_anchors
 
 audit = typer.Typer(
     help="Check and search a server's audit log (DATA/audit), and look for what it knows of recordings.",
@@ -64,6 +65,10 @@ def verify(
             "May be repeated.",
         ),
     ] = None,
+    tsa_trust: Annotated[
+        Path | None,
+        typer.Option("--tsa-trust", help="PEM file with the root certificates of time-stamp authorities."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a log's chain, signatures, the links from file to file and the order of its entries.
@@ -75,7 +80,10 @@ def verify(
     """
     key_of = _opener(keys, passphrase_file, "verify the audit log") if keys is not None else None
     pages = [file.read_bytes() for file in kept or ()]
-    report = read_log(path, key_of=key_of, trusted=trusted_in(trust), kept=pages)
+    authorities = read_anchors(tsa_trust) if tsa_trust is not None else None
+    report = read_log(
+        path, key_of=key_of, trusted=trusted_in(trust), kept=pages, time_authorities=authorities
+    )
     if as_json:
         out.print_json(json.dumps(report.to_json(), ensure_ascii=False))
     else:
@@ -173,8 +181,13 @@ def _print(report: AuditReport, findings: list[Finding], verdict: Verdict | None
         f"{report.checkpoints} checkpoints",
     )
     facts.add_row(
-        "holds", f"{report.entries} entries, {report.anchors} anchors, {report.timestamps} time-stamps"
+        "holds", f"{report.entries} entries, {report.anchors} anchors, {len(report.timestamps)} time-stamps"
     )
+    for state in sorted({str(one["state"]) for one in report.timestamps}):
+        alike = [one for one in report.timestamps if one["state"] == state]
+        facts.add_row(
+            "time-stamps", f"{len(alike)} {state.replace('_', ' ')}, the last of {alike[-1]['time']}"
+        )
     facts.add_row("knows", f"{len(report.recordings)} recordings")
     facts.add_row("opened", "every entry, with the key" if report.opened else "no (no key given)")
     for fingerprint, subject in report.signers.items():

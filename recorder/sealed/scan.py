@@ -83,7 +83,8 @@ def scan(path: Path, *, on_record: Callable[[RecordInfo], None] | None = None) -
                     on_record(record)
         except SealedError as problem:
             problem = _not_torn(source, problem) if problem.code == "incomplete" else problem
-            result.problem = _placed(source, result, problem)
+            # Without its frames: they hold the record, and the report is kept.
+            result.problem = _placed(source, result, problem).with_traceback(None)
         result.size = source.size()
         running = walk.running()
         result.head = running.digest() if result.good_bytes else b""

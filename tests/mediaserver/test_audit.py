@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -27,7 +28,9 @@ from recorder.audit.proof import check_all
 from recorder.canonical import JSON
 from recorder.keys import FileProvider
 from recorder.report import Kind, Verdict
+from recorder.timestamp import read_anchors
 from tests.mediaserver.running import KEYS, Client, make_keys, running, settings_in
+from tests.recorder import tsa
 from tests.recorder.audit_tools import key_of
 from tests.recorder.test_journal import FullDisk
 
@@ -236,30 +239,36 @@ async def test_anchors_go_to_who_keeps_them(tmp_path: Path) -> None:
     secret = tmp_path / "anchor.secret"
     secret.write_text("s" * 40)
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/keep"
-    settings = prepared(tmp_path, anchor_webhook=url, anchor_secret_file=str(secret), anchor_s=10)
+    authority = tsa.make_authority(tmp_path / "tsa")
+    stamping = contextlib.ExitStack()
+    server = stamping.enter_context(tsa.serve(authority.reply))
+    settings = settings_in(
+        tmp_path,
+        audit={"heads_s": 2, "anchor_webhook": url, "anchor_secret_file": str(secret), "anchor_s": 10},
+        timestamp={"when": "stop", "url": server.url, "trust": str(authority.trust)},
+    )
+    make_keys(settings)
     try:
         async with running(settings) as api, asyncio.timeout(60):
-            stamped: list[bytes] = []
-
-            async def stamp(digest: bytes) -> bytes:
-                stamped.append(digest)
-                return b"a token"
-
-            api.control.audit.stamp = stamp
             await api.ok("POST", "/v1/rooms", {"name": "hall"})
             pages = [await got.get(), await got.get()]
-            while read_log(settings.data_dir / "audit").timestamps < 2:
+            while len(read_log(settings.data_dir / "audit").timestamps) < 2:
                 await asyncio.sleep(0.1)
-            assert len(stamped) == 2
         async with running(settings), asyncio.timeout(60):
             pages.append(await got.get())  # written when the server closed, delivered by the next
     finally:
         await runner.cleanup()
+        stamping.close()
     for headers, page in pages:
         expected = signature("s" * 40, headers["webhook-id"], int(headers["webhook-timestamp"]), page)
         assert headers["webhook-signature"] == expected
-    report = read_log(settings.data_dir / "audit", kept=[page for _, page in pages])
-    assert (report.verdict, report.findings, report.timestamps) == (Verdict.OK, [], 2)
+    known = read_anchors(authority.trust)
+    report = read_log(settings.data_dir / "audit", kept=[page for _, page in pages], time_authorities=known)
+    assert (report.verdict, report.findings) == (Verdict.OK, [])
+    assert {one["state"] for one in report.timestamps} == {"verified"}
+    assert len(report.timestamps) >= 2
+    unknown = read_log(settings.data_dir / "audit")
+    assert {one["state"] for one in unknown.timestamps} == {"not_verified_here"}
     tenants = {json.loads(page)["tenant"] for _, page in pages}
     assert tenants == {"", "one"}
     for file in list_files(settings.data_dir / "audit"):
