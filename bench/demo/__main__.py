@@ -147,16 +147,15 @@ def _export(run: Run, stage: Stage, call: story.Story, sealed: Path) -> Path:
     )
     exported = export_recording(
         sealed,
-        OUT / "export",
+        OUT / "court",
         data_key=key,
         signer=provider.signer(),
         operator="make demo",
         reason="demonstration",
         names=["composite.mp4"],
     )
-    (plain,) = (path for path in exported.files if path.name == "composite.mp4")
-    composite = plain.rename(OUT / "composite.mp4")
-    shutil.rmtree(OUT / "export")
+    composite = OUT / "composite.mp4"
+    shutil.copyfile(OUT / "court" / "media" / "composite.mp4", composite)
     if composite.read_bytes() != call.composite:
         raise DemoError("what was fetched over HTTP is not what was exported")
     run.tell(

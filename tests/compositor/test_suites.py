@@ -104,7 +104,7 @@ def test_a_whole_recording_of_each_suite(suite: int, tmp_path: Path, records: li
     export_recording(
         directory, tmp_path / "out", data_key=key, signer=provider.signer(), operator="a", reason="b"
     )
-    film = (tmp_path / "out" / "composite.mp4").read_bytes()
+    film = (tmp_path / "out" / "media" / "composite.mp4").read_bytes()
     assert named(sm3(film)) == files[0].plain_sm3
     container: Any = av.open(io.BytesIO(film))
     with container:
