@@ -57,8 +57,8 @@ class NonceLedger:
         self._left: dict[Path, tuple[int, bytes]] = {}
         self.nonces = 0
 
-    def look(self, *, writers_are_dead: bool = False) -> None:
-        """Take in all sealed files there are now. With dead writers what is unfinished must stay as it is."""
+    def look(self, *, workers_are_dead: bool = False) -> None:
+        """Take in all sealed files there are now. Of dead workers unfinished segments stay as they are."""
         for path in sorted(self._root.rglob("*")):
             if path.suffix not in (".seg", ".sealed") or not path.is_file():
                 continue
@@ -72,7 +72,7 @@ class NonceLedger:
             numbers = Counter(record.number for record in found.records if record.type in SEALED_RECORDS)
             assert max(numbers.values(), default=0) <= 1, f"{path}: a nonce occurs twice"
             self.nonces += len(numbers)
-            if writers_are_dead and not found.finished:
+            if workers_are_dead and path.suffix == ".seg" and not found.finished:
                 self._left[path] = (found.size, found.digest)
 
     def check_left(self) -> int:

@@ -165,7 +165,7 @@ async def test_worker_killed(fragile: Stage, ledger: NonceLedger, seed: int, num
         caller.hold_s = 3.0 if number % 2 == 0 else 0.0
         await asyncio.sleep(moment_s)
         killed_ns = kill(fragile, "worker")
-        ledger.look(writers_are_dead=True)
+        ledger.look(workers_are_dead=True)
         while len(caller.joined_at) < 2:
             assert time.monotonic_ns() - killed_ns < (REJOIN_S + 10) * 1e9, fragile.log_end()
             await asyncio.sleep(0.05)
@@ -232,7 +232,7 @@ async def test_compositor_killed(fragile: Stage, ledger: NonceLedger, seed: int,
         recording = await api.record(caller.room, f"COMPOSITOR-{number}")
         await asyncio.sleep(moment_s)
         kill(fragile, "compositor")
-        ledger.look(writers_are_dead=False)
+        ledger.look()
         await asyncio.sleep(AFTER_S)
         assert len(caller.joined_at) == 1
         shown, film = await finished(api, recording)
