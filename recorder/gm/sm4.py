@@ -56,6 +56,15 @@ class _GcryptSm4Gcm(_GcryptSm4):
             libgcrypt.check(libgcrypt.library.gcry_cipher_gettag(self._handle, target + size, TAG_BYTES))
 
     def open(self, nonce: bytes, sealed: Buffer, aad: bytes) -> bytes:
+        plaintext = self._opened(nonce, sealed, aad)
+        if plaintext is None:
+            # Raised here, where no frame borrows a buffer any more: CPython before 3.11.8 crashes when it
+            # collects a circle of error and frames that holds a borrowed memoryview (gh-77894).
+            raise TagError("SM4-GCM tag does not match")
+        return plaintext
+
+    def _opened(self, nonce: bytes, sealed: Buffer, aad: bytes) -> bytes | None:
+        """Return the plain text, None if the tag does not fit."""
         size = len(sealed) - TAG_BYTES
         source = libgcrypt.ffi.from_buffer(sealed)
         with self._lock:
@@ -65,7 +74,7 @@ class _GcryptSm4Gcm(_GcryptSm4):
             self._begin(nonce, aad)
             libgcrypt.check(libgcrypt.library.gcry_cipher_decrypt(self._handle, target, size, source, size))
             if libgcrypt.library.gcry_cipher_checktag(self._handle, source + size, TAG_BYTES):
-                raise TagError("SM4-GCM tag does not match")
+                return None
             return bytes(memoryview(self._scratch)[:size])
 
 

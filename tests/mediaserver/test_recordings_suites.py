@@ -31,7 +31,7 @@ async def test_new_recordings_are_of_the_suite_that_was_set(name: str, tmp_path:
         assert (status, body) == (200, stand_in_compositor.PLAIN)
         report = await api.ok("POST", f"{path}/verify")
         assert report["ok"], report
-    (sidecar,) = settings.data_dir.rglob("keys.json")
+    (sidecar,) = settings.recordings_dir.rglob("keys.json")
     assert json.loads(sidecar.read_bytes())["suite"] == suite_named(name)
     sealed = [one for one in sidecar.parent.rglob("*") if one.suffix in (".seg", ".sealed")]
     assert {one.parent.name for one in sealed} == {"segments", "files", sidecar.parent.name}

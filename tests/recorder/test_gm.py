@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -451,3 +452,32 @@ def test_each_wrong_algorithm_is_named(
     monkeypatch.setattr(module, name, answers[name])
     with pytest.raises(selftest.SelfTestError, match=what):
         selftest.run()
+
+
+_CIRCLES = """
+import gc, os
+from recorder.gm.aead import TagError
+from recorder.gm.sm4 import Sm4Gcm
+
+class Report:
+    pass
+
+def refused(aead):
+    sealed = memoryview(os.urandom(5000))[10:4000]  # before the report: the order in which they are collected
+    report = Report()
+    try:
+        aead.open(bytes(12), sealed, b"")
+    except TagError as error:
+        report.error = error  # error, traceback, this frame, report: a circle
+
+gc.disable()
+for _ in range(300):
+    refused(Sm4Gcm(bytes(16)))
+gc.collect()
+"""
+
+
+def test_errors_that_are_kept_do_not_crash_the_collector() -> None:
+    """CPython before 3.11.8 crashes on a circle with a borrowed memoryview in it (gh-77894)."""
+    done = subprocess.run([sys.executable, "-c", _CIRCLES], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
