@@ -32,4 +32,5 @@ def mounted(image: Path, folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=False, timeout=60, capture_output=True)
+        # Lazily: a child that a failed test left there must not keep the disk for ever.
+        subprocess.run(["umount", "--lazy", str(folder)], check=False, timeout=60, capture_output=True)
