@@ -25,6 +25,7 @@ from mediaserver.errors import Refused
 from mediaserver.events import EventLog, Kept
 from mediaserver.ipc import JsonObject
 from mediaserver.metrics import Metrics
+from mediaserver.patience import PatientSigner
 from mediaserver.recordings import evidence
 from mediaserver.settings import Settings
 from mediaserver.store import Database, Store
@@ -103,7 +104,9 @@ class AuditLog:
         self._lock = asyncio.Lock()
         self._writer: AuditWriter | None = None
         self._noted: dict[str, _Noted] = {}
+        self._signer: PatientSigner | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[None] | None = None
         self._failed_s = -RETRY_S
         self._anchored_s = self._expired_s = self._rotate_s = 0.0
         self.failing = True
@@ -121,8 +124,8 @@ class AuditLog:
         """
         set_back: JsonObject = {}
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        signer = await self._run(self._provider.signer)  # which may ask a KMS
-        writer = await self._run(AuditWriter, self.root, self._node, signer, SystemClock())
+        self._signer = PatientSigner(await self._run(self._provider.signer))  # which may ask a KMS
+        writer = await self._run(AuditWriter, self.root, self._node, self._signer, SystemClock())
         self._writer = writer
         known = await self._database.run(self._store.last_seq)
         if known < writer.last_seq:
@@ -145,9 +148,10 @@ class AuditLog:
 
     async def close(self) -> None:
         """Anchor, sign to the end and close the file."""
-        if self._ticking is not None:
-            self._ticking.cancel()
-            await asyncio.gather(self._ticking, return_exceptions=True)
+        for task in (self._ticking, self._sending):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         async with self._lock:
             self._events.keep = None
             if self._writer is not None:
@@ -160,6 +164,8 @@ class AuditLog:
                 self._writer = None
         self.failing = True
         self._thread.shutdown(wait=True)
+        if self._signer is not None:
+            self._signer.close()
 
     async def keep(self, batch: list[Kept]) -> None:
         """Write events that are in the database. While failing they wait there."""
@@ -304,6 +310,10 @@ class AuditLog:
                 continue
             async with self._lock:
                 await self._guarded(self._upkeep, now)
+            # Those outside take their time: nobody who writes waits for them, nor the next checkpoint.
+            writer = self._writer
+            if writer is not None and writer.made and (self._sending is None or self._sending.done()):
+                self._sending = asyncio.create_task(self._guarded(self._send_made, writer), name="anchors")
 
     async def _upkeep(self, now: float) -> None:
         writer = self._require()
@@ -314,7 +324,6 @@ class AuditLog:
             await self._put([], {})  # another day: another file
             await self._run(writer.anchor)
             self._anchored_s = now
-        await self._send_made(writer)
         if now - self._expired_s >= DAY_S:
             self._expired_s = now
             before_ns = time.time_ns() - self._settings.keep_days * int(DAY_S) * 10**9
@@ -337,7 +346,8 @@ class AuditLog:
                 _log.error("anchor %d of tenant %s has no time-stamp: %s", page.number, page.tenant, error)
                 return
             if response is not None:
-                await self._run(writer.timestamp, page, response)
+                async with self._lock:
+                    await self._run(writer.timestamp, page, response)
 
     async def _recover(self) -> None:
         """Write what the database has more than the log; then the log is whole again."""

@@ -84,6 +84,15 @@ class Control:
         self._port = settings.http.port
         data = settings.data_dir.absolute()
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._news = WorkerNews(self)
+        self.workers = Workers(
+            settings,
+            on_up=self._news.up,
+            on_events=self._news.take,
+            on_death=self._news.died,
+            keys=secrets.keys,
+        )
+        self.workers.claim()  # before anything of a running server's is opened or migrated
         key = FieldKey.open(settings.secrets_dir.absolute() / "index.key")
         configured = settings.database.url
         self._provider = secrets.provider
@@ -101,14 +110,6 @@ class Control:
             server_max_s=settings.tokens.server_max_s,
             client_max_s=settings.tokens.client_max_s,
             is_revoked=lambda tenant, token_id: (tenant, token_id) in self._revoked,
-        )
-        self._news = WorkerNews(self)
-        self.workers = Workers(
-            settings,
-            on_up=self._news.up,
-            on_events=self._news.take,
-            on_death=self._news.died,
-            keys=secrets.keys,
         )
         self.rooms = Rooms(self.workers, self.store, self.database)
         self.recordings = Recordings(

@@ -132,15 +132,8 @@ class Workers:
 
         Raises AlreadyRunning, or NoWorker if not one worker could be started.
         """
+        self.claim()
         run_dir = self._settings.run_dir
-        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        run_dir.chmod(0o700)
-        self._lock = os.open(run_dir / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise AlreadyRunning(f"another server runs on {self._settings.data_dir}") from None
         left = {int(path.stem.removeprefix("worker-")) for path in run_dir.glob("worker-[0-9]*.sock")}
         indices = sorted(left | set(range(self._count)))
         await asyncio.gather(*(self._bring_up(index) for index in indices))
@@ -150,6 +143,21 @@ class Workers:
             self._task(self._replace(index), f"replacement of worker {index}")
         self._keep_spare()
         return self.all()
+
+    def claim(self) -> None:
+        """Make the data directory ours until ``close``. Raises AlreadyRunning if another process has it."""
+        if self._lock >= 0:
+            return
+        run_dir = self._settings.run_dir
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        run_dir.chmod(0o700)
+        lock = os.open(run_dir / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise AlreadyRunning(f"another server runs on {self._settings.data_dir}") from None
+        self._lock = lock
 
     def all(self) -> list[Worker]:
         """Return the live workers by index."""

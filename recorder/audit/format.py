@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from recorder.canonical import JSON, MAX_INTEGER, CanonicalError, canonical, parse_canonical
+from recorder.sealed import FileScan, RecordInfo, RecordType
 
 MEDIA_TYPE = "application/vnd.shuanglu.audit"
 LOG = "log.sealed"
@@ -137,6 +138,15 @@ def frame_fields(payload: bytes) -> dict[str, JSON]:
     if not isinstance(value, dict):
         raise CanonicalError("no JSON object")
     return value
+
+
+def unsigned_records(found: FileScan, signed: int) -> list[RecordInfo]:
+    """Return the records behind the last checkpoint that holds, at offset ``signed``, which none vouches for.
+
+    What only closes a file is not among them.
+    """
+    closing = (RecordType.CHECKPOINT, RecordType.INDEX, RecordType.END)
+    return [one for one in found.records if one.offset > signed and one.type not in closing]
 
 
 def integer(fields: Mapping[str, JSON], name: str) -> int:

@@ -36,12 +36,12 @@ def compare(
 ) -> AuditReport:
     """Add to a recording's report what the audit log in ``audit`` knows better; return the log's own.
 
-    Only the log's files since the recording's beginning are read. Damage of the log itself becomes findings
-    too: what a damaged log does not say proves nothing.
+    Only the log's files since the recording's beginning are read. What does not hold in the log itself, or is
+    not signed, becomes findings too: what such a log does not say proves nothing.
     """
     log = read_log(audit, trusted=trusted, since_ns=_began_ns(report.recording))
     for finding in log.findings:
-        if finding.kind not in (Kind.UNPROVEN, Kind.LEFTOVER):
+        if finding.kind != Kind.LEFTOVER:
             report.findings.append(replace(finding, file=f"{AUDIT_LOG}: {finding.file}"))
     known = log.recordings.get(report.recording)
     if known is None:

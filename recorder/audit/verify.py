@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recorder.audit import anchors
 from recorder.audit.anchors import Anchored, Pending
-from recorder.audit.format import LogFile, entries_in, frame_fields, integer, list_files
+from recorder.audit.format import LogFile, entries_in, frame_fields, integer, list_files, unsigned_records
 from recorder.audit.report import AuditReport
 from recorder.canonical import JSON, CanonicalError
 from recorder.clock import rfc3339
@@ -70,6 +70,8 @@ class _Node:
     first: tuple[LogFile, str | None] | None = None
     """The first file that was read, and the head it follows."""
     last_seq: int = 0
+    unsigned: dict[int, tuple[LogFile, CheckedFile]] = field(default_factory=dict)
+    """Files that end in records no checkpoint covers, until a later file says whose they are."""
     items: dict[tuple[int, str], list[tuple[int, list[anchors.Item]]]] = field(default_factory=dict)
     """By (file, tenant): (record, items)."""
     pages: dict[str, tuple[int, bytes]] = field(default_factory=dict)
@@ -159,13 +161,12 @@ class _Reading:
                 self._unlinked(state.before, file.name)
         elif state.first is None:
             state.first = (file, previous)
+        # Anyone can chain a record on: only what a signature covers is believed.
         for record in checked.scan.records:
-            try:
-                self._frame(file, record, state)
-            except (CanonicalError, ValueError) as error:
-                detail = f"a public frame of type {record.type}: {error}"
-                checked.add(Kind.CHANGED, detail, record.offset, record.end, record.number)
-                report.findings.append(checked.findings[-1])
+            if record.offset < checked.proven_bytes:
+                self._take(file, checked, record, state)
+        if unsigned_records(checked.scan, checked.proven_bytes):
+            state.unsigned[file.number] = (file, checked)
         if key is not None:
             self._entries(file, key)
         state.before = checked
@@ -270,6 +271,16 @@ class _Reading:
 
     # --- frames
 
+    def _take(self, file: LogFile, checked: CheckedFile, record: RecordInfo, state: _Node) -> None:
+        try:
+            self._frame(file, record, state)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            detail = f"a public frame of type {record.type}: {error!s}"
+            if not isinstance(error, ValueError):
+                detail = f"a public frame of type {record.type} is not of its form: {error!r}"
+            checked.add(Kind.CHANGED, detail, record.offset, record.end, record.number)
+            self.report.findings.append(checked.findings[-1])
+
     def _frame(self, file: LogFile, record: RecordInfo, state: _Node) -> None:
         if record.type == RecordType.MARK:
             self._mark(frame_fields(record.payload), state)
@@ -283,14 +294,54 @@ class _Reading:
         elif record.type == RecordType.EXPIRED:
             frame = frame_fields(record.payload)
             head, listed = frame.get("head"), frame.get("files")
-            state.expired = (integer(frame, "through"), None if head is None else str(head))
+            # Without a head none of them held anything: what remains joins on to those before.
+            before = state.expired[1] if state.expired else None
+            state.expired = (integer(frame, "through"), before if head is None else str(head))
             self.report.expired += len(listed) if isinstance(listed, list) else 0
         elif record.type == RecordType.ANCHOR:
             frame = frame_fields(record.payload)
-            if frame.get("type") == anchors.HEADS_TYPE:
+            if frame.get("type") == anchors.BEGIN_TYPE:
+                self._tails(file, frame, state)
+            elif frame.get("type") == anchors.HEADS_TYPE:
                 self._heads(file, record, frame, state)
             elif frame.get("type") == anchors.PAGE_TYPE:
                 self._page(file, record, state)
+
+    def _tails(self, file: LogFile, frame: dict[str, JSON], state: _Node) -> None:
+        """Settle the unsigned ends of files before by what this one's first frame says of them.
+
+        A process that lived on vouches for what it wrote itself, up to a head; of what it found there, it
+        says that it is unsigned. Of any other file it said that it was finished.
+        """
+        tails = frame.get("tails")
+        for one in tails if isinstance(tails, list) else []:
+            number, head = integer(one, "file"), one.get("head")
+            if number in state.unsigned:
+                self._unsigned(*state.unsigned.pop(number), state, Kind.UNPROVEN, head)
+        for number in [number for number in state.unsigned if number < file.number]:
+            kind = Kind.ADDED if isinstance(tails, list) else Kind.UNPROVEN
+            self._unsigned(*state.unsigned.pop(number), state, kind)
+
+    def _unsigned(
+        self, file: LogFile, checked: CheckedFile, state: _Node, kind: Kind, head: object = None
+    ) -> None:
+        """Believe a file's unsigned records up to ``head``; report those behind."""
+        found = checked.scan
+        vouched = found.good_bytes if head == named(found.head) else 0
+        for record in found.records:
+            if record.head_before and head == named(record.head_before):
+                vouched = record.offset
+        rest = unsigned_records(found, checked.proven_bytes)
+        for record in rest:
+            if record.end <= vouched:
+                self._take(file, checked, record, state)
+        rest = [record for record in rest if record.end > vouched]
+        if rest and all(one.kind == Kind.LEFTOVER for one in checked.findings):
+            detail = f"the last {len(rest)} records are chained but not signed: nothing in them is believed"
+            time = f"{checked.proven_until}/" if checked.proven_until else ""
+            self.report.findings.append(
+                Finding(kind, file.name, detail, rest[0].offset, found.size, rest[0].number, time)
+            )
 
     def _mark(self, frame: dict[str, JSON], state: _Node) -> None:
         first, last, count = (integer(frame, name) for name in ("first", "last", "entries"))
@@ -365,7 +416,8 @@ class _Reading:
         if previous is None and file.number == 1:
             return
         through, head = state.expired or (0, None)
-        if file.number <= through + 1 and (head is None or head == previous or file.number <= through):
+        # Of those up to ``through`` some may remain, if a crash cut their removal off.
+        if file.number <= through or (file.number == through + 1 and head == previous):
             return
         detail = f"files before number {file.number} are missing, not removed by the log's own word"
         self._add(Kind.REMOVED, file.name, detail)
@@ -377,11 +429,13 @@ class _Reading:
             return
         self.report.proven_until = max(self.report.proven_until, state.until)
         size = last.scan.size
-        behind = [one for one in last.scan.records if one.offset > last.proven_bytes]
-        closing = {RecordType.CHECKPOINT, RecordType.INDEX, RecordType.END}
-        if all(one.type in closing for one in behind) and not last.scan.torn_bytes and last.checkpoints:
+        for file, checked in state.unsigned.values():
+            if checked is not last:
+                self._unsigned(file, checked, state, Kind.UNPROVEN)
+        behind = unsigned_records(last.scan, last.proven_bytes)
+        if not behind and not last.scan.torn_bytes and last.checkpoints:
             return
-        if not last.findings:
+        if not last.findings or (behind and all(one.kind == Kind.LEFTOVER for one in last.findings)):
             detail = f"the last {size - last.proven_bytes} bytes are chained but not signed"
             time = f"{last.proven_until}/" if last.proven_until else ""
             self.report.findings.append(

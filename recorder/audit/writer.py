@@ -27,12 +27,15 @@ from recorder.audit.format import (
     frame_fields,
     integer,
     list_files,
+    unsigned_records,
 )
 from recorder.canonical import JSON, CanonicalError, canonical
 from recorder.checkpoint import Checkpoint, leaf_hash
 from recorder.clock import Clock, rfc3339
+from recorder.gm.sm2 import Sm2Error
 from recorder.gm.sm3 import named, sm3
-from recorder.sealed import DataKey, RecordInfo, RecordType, SealedWriter, scan
+from recorder.gm.x509 import Certificate
+from recorder.sealed import DataKey, FileScan, RecordInfo, RecordType, SealedWriter, scan
 from recorder.signed import SignedError, Signer, sign_page
 
 _log = logging.getLogger(__name__)
@@ -68,7 +71,7 @@ class AuditWriter:
         self.root = root
         self.node = node
         self.last_seq = 0
-        """``seq`` of the last entry in the log; 0 if there is none."""
+        """``seq`` of the last entry in the log that a signature covers or this process wrote; 0 if none."""
         self._signer = signer
         self._clock = clock
         self._file: SealedWriter | None = None
@@ -80,6 +83,8 @@ class AuditWriter:
         self._tenants: dict[str, Tenant] = {}
         self._pending: dict[str, Pending] = {}
         self._stirred: set[str] = set()
+        self._tails: list[JSON] = []
+        """Of files that may end unsigned: number, and the head up to which we wrote them ourselves."""
         self.made: deque[AnchorPage] = deque()
         """Pages that were written, oldest first; whoever gives them to others takes them out."""
         mine = [one for one in list_files(root) if one.node == node]
@@ -107,6 +112,9 @@ class AuditWriter:
     def next_file(self) -> LogFile:
         """Return the file that ``begin`` is to open; its key and sidecar are made before."""
         number = self._number + 1
+        taken = {one.number for one in list_files(self.root) if one.node == self.node}
+        while number in taken:  # by whom, verification asks; this log must go on
+            number += 1
         return LogFile(self.node, number, file_directory(self.root, self.node, number, self._clock.utc_ns()))
 
     def begin(self, file: LogFile, data_key: DataKey) -> None:
@@ -143,8 +151,10 @@ class AuditWriter:
             "signer": self._signer.certificate_pem,
             "last_seq": self.last_seq,
             "tenants": known,
+            "tails": self._tails,
         }
         self._frame(RecordType.ANCHOR, begin)
+        self._tails = []
         sync_directory(file.directory)
 
     def put(self, entries: Sequence[Mapping[str, JSON]], items: Mapping[str, Sequence[Item]]) -> None:
@@ -228,6 +238,9 @@ class AuditWriter:
         if self._file is not None:
             self._file.abandon()
             self._file = None
+            # All up to here is our own, though it may not be signed: the next file says so.
+            head = self._previous
+            self._tails.append({"file": self._number, "head": named(head) if head is not None else None})
 
     def expire(self, before_ns: int) -> list[LogFile]:
         """Remove whole files whose last entry is older than ``before_ns`` (UTC); return them.
@@ -268,19 +281,28 @@ class AuditWriter:
     # --- inside
 
     def _resume(self, file: LogFile) -> bool:
-        """Take up where a file ends; False if it has nothing (its writer died in the first write)."""
+        """Take up where a file ends; False if nothing in it is signed, and the one before is to be read too.
+
+        Behind its last good checkpoint anyone who can write the disk may have chained records on: they are
+        named to whoever verifies, and nothing in them is believed.
+        """
         if not file.path.exists():
             return False
         found = scan(file.path)
         if found.header is None or not found.head:
             return False
-        self._previous = found.head
+        self._previous = self._previous or found.head
+        signed = _signed_bytes(found)
         for record in found.records:
+            if record.offset >= signed:
+                break
             try:
                 self._remember(file, record)
-            except ValueError:
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # verification says what is wrong with it
-        return True
+        if unsigned_records(found, signed):
+            self._tails.insert(0, {"file": file.number, "head": None})
+        return signed > 0
 
     def _remember(self, file: LogFile, record: RecordInfo) -> None:
         if record.type == RecordType.MARK:
@@ -359,3 +381,30 @@ def _newest_ns(file: LogFile) -> int:
         return file.path.stat().st_mtime_ns
     except FileNotFoundError:
         return file.directory.stat().st_mtime_ns
+
+
+def _signed_bytes(found: FileScan) -> int:
+    """Return where the last checkpoint lies that the signer named in the file's first frame made; else 0.
+
+    Whether that signer is accepted is for verification to say: a file of another's is damage.
+    """
+    signer: Certificate | None = None
+    checkpoints: list[RecordInfo] = []
+    for record in found.records:
+        if record.type == RecordType.CHECKPOINT:
+            checkpoints.append(record)
+        elif record.type == RecordType.ANCHOR and signer is None:
+            try:
+                signer = Certificate.from_pem(str(frame_fields(record.payload).get("signer")))
+            except (CanonicalError, Sm2Error):
+                return 0
+    for record in reversed(checkpoints):
+        try:
+            one = Checkpoint.from_bytes(record.payload)
+        except ValueError:
+            continue
+        if signer is None or not one.proves(record.head_before):
+            continue
+        if signer.public_key.verify(one.signed_message(), one.signature):
+            return record.offset
+    return 0

@@ -202,9 +202,10 @@ async def test_heads_of_running_journals_reach_the_log_and_find_a_cut_tail(setti
         await api.ok("POST", "/v1/rooms", {"name": "hall"})
         recording = await record(api, "B-1")
         async with asyncio.timeout(30):
-            while not read_log(settings.data_dir / "audit").recordings[recording].heads:
-                await asyncio.sleep(0.2)
-        log = read_log(settings.data_dir / "audit")
+            log = read_log(settings.data_dir / "audit")
+            while recording not in log.recordings or not log.recordings[recording].heads:
+                await asyncio.sleep(0.2)  # only what is signed counts
+                log = read_log(settings.data_dir / "audit")
         head = log.recordings[recording].heads[1]
         _, missing = check_all(settings.recordings_dir, settings.data_dir / "audit")
         assert missing == []
@@ -373,4 +374,5 @@ async def test_a_killed_server_loses_nothing_of_its_log(tmp_path: Path) -> None:
     async with running(settings):
         assert [one["seq"] for one in entries(settings)] == in_database(settings)
     report = read_log(settings.data_dir / "audit", key_of=key_of(FileProvider.open(settings.crypto_dir)))
-    assert [one for one in report.findings if one.kind != Kind.LEFTOVER] == []
+    # The ends that the kills left are unsigned; what was in them was written again.
+    assert {one.kind for one in report.findings} <= {Kind.LEFTOVER, Kind.UNPROVEN}, report.findings

@@ -117,6 +117,17 @@ def damage(findings: list[Finding]) -> list[Finding]:
     return [one for one in findings if one.kind not in (Kind.UNPROVEN, Kind.LEFTOVER)]
 
 
+def test_what_the_log_has_unsigned_is_said_of_the_recording_too(site: Site) -> None:
+    whole = with_log(site, site.stopped).verdict
+    writer = AuditWriter(site.audit, "node-1", site.provider.signer(), SystemClock())
+    open_next(writer, site.provider)
+    writer.put([entry(9)], {})
+    writer.leave()
+    report = with_log(site, site.stopped)
+    assert (whole, report.verdict) == (Verdict.OK, Verdict.UNPROVEN)
+    assert [(one.kind, one.file[:9]) for one in report.findings] == [(Kind.UNPROVEN, "audit log")]
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(one) for one in arguments], env={"COLUMNS": "250"})
 
