@@ -286,7 +286,7 @@ class Control:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._runner is not None:
             await self._runner.cleanup()
-        await self.workers.close(leave_workers=leave_workers)
+        await self.workers.close(leave_workers=leave_workers, release=False)
         self.finishing.jobs = self.uploads.jobs = None
         await self.webhooks.close()
         await self._jobs.close()
@@ -296,6 +296,7 @@ class Control:
         await self.database.run(self.catalog.close)
         await self.database.run(self.store.close)
         self.database.close()
+        self.workers.release()  # now, that the log and the databases are closed
 
     def refuse_when_draining(self) -> None:
         """Raise Refused while nothing new is taken."""

@@ -214,8 +214,13 @@ class Workers:
             with contextlib.suppress(ConnectionError, TimeoutError, IpcError):  # it is dying anyway
                 await worker.client.call("drain", timeout_s=2.0)
 
-    async def close(self, *, leave_workers: bool = False, timeout_s: float = 10.0) -> None:
-        """End all workers (asked, then SIGTERM, then SIGKILL), or leave them for the next control process."""
+    async def close(
+        self, *, leave_workers: bool = False, release: bool = True, timeout_s: float = 10.0
+    ) -> None:
+        """End all workers (asked, then SIGTERM, then SIGKILL), or leave them for the next control process.
+
+        Without ``release`` the data directory stays ours until that is called.
+        """
         self._ending = True
         if not leave_workers:
             await asyncio.gather(*(self._end(worker, timeout_s) for worker in self.all()))
@@ -230,6 +235,11 @@ class Workers:
             self._spare.kill()
             self._spare.wait()
             self._spare = None
+        if release:
+            self.release()
+
+    def release(self) -> None:
+        """Let another control process have the data directory."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
