@@ -300,7 +300,7 @@ def test_what_nobody_signed_is_not_believed(tmp_path: Path, provider: FileProvid
     bench.put()
     bench.writer.finish()
     files = list_files(bench.root)
-    said = {"through": 3, "head": None, "files": [], "before": "2020-01-01T00:00:00Z"}
+    said: dict[str, JSON] = {"through": 3, "head": None, "files": [], "before": "2020-01-01T00:00:00Z"}
     chained_on(files[-1], RecordType.EXPIRED, canonical(said), cut=True)
     for file in files[:-1]:
         shutil.rmtree(file.directory)
