@@ -107,8 +107,18 @@ def _grows(site: Site, listed: list[Stored]) -> bool:
     return [(one.key, one.size) for one in site.listing()] != [(one.key, one.size) for one in listed]
 
 
-def bring(site: Site, target: Path, *, pages_only: bool = False) -> list[Path]:
-    """Fetch everything of a site's URL behind a progress bar on standard error."""
+def bring(
+    site: Site, target: Path, *, pages_only: bool = False, refused: list[str] | None = None
+) -> list[Path]:
+    """Fetch the recordings of a site's URL behind a progress bar on standard error. What is not taken is
+    named there, and added to ``refused``.
+    """
+
+    def refuse(name: str, why: str) -> None:
+        err.print(f"not taken: {name!r}: {why}", markup=False, soft_wrap=True)
+        if refused is not None:
+            refused.append(name)
+
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("fetching", total=None)
@@ -117,6 +127,7 @@ def bring(site: Site, target: Path, *, pages_only: bool = False) -> list[Path]:
             "",
             target,
             pages_only=pages_only,
+            refused=refuse,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
@@ -142,10 +153,15 @@ def fetch_recordings(
 
     The layout stays: with the whole site DIR is a data directory, and a server started on it (with its
     secrets) builds its index anew and recovers recordings that nobody ended. Goes on where it was
-    broken off.
+    broken off. Only recordings' own files come; what is here already is not replaced. What is not taken is
+    named, and the command ends with 1.
     """
-    new = bring(site_of(url, site), to, pages_only=pages)
+    refused: list[str] = []
+    new = bring(site_of(url, site), to, pages_only=pages, refused=refused)
     recordings = {path.parent for path in to.rglob(MANIFEST)}
     out.print(
         f"{len(new)} files fetched to {to}; {len(recordings)} finished recordings there", soft_wrap=True
     )
+    if refused:
+        out.print(f"{len(refused)} objects were not taken, see above", soft_wrap=True)
+        raise typer.Exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import Callable, Collection, Sequence
@@ -13,12 +14,16 @@ from recorder.atomic import sync_directory
 from recorder.elsewhere import note_at_sites
 from recorder.keys import SIDECAR
 from recorder.manifest import MANIFEST, SEALED_PART
+from recorder.sites.belonging import belongs, why_kept, why_not_instead
 from recorder.sites.contents import Outgoing, closed_files
 from recorder.sites.site import Site, SiteError, Stored, Throttle
 
+_log = logging.getLogger(__name__)
 AT_ONCE = 4
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes in all."""
+Refused = Callable[[str, str], None]
+"""Told the name of an object that was not taken, below the prefix, and why."""
 MEDIA = ("segments", "files")
 
 
@@ -53,9 +58,14 @@ def fetch(
     pages_only: bool = False,
     names: Collection[str] | None = None,
     progress: Progress | None = None,
+    refused: Refused | None = None,
 ) -> list[Path]:
-    """Bring everything below ``prefix`` to the directory ``target``, which may hold part of it. Return
+    """Bring the recordings below ``prefix`` to the directory ``target``, which may hold part of them. Return
     new files.
+
+    Only what belongs to a recording comes, and nothing that is here is replaced but a segment without END
+    that grew and ``keys.json`` by a later revision (``recorder.sites.belonging``); ``refused`` is told of
+    all else (without it the log is).
 
     Files are 0600 and get their names when they are whole; one that is there with the right size is
     left alone, so a fetch that was broken off goes on. ``pages_only``: of recordings that have a
@@ -68,6 +78,12 @@ def fetch(
         listed = [one for one in listed if _below(one.key, prefix) in names]
     if not listed:
         raise SiteError("missing", site.name, f"nothing is below {prefix or site.config.url}")
+    refuse = refused or (lambda name, why: _log.error("site %s: %s is not taken: %s", site.name, name, why))
+    places = {one.key: _place(site, target, _below(one.key, prefix)) for one in listed}
+    for one in listed:
+        if not belongs(_below(one.key, prefix)):
+            refuse(_below(one.key, prefix), "it is none of a recording's files")
+    listed = [one for one in listed if belongs(_below(one.key, prefix))]
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     wanted = listed
     if pages_only:
@@ -83,19 +99,31 @@ def fetch(
                     root,
                     {f"{PurePosixPath(one.key).parent.name}/{PurePosixPath(one.key).name}" for one in media},
                 )
-    jobs = [(one, _place(site, target, _below(one.key, prefix))) for one in wanted]
-    missing = [(one, path) for one, path in jobs if not path.exists() or path.stat().st_size != one.size]
-    total, done = sum(one.size for one, _ in missing), 0
+    missing = []
+    for one in wanted:
+        path = places[one.key]
+        if path.exists():
+            if path.stat().st_size == one.size:
+                continue
+            if (why := why_kept(path, one.size)) is not None:
+                refuse(_below(one.key, prefix), why)
+                continue
+        missing.append((one, path))
+    total, done, new = sum(one.size for one, _ in missing), 0, []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _, path in missing:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for size in pool.map(lambda job: _bring(site, *job), missing):
-            done += size
+        for (one, path), why in zip(missing, pool.map(lambda job: _bring(site, *job), missing), strict=True):
+            done += one.size
+            if why is None:
+                new.append(path)
+            else:
+                refuse(_below(one.key, prefix), why)
             if progress is not None:
                 progress(done, total)
-    for folder in {path.parent for _, path in missing}:
+    for folder in {path.parent for path in new}:
         sync_directory(folder)
-    return [path for _, path in missing]
+    return new
 
 
 async def send(
@@ -153,7 +181,8 @@ def _place(site: Site, target: Path, name: str) -> Path:
     return target.joinpath(*parts)
 
 
-def _bring(site: Site, one: Stored, path: Path) -> int:
+def _bring(site: Site, one: Stored, path: Path) -> str | None:
+    """Bring one file; returns why it may not replace the one that is here."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     size = 0
     try:
@@ -166,7 +195,9 @@ def _bring(site: Site, one: Stored, path: Path) -> int:
             os.fsync(file.fileno())
         if size != one.size:
             raise SiteError("unreachable", site.name, f"{one.key} came with {size} of {one.size} bytes")
+        if path.exists() and (why := why_not_instead(path, temporary)) is not None:
+            return why
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return size
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from recorder.gm.sm3 import named, sm3
-from recorder.keys import FileProvider
+from recorder.keys import FileProvider, open_sidecar, write_sidecar
 from recorder.sealed import DataKey, SealedError, SealedReader, SealedWriter
 from recorder.sites import (
     Site,
@@ -100,8 +101,10 @@ def test_everything_closed_goes_and_comes_back(site: Site, recording: SmallRecor
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in fetched)
     # A fetch that was broken off goes on: what is whole stays, the rest comes.
     fetched[0].unlink()
-    fetched[1].write_bytes(b"torn")
-    assert sorted(fetch(site, PLACE, tmp_path / "back")) == sorted(fetched[:2])
+    segment = segment_path(tmp_path / "back", 1, 2)
+    segment.write_bytes(segment.read_bytes()[:-10])
+    assert sorted(fetch(site, PLACE, tmp_path / "back")) == sorted([fetched[0], segment])
+    assert segment.read_bytes() == segment_path(recording.path, 1, 2).read_bytes()
 
 
 def test_other_bytes_are_never_overwritten(site: Site, tmp_path: Path) -> None:
@@ -366,3 +369,98 @@ def test_a_name_from_a_store_does_not_lead_out(s3: S3Server, tmp_path: Path) -> 
     with pytest.raises(SiteError, match="changed"):
         fetch(site, "", tmp_path / "there")
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_hostile_store_changes_nothing_but_its_recordings(tmp_path: Path, provider: FileProvider) -> None:
+    """It plants files, rolls pages back, and forges keys: each is named, and nothing here changes."""
+    bucket, data = tmp_path / "bucket", tmp_path / "data"
+    made = make_recording(tmp_path / "one", provider)
+    place = f"recordings/default/2026/01/01/{made.recording}"
+    directory, there = data / place, bucket / place
+    directory.parent.mkdir(parents=True)
+    made.path.rename(directory)
+    shutil.copytree(directory, there)
+    (directory / "segments" / "p0001-000002.seg").unlink()
+    own = data / "secrets" / "crypto" / "signing.key.pem"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"the real private key")
+    planted = [
+        "secrets/crypto/signing.key.pem",
+        "secrets/keys.json",
+        "index.sqlite",
+        "config.yaml",
+        "uploaded/x.one",
+        "recordings/default/2026/01/01/keys.json",
+        f"{place}/segments/evil.py",
+        f"{place}/segments/deeper/p0001-000000.seg",
+        f"{place}/statements/one.json",
+        f"{place}/files/composite.mp4",
+        f"{place}/conf/config.yaml",
+    ]
+    for name in planted:
+        (bucket / name).parent.mkdir(parents=True, exist_ok=True)
+        (bucket / name).write_bytes(b"planted")
+    changed = [f"{place}/{name}" for name in ("manifest.json", "segments/p0001-000001.seg", "keys.json")]
+    for name in changed:
+        (bucket / name).write_bytes((bucket / name).read_bytes() + b"more")
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    site = Site(SiteConfig(name="share", url=f"file://{bucket}"))
+    refused: dict[str, str] = {}
+    new = fetch(site, "", data, refused=lambda name, why: refused.update({name: why}))
+    assert new == [directory / "segments" / "p0001-000002.seg"]
+    assert set(refused) == {*planted, *changed}
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path for path in data.rglob("*") if path.is_file()} == {*before, *new}
+    empty = tmp_path / "empty"
+    fetch(site, "", empty, pages_only=True)
+    assert {path.name for path in empty.iterdir()} == {"recordings"}
+
+
+def test_keys_come_again_only_as_a_later_revision_of_the_same_hand(
+    tmp_path: Path, provider: FileProvider
+) -> None:
+    made = make_recording(tmp_path / "one", provider)
+    there = tmp_path / "bucket"
+    shutil.copytree(made.path, there)
+    site = Site(SiteConfig(name="share", url=f"file://{there}"))
+    page = open_sidecar(made.path).fields
+    wraps: Any = page["wraps"]
+    told: list[str] = []
+
+    def attempt(revision: int, by: FileProvider, recording: str = made.recording) -> bool:
+        key_id = str(page["key_id"])
+        write_sidecar(
+            there, recording, key_id, [*wraps, *wraps], by.signer(), revision=revision, succession=["padding"]
+        )
+        before = (made.path / "keys.json").read_bytes()
+        came = fetch(site, "", made.path, refused=lambda name, why: told.append(why))
+        assert bool(came) == ((made.path / "keys.json").read_bytes() != before)
+        return bool(came)
+
+    assert not attempt(1, provider)
+    assert "revision 1" in told[-1]
+    assert not attempt(2, make_provider(tmp_path / "foreign"))
+    assert "vouch" in told[-1]
+    assert not attempt(2, provider, "another")
+    assert "another recording" in told[-1]
+    assert attempt(2, provider)
+    changed = (there / "keys.json").read_bytes().replace(b'"revision":2', b'"revision":33')
+    (there / "keys.json").write_bytes(changed)
+    assert fetch(site, "", made.path, refused=lambda name, why: told.append(why)) == []
+    assert "signature does not fit" in told[-1]
+
+
+def test_a_segment_is_not_replaced_by_another(tmp_path: Path, provider: FileProvider) -> None:
+    made = make_recording(tmp_path / "one", provider)
+    there = tmp_path / "bucket"
+    shutil.copytree(made.path, there)
+    here, other = segment_path(made.path, 1, 2), segment_path(there, 1, 2)
+    torn = bytearray(here.read_bytes()[:-10])
+    torn[len(torn) // 2] ^= 1
+    here.write_bytes(torn)
+    site = Site(SiteConfig(name="share", url=f"file://{there}"))
+    told: dict[str, str] = {}
+    assert fetch(site, "", made.path, refused=lambda name, why: told.update({name: why})) == []
+    assert "grown" in told["segments/p0001-000002.seg"]
+    assert here.read_bytes() == torn
+    assert other.exists()
