@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 
 from mediaserver.api import ranges
 from mediaserver.api.auth import recording_of
 from mediaserver.api.problems import Problem
 from mediaserver.api.routing import Access, Call, Query, Route, answer
-from mediaserver.recordings.reading import FileGone, open_file
+from mediaserver.recordings.reading import FileGone, beside, open_file
 from recorder.catalog import Entry, FileEntry
 from recorder.sealed import SealedError
 from recorder.sites import SiteError
@@ -94,6 +92,7 @@ async def _serve(call: Call, entry: Entry, file: FileEntry, purpose: str) -> web
         await response.prepare(request)
         return response
     recordings = call.control.recordings
+    path = recordings.directory(entry) / file.path
     key = await recordings.data_key(entry, purpose=purpose, actor=call.actor)
     # The first block is opened before the answer begins: a damaged file is a clear 500, not a broken stream.
     try:
@@ -127,7 +126,8 @@ async def _serve(call: Call, entry: Entry, file: FileEntry, purpose: str) -> web
         while block:
             await response.write(block)
             at += len(block)
-            block = await asyncio.to_thread(reader.read, at, min(BLOCK, end - at)) if at < end else b""
+            size = min(BLOCK, end - at)
+            block = await beside(path, recordings.uploads.sites, reader.read, at, size) if at < end else b""
     except (SealedError, SiteError):  # cut the connection: the client must not take the part for the whole
         if request.transport is not None:
             request.transport.abort()

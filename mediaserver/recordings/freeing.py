@@ -126,7 +126,7 @@ class Freeing:
             return
         for site in self._sites:
             try:
-                await asyncio.to_thread(_bring_back, site, entry.directory, directory, names)
+                await site.in_thread(_bring_back, site, entry.directory, directory, names)
             except SiteError as problem:
                 _log.warning("recording %s cannot be brought back: %s", entry.id, problem)
                 if site is self._sites[-1]:

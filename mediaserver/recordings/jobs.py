@@ -32,8 +32,12 @@ WORKFLOW_VERSION = "1"
 QUEUE = "compose"
 WEBHOOKS = "webhooks"
 TASKS = "tasks"
+"""Begins the names of the queues of tasks: one for each kind, and for each lane of a kind. A task holds its
+place while it waits for its next try; what waits for one server or site must not hold up any other."""
 TASKS_AT_ONCE = 512
-"""Tasks mostly wait for a disk or a network; each bounds for itself what it does at once."""
+"""Of one queue. Tasks mostly wait for a disk or a network; each bounds for itself what it does at once."""
+TASKS_POLL_S = 1.0
+"""Longer than of the others, because these queues are more."""
 WEBHOOKS_AT_ONCE = 16
 """Deliveries under way, those that wait for their next try included; the others queue."""
 POLL_S = 0.5
@@ -92,6 +96,8 @@ class Jobs:
         self._executor_id = executor_id
         self._work = {"compose": compose, "conclude": conclude}
         self._tasks: dict[str, Task] = {}
+        self._queues: set[str] = set()
+        """Queues of tasks that DBOS was told of here. It keeps them in its tables, and serves all of them."""
         self.retry_s = retry_s
         """How long a delivery is tried."""
         self._deliver = deliver
@@ -181,12 +187,6 @@ class Jobs:
             polling_interval_sec=POLL_S,
             on_conflict="always_update",
         )
-        DBOS.register_queue(
-            TASKS,
-            worker_concurrency=TASKS_AT_ONCE,
-            polling_interval_sec=POLL_S,
-            on_conflict="always_update",
-        )
 
     def handle(self, kind: str, work: Task) -> None:
         """Say what does the tasks of a kind. Call it before ``launch``: it may take up old ones."""
@@ -244,19 +244,29 @@ class Jobs:
         with SetWorkflowID(f"deliver-{key_id}-{seq}"):
             DBOS.enqueue_workflow(WEBHOOKS, deliver_event, key_id, seq)
 
-    async def task(self, kind: str, argument: str, run: int | str = 1) -> None:
+    async def task(self, kind: str, argument: str, run: int | str = 1, *, lane: str = "") -> None:
         """Do a task in the background; handed over twice with the same ``run`` it is done once.
 
         ``argument`` is an id or short JSON, without secrets and names. Whatever the task raises is logged,
-        and it is tried again after 5 s, 10 s … 5 min until it returns.
+        and it is tried again after 5 s, 10 s … 5 min until it returns. Tasks of one kind queue behind each
+        other only within their ``lane``: the name of what they wait for.
         """
         if kind not in self._tasks:
             raise ValueError(f"no task of kind {kind!r} is known")
-        await self._call(self._start_task, kind, argument, f"{kind}-{argument}-{run}")
+        queue = "-".join(filter(None, (TASKS, kind, lane)))
+        await self._call(self._start_task, queue, kind, argument, f"{kind}-{argument}-{run}")
 
-    def _start_task(self, kind: str, argument: str, workflow: str) -> None:
+    def _start_task(self, queue: str, kind: str, argument: str, workflow: str) -> None:
+        if queue not in self._queues:
+            DBOS.register_queue(
+                queue,
+                worker_concurrency=TASKS_AT_ONCE,
+                polling_interval_sec=TASKS_POLL_S,
+                on_conflict="always_update",
+            )
+            self._queues.add(queue)
         with SetWorkflowID(workflow):
-            DBOS.enqueue_workflow(TASKS, run_task, kind, argument)
+            DBOS.enqueue_workflow(queue, run_task, kind, argument)
 
     async def try_task(self, kind: str, argument: str) -> bool:
         """Try a task once, from the event loop of DBOS; True when it is done."""

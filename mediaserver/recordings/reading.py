@@ -7,12 +7,15 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from recorder.catalog import Entry, FileEntry
 from recorder.sealed import DataKey, SealedError, SealedReader
 from recorder.sites import Site, SiteBytes, SiteError
 
 _log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class FileGone(Exception):
@@ -28,9 +31,27 @@ async def open_file(
     A copy that is damaged or does not answer is passed over for the next; a damaged one is logged. Raise
     SealedError if only damaged copies are left, FileGone if none is.
     """
-    return await asyncio.to_thread(
-        _open, directory / file.path, sites, f"{entry.directory}/{file.path}", file, key, start, size
+    return await beside(
+        directory / file.path,
+        sites,
+        _open,
+        directory / file.path,
+        sites,
+        f"{entry.directory}/{file.path}",
+        file,
+        key,
+        start,
+        size,
     )
+
+
+async def beside(
+    path: Path, sites: Sequence[Site], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run what reads a file beside the event loop; one that is not at ``path``, in a thread of the sites."""
+    if sites and not path.exists():
+        return await sites[0].in_thread(function, *args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def _open(

@@ -87,7 +87,7 @@ class Uploads:
                 running.wake.set()
             elif self.jobs is not None:
                 # Nobody waits for the job runner to wake.
-                self._recordings.later(self.jobs.task(KIND, argument, time.time_ns()))
+                self._recordings.later(self.jobs.task(KIND, argument, time.time_ns(), lane=site.name))
 
     def pending_bytes(self) -> dict[str, int]:
         """Say how many closed bytes each site does not have yet."""
@@ -105,7 +105,14 @@ class Uploads:
             for upload in list(self._running.values()):
                 if upload.recording == entry.id:
                     await puts.enter_async_context(upload.putting)
-            return await asyncio.to_thread(remove_from_sites, self.sites, entry.directory, names)
+            parts = await asyncio.gather(
+                *(site.in_thread(remove_from_sites, [site], entry.directory, names) for site in self.sites)
+            )
+        done = Removal()
+        for part in parts:
+            done.removed += part.removed
+            done.kept |= part.kept
+        return done
 
     async def destroyed(self, entry: Entry, names: Sequence[str]) -> None:
         """Remove from every site what was destroyed here, and say which site keeps it and why.
@@ -153,7 +160,9 @@ class Uploads:
             failed = await self._pass(upload, entry)
             if failed is None and ended and not upload.wake.is_set():
                 await self._arrived(upload, entry)
-                return
+                if not upload.wake.is_set():
+                    return  # and nothing waits from here to ``upload``'s end: a later wake begins a task
+                continue
             pause_s = failed if failed is not None else POLL_S if entry.active else ENDED_POLL_S
             try:
                 await asyncio.wait_for(upload.wake.wait(), pause_s)
@@ -170,7 +179,8 @@ class Uploads:
             waiting = await asyncio.to_thread(_waiting, directory, upload.done, upload.refused)
             upload.pending = sum(size for _, _, size in waiting)
             if upload.known is None and waiting:
-                listed = await asyncio.to_thread(upload.site.listing, entry.directory)
+                async with self._gates[upload.site.name]:
+                    listed = await upload.site.in_thread(upload.site.listing, entry.directory)
                 upload.known = {one.key: one for one in listed}
             for one, revision, size in waiting:
                 await self._send(upload, entry, one, size)

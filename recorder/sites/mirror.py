@@ -147,7 +147,7 @@ async def send(
     except SiteError as error:
         if error.code != "conflict" or one.name != SEALED_PART:
             raise
-        if await asyncio.to_thread(site.head, f"{place}{MANIFEST}") is not None:
+        if await site.in_thread(site.head, f"{place}{MANIFEST}") is not None:
             raise
     return await site.put_page(key, one.path)
 

@@ -10,11 +10,13 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import obstore
 from obstore import exceptions
@@ -36,6 +38,11 @@ RETRIES = 2
 RETRY_S = 10.0
 """Short: whoever calls tries again by itself, and wants to know that the site fails."""
 
+THREADS = 4
+"""Of each site, for requests that block: one that does not answer takes no thread from anybody else."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 Throttle = Callable[[int], Awaitable[None]]
 """Waits until so many bytes may be sent."""
 
@@ -108,6 +115,17 @@ class Site:
             )
             self._locking_since = time.monotonic()
         return self._locking_opened
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(THREADS, thread_name_prefix=f"site-{self.name}")
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what waits for this site in one of its own threads, as ``asyncio.to_thread`` does in common
+        ones.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(function, *args, **kwargs))
 
     def _open(self, headers: Mapping[str, str] | None = None) -> Any:
         config = self.config
@@ -297,7 +315,7 @@ class Site:
         """
         data = await asyncio.to_thread(path.read_bytes)
         if await self._find(key) is not None:
-            there = await asyncio.to_thread(self.read, key)
+            there = await self.in_thread(self.read, key)
             if there == data:
                 return False
             if _revision(there) > _revision(data):
@@ -305,7 +323,7 @@ class Site:
         with self._asking(key):
             await obstore.put_async(self._store, key, data, mode="overwrite", use_multipart=False)
         if not path.exists():
-            await asyncio.to_thread(self.delete, key)
+            await self.in_thread(self.delete, key)
         return True
 
     def delete(self, key: str) -> None:
@@ -337,7 +355,7 @@ class Site:
         return self._keeps_versions
 
     async def _find(self, key: str) -> Stored | None:
-        return await asyncio.to_thread(self.head, key)
+        return await self.in_thread(self.head, key)
 
     async def _met(self, key: str, path: Path) -> bool:
         found = await self._find(key)

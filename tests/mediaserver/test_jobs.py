@@ -100,3 +100,48 @@ async def test_a_task_is_tried_until_it_returns(tmp_path: Path, monkeypatch: pyt
         await asyncio.sleep(0.3)
         await work.close()
     assert tries == ["one"] * 3
+
+
+async def test_what_waits_for_one_server_holds_up_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time-stamp authority and a site are down; other kinds and other sites go on, after a restart too."""
+    monkeypatch.setattr(jobs, "TASKS_AT_ONCE", 2)
+    done: asyncio.Queue[str] = asyncio.Queue()
+    tried = asyncio.Event()
+
+    async def attest(argument: str) -> None:
+        tried.set()
+        raise OSError("the time-stamp authority is down")
+
+    async def upload(argument: str) -> None:
+        if argument.startswith("silent"):
+            await asyncio.Event().wait()
+        await done.put(argument)
+
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    for run in range(2):
+        work = Jobs(
+            f"sqlite:///{tmp_path / 'jobs.sqlite'}",
+            "node-1",
+            compose=nothing,
+            conclude=nothing,
+            deliver=nothing,
+            retry_s=1.0,
+            max_parallel=1,
+        )
+        work.handle("attest", attest)
+        work.handle("upload", upload)
+        async with asyncio.timeout(30):
+            await work.launch()
+            for number in range(3):
+                await work.task("attest", f"one-{run}-{number}")
+                await work.task("upload", f"silent-{run}-{number}", lane="silent")
+            await tried.wait()
+            await asyncio.sleep(2 * jobs.TASKS_POLL_S)  # now they hold their places
+            await work.task("upload", f"healthy-{run}", lane="healthy")
+            while await done.get() != f"healthy-{run}":  # the last run's may not have been noted as done
+                pass
+            await work.close()

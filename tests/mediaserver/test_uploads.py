@@ -6,8 +6,10 @@ import asyncio
 import json
 import random
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -417,3 +419,24 @@ async def test_a_site_that_is_gone_from_the_settings_ends_its_tasks(tmp_path: Pa
         await api.control.uploads.upload(json.dumps(["elsewhere", "0199"]))
         await api.control.uploads.upload(json.dumps(["share", "no such recording"]))
         assert time.monotonic() - began < PATIENCE_S
+
+
+async def test_a_silent_site_takes_no_thread_from_anybody(s3: S3Server, tmp_path: Path) -> None:
+    """It takes connections and never answers; all that the rest of the server has is one thread."""
+    config = {**site_config(s3, tmp_path, "silent"), "timeout_s": 300.0}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        config["endpoint"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with running(server_settings(tmp_path, [config])) as api:
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(ThreadPoolExecutor(1))
+            await api.ok("POST", "/v1/rooms", {"name": "hall"})
+            made = await start(api, "hall", "UP-9")
+            connection, _ = await loop.sock_accept(listener)
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await asyncio.to_thread(int)
+                    await api.ok("POST", f"/v1/recordings/{made['id']}/stop")
+            finally:
+                listener.close()
+                connection.close()
