@@ -89,7 +89,7 @@ class Copies:
         asked = _asked(entry, name) if entry is not None else None
         if entry is None or asked is None or asked["state"] != "waiting":
             return
-        async with self._turn:
+        async with self._turn, self._recordings.uploads.freeing.using(entry):
             try:
                 await self._make(entry, asked)
             except (ComposingFailed, evidence.EvidenceProblem) as error:

@@ -129,8 +129,9 @@ class RecordingCustody:
     async def _remove_here(self, entry: Entry) -> None:
         """Remove what tombstones name from this disk, and what the index knows of it."""
         directory = self._directory(entry)
-        await _thread(lambda: carry_out(directory, self._accepted()))
-        await _thread(lambda: forget_destroyed(directory))
+        async with self._recordings.uploads.freeing.removing:
+            await _thread(lambda: carry_out(directory, self._accepted()))
+            await _thread(lambda: forget_destroyed(directory))
         custody = await _thread(lambda: read_custody(directory, self._accepted()))
         entry = replace(entry, files=await _thread(lambda: files_of(directory)))
         if custody.key_destroyed:

@@ -232,7 +232,7 @@ class Finishing:
             return {"ok": False, "code": "recording_not_found"}
         directory = recordings.directory(entry)
         lock = self._starting.setdefault(recording, asyncio.Lock())
-        async with lock:
+        async with lock, recordings.uploads.freeing.using(entry):
             try:
                 stated = await asyncio.to_thread(evidence.stated_files, recordings.provider, directory)
                 missing = [piece for piece in pieces(entry) if not piece.is_among(stated)]
@@ -341,11 +341,12 @@ class Finishing:
         if self._recordings.provider.can_open and entry.state != "destroyed":
             key = await self._recordings.data_key(entry, purpose="verify", actor=actor)
         directory = self._recordings.directory(entry)
-        await self._recordings.uploads.freeing.restore(entry)
-        trusted = await asyncio.to_thread(evidence.own_signers, self._recordings.provider, directory)
-        report = await asyncio.to_thread(
-            verify, directory, data_key=key, trusted=trusted, time_authorities=self.attesting.anchors
-        )
+        async with self._recordings.uploads.freeing.using(entry):
+            await self._recordings.uploads.freeing.restore(entry)
+            trusted = await asyncio.to_thread(evidence.own_signers, self._recordings.provider, directory)
+            report = await asyncio.to_thread(
+                verify, directory, data_key=key, trusted=trusted, time_authorities=self.attesting.anchors
+            )
         return dict(report.to_json())
 
     async def close(self) -> None:

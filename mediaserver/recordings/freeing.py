@@ -11,15 +11,19 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from mediaserver.recordings.lifecycle import Recordings
 from recorder.catalog import Entry
+from recorder.destruction import destroyed_by
 from recorder.elsewhere import names_at_sites, note_at_sites
 from recorder.sites import Site, SiteError, fetch, signed_digests
 from recorder.sites.contents import PAGE_PROBLEMS
 from recorder.sites.site import sm3_of
+from recorder.statements import read_statements
 
 _log = logging.getLogger(__name__)
 MARKS = "uploaded"
@@ -37,6 +41,21 @@ class Freeing:
         self._marks = recordings.settings.data_dir.absolute() / MARKS
         self._not_before: dict[str, float] = {}
         self._sweeping = asyncio.Lock()
+        self._used: Counter[str] = Counter()
+        self.removing = asyncio.Lock()
+        """Held while media, and the note of what is at sites alone, is removed: by a destruction too."""
+
+    @asynccontextmanager
+    async def using(self, entry: Entry) -> AsyncIterator[None]:
+        """Keep a recording's media here for as long as it is worked with, once ``restore`` has brought it."""
+        self._used[entry.id] += 1
+        try:
+            async with self.removing:  # what is being removed just now is known to be away after that
+                pass
+            yield
+        finally:
+            self._used[entry.id] -= 1
+            self._used += Counter()  # forgets what is at 0
 
     def forget_failures(self) -> None:
         """Ask every site again at the next sweep: somebody has repaired one."""
@@ -72,13 +91,13 @@ class Freeing:
         freed = 0
         async with self._sweeping:
             for recording in await asyncio.to_thread(self._ripe):
-                if self._not_before.get(recording, 0.0) > time.monotonic():
+                if self._used[recording] or self._not_before.get(recording, 0.0) > time.monotonic():
                     continue
                 entry = await self._recordings.find(recording)
                 if entry is None or await self._free(entry):
                     freed += entry is not None
                     await asyncio.to_thread(self._unmark, recording)
-                else:
+                elif not self._used[recording]:
                     self._not_before[recording] = time.monotonic() + AGAIN_S
         return freed
 
@@ -91,7 +110,12 @@ class Freeing:
         directory = self._recordings.directory(entry)
         try:
             digests = await asyncio.to_thread(signed_digests, directory)
-            here = {name: digest for name, digest in digests.items() if (directory / name).exists()}
+            gone = await asyncio.to_thread(_destroyed, directory)
+            here = {
+                name: digest
+                for name, digest in digests.items()
+                if name not in gone and (directory / name).exists()
+            }
             for site in self._sites:
                 for name, digest in here.items():
                     found = await site.sm3(f"{entry.directory}/{name}")
@@ -108,7 +132,10 @@ class Freeing:
         except PAGE_PROBLEMS as error:
             _log.error("the media of recording %s stays here: %s", entry.id, error)
             return False
-        size = await asyncio.to_thread(_remove, directory, list(here))
+        async with self.removing:
+            if self._used[entry.id]:
+                return False
+            size = await asyncio.to_thread(_remove, directory, list(here))
         sites = [site.name for site in self._sites]
         data = {"files": len(here), "bytes": size, "sites": sites}
         await self._recordings.events.append_about(entry, "storage.local_deleted", data)
@@ -136,9 +163,15 @@ class Freeing:
             return
 
 
+def _destroyed(directory: Path) -> frozenset[str]:
+    return frozenset(destroyed_by(read_statements(directory)).paths())
+
+
 def _remove(directory: Path, names: Sequence[str]) -> int:
     """Remove files; they are noted before, so that no moment knows nothing of them. Blocks."""
-    note_at_sites(directory, names_at_sites(directory) | set(names))
+    gone = _destroyed(directory)  # nowhere, and not at the sites
+    names = [name for name in names if name not in gone]
+    note_at_sites(directory, (names_at_sites(directory) | set(names)) - gone)
     size = 0
     for name in names:
         path = directory / name

@@ -6,19 +6,25 @@ import asyncio
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from mediaserver.settings import Settings
+from recorder.elsewhere import names_at_sites
 from recorder.report import Verdict
+from recorder.sites import Site, signed_digests
 from recorder.verify import verify
 from tests.mediaserver import stand_in_compositor
 from tests.mediaserver.running import Client, make_keys, running, settings_in
 from tests.mediaserver.test_recordings_custody import SECOND, add_key
 
 
-def settings_with_site(tmp_path: Path) -> tuple[Settings, Path]:
+def settings_with_site(tmp_path: Path, **storage: Any) -> tuple[Settings, Path]:
     site = tmp_path / "second-site"
     site.mkdir()
-    settings = settings_in(tmp_path, storage={"sites": [{"name": "second", "url": f"file://{site}"}]})
+    sites = [{"name": "second", "url": f"file://{site}"}]
+    settings = settings_in(tmp_path, storage={"sites": sites, **storage})
     make_keys(settings)
     add_key(settings)
     return settings, site
@@ -68,3 +74,38 @@ async def test_a_site_that_is_away_is_cleared_when_it_is_back(tmp_path: Path) ->
                 await asyncio.sleep(0.2)
         assert (there / "manifest.json").exists()
         assert verify(here).verdict is Verdict.DESTROYED
+
+
+async def test_what_is_destroyed_while_it_leaves_this_disk_is_noted_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The destruction comes between the comparison with the site and the removal here."""
+    settings, site = settings_with_site(tmp_path, local="delete", local_keep_s=0)
+    async with running(settings) as api:
+        api.control.finishing.command = [sys.executable, "-m", stand_in_compositor.__name__, "composes"]
+        await api.ok("POST", "/v1/rooms", {"name": "desk"})
+        path, there = await uploaded(api, site)
+        (here,) = settings.recordings_dir.glob(f"*/*/*/*/{there.name}")
+        async with asyncio.timeout(60):
+            while not (settings.data_dir / "uploaded" / f"{there.name}.second").exists():
+                await asyncio.sleep(0.1)
+        await api.ok("POST", f"{path}/destruction", {"reason": "expired"})
+        left = len(signed_digests(here))
+        compare, sweeping = Site.sm3, asyncio.current_task()
+
+        async def destroyed_after_the_last(self: Site, key: str) -> str:
+            nonlocal left
+            found = await compare(self, key)
+            if asyncio.current_task() is not sweeping:  # an upload compares as well
+                return found
+            left -= 1
+            if left == 0:
+                await api.ok("POST", f"{path}/destruction/approve", key=SECOND)
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Site, "sm3", destroyed_after_the_last)
+            await api.control.uploads.freeing.sweep()
+        assert left == 0
+        assert media(here) == []
+        assert names_at_sites(here) == frozenset()

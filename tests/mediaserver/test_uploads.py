@@ -19,15 +19,17 @@ import yaml
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
 
-from mediaserver.recordings import uploads
+from mediaserver.recordings import finishing, uploads
 from mediaserver.settings import Settings
 from mediaserver.tokens import ApiKey
 from recorder.atomic import create_file
 from recorder.elsewhere import names_at_sites
 from recorder.reindex import files_of
+from recorder.report import Report
 from recorder.sealed import SealedWriter
 from recorder.sites import Site, SiteConfig, fetch, signed_digests
 from recorder.statements import append_statement
+from recorder.verify import verify
 from tests.mediaserver.running import KEYS, Client, make_keys, running, settings_in
 from tests.recorder.faults import Faults, Request, faulty
 from tests.recorder.s3 import S3Server
@@ -254,7 +256,7 @@ async def add_composite(api: Client, recording: str, size: int, seed: int) -> by
 
 
 async def test_media_leaves_this_disk_only_when_the_store_gives_it_back(
-    s3: S3Server, faults: Faults, tmp_path: Path
+    s3: S3Server, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -300,9 +302,19 @@ async def test_media_leaves_this_disk_only_when_the_store_gives_it_back(
             faults.set(fault)
             assert (await api.ask("GET", where, headers={"Range": "bytes=100-999"}))[1] == plain[100:1000]
         faults.clear()
-        # Verifying needs all of it: it comes back, and goes again.
-        report = await api.ok("POST", f"/v1/recordings/{made['id']}/verify")
+        # Verifying needs all of it: it comes back, stays for as long as it is verified, and goes again.
+        swept: list[int] = []
+        loop = asyncio.get_running_loop()
+
+        def verify_beside_a_sweep(*given: Any, **named: Any) -> Report:
+            swept.append(asyncio.run_coroutine_threadsafe(freeing.sweep(), loop).result(PATIENCE_S))
+            return verify(*given, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(finishing, "verify", verify_beside_a_sweep)
+            report = await api.ok("POST", f"/v1/recordings/{made['id']}/verify")
         assert report["ok"] is True
+        assert swept == [0]
         assert all((directory / name).exists() for name in media)
         assert await freeing.sweep() == 1
         assert not any((directory / name).exists() for name in media)
