@@ -23,6 +23,7 @@ from mediaserver.recordings import finishing, uploads
 from mediaserver.settings import Settings
 from mediaserver.tokens import ApiKey
 from recorder.atomic import create_file
+from recorder.catalog import Entry
 from recorder.elsewhere import names_at_sites
 from recorder.reindex import files_of
 from recorder.report import Report
@@ -452,3 +453,30 @@ async def test_a_silent_site_takes_no_thread_from_anybody(s3: S3Server, tmp_path
             finally:
                 listener.close()
                 connection.close()
+
+
+async def test_what_is_added_while_an_upload_ends_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    settings = server_settings(tmp_path, [{"name": "share", "url": f"file://{share}"}])
+    async with running(settings) as api:
+        freeing, added = api.control.uploads.freeing, asyncio.Event()
+        arrived = freeing.arrived
+
+        async def add(entry: Entry, site: Site) -> None:
+            await arrived(entry, site)
+            if not added.is_set():
+                added.set()
+                directory, signer = directory_of(api, entry.id), api.control.recordings.provider.signer()
+                await asyncio.to_thread(append_statement, directory, "review", {"verdict": "passed"}, signer)
+                await api.control.uploads.changed(entry)
+
+        monkeypatch.setattr(freeing, "arrived", add)
+        await api.ok("POST", "/v1/rooms", {"name": "hall"})
+        made = await start(api, "hall", "UP-10")
+        await api.ok("POST", f"/v1/recordings/{made['id']}/stop")
+        await until(added.is_set)
+        name = max(path.name for path in (directory_of(api, made["id"]) / "statements").glob("*.json"))
+        await until(lambda: (share / key_of(api, made["id"]) / "statements" / name).exists())
