@@ -208,6 +208,7 @@ class Control:
         self.webhooks.start(self._jobs)
         await continuity.take_over(self.recordings, workers)
         await self.finishing.take_over()
+        self.recordings.later(continuity.catch_up(self.recordings))
         for room in self.rooms.orphans():
             self.spawn(self._news.rescue(room, time.monotonic_ns()))
         self.spawn(self._tick())

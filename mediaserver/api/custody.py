@@ -195,7 +195,13 @@ ROUTES = (
             body=body,
             answer=models.CopyBegun,
             status=202,
-            codes=("recording_not_found", "recording_state", "file_not_found", "range_not_satisfiable"),
+            codes=(
+                "recording_not_found",
+                "recording_state",
+                "file_not_found",
+                "range_not_satisfiable",
+                "sealed_only",
+            ),
         )
         for path, handler, summary, body in (
             ("clips", clip, "Cut a stretch out of the archive composite", models.ClipRequest),

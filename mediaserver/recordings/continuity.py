@@ -18,11 +18,14 @@ from mediaserver.supervisor import Worker
 from recorder.catalog import Entry
 from recorder.keys import KeyProblem, SealedOnly, data_key_id
 from recorder.sealed import DataKey
+from recorder.statements import StatementError
 from recorder.storage import list_segments
 
 _log = logging.getLogger(__name__)
 GO_ON_TRIES = 20
 GO_ON_PAUSE_S = 0.25
+LATELY_NS = 3 * 86400 * 10**9
+"""Three days: what ended before a weekend is looked at again after it."""
 
 
 async def go_on(recordings: Recordings, room: Room, died_ns: int) -> None:
@@ -90,6 +93,26 @@ async def take_over(recordings: Recordings, workers: list[Worker]) -> None:
                 raise
             _log.error("recording %s is taken over when that is over: %s", entry.id, error)
             recordings.later(_take_over_at_last(recordings, entry, written.get(entry.id)))
+
+
+async def catch_up(recordings: Recordings) -> None:
+    """Hand over again what the last process may have died before: what ended lately and lacks a statement.
+
+    The retention it began with, a time-stamp, a certificate status.
+    """
+    since = time.time_ns() - LATELY_NS
+    for entry in await recordings.database.run(recordings.catalog.ended_since, since):
+        try:
+            statements = await asyncio.to_thread(
+                evidence.our_statements, recordings.provider, recordings.directory(entry)
+            )
+        except (StatementError, evidence.EvidenceProblem, OSError) as error:
+            _log.error("recording %s: its statements do not read: %s", entry.id, error)
+            continue
+        if all(one.kind != "retention" for one in statements):
+            await recordings.custody.ended(entry)
+        if recordings.finishing.attesting.lacks(statements):
+            await recordings.finishing.attesting.wanted(entry)
 
 
 def _passes(error: Exception) -> bool:

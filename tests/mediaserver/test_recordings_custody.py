@@ -12,10 +12,11 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from mediaserver.recordings import custody
+from mediaserver.recordings import continuity, custody
 from mediaserver.recordings.composing import ComposingFailed
 from mediaserver.settings import Settings
 from mediaserver.tokens import ApiKey
+from recorder.catalog import Entry
 from recorder.custody import after, utc_ns
 from recorder.destruction import CERTIFICATE_TYPE
 from recorder.keys import KeysUnavailable
@@ -283,3 +284,23 @@ async def test_nothing_is_destroyed_under_a_composer(api: Client) -> None:
     assert (await api.ok("GET", path))["state"] == "destroyed"
     more = {"name": "more.mp4", "template": {}}
     assert (await api.problem("POST", f"{path}/composites", more))["code"] == "recording_state"
+
+
+async def test_a_retention_that_a_death_left_unsigned_is_signed_after_it(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def died(_: Entry) -> None:
+        pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(api.control.custody, "ended", died)
+        given = {"business_no": "unsigned", "retention": {"basis": "contract", "until": "2037-01-01"}}
+        made = await api.ok("POST", "/v1/rooms/desk/recordings", given)
+        path = f"/v1/recordings/{made['id']}"
+        await api.ok("POST", f"{path}/stop")
+        await asyncio.sleep(0.5)
+        assert (await api.ok("GET", f"{path}/custody"))["until"] == {}
+    await continuity.catch_up(api.control.recordings)
+    async with asyncio.timeout(30):
+        while not (await api.ok("GET", f"{path}/custody"))["until"]:
+            await asyncio.sleep(0.05)
