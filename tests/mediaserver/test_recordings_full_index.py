@@ -148,3 +148,38 @@ async def test_a_workers_event_waits_for_room_in_the_log(api: Client, full: set[
     assert acknowledged == [1, 2]
     events = (await api.ok("GET", "/v1/events?limit=1000"))["events"]
     assert {"late-1", "late-2"} <= {one["data"].get("identity") for one in events}
+
+
+async def test_an_event_is_logged_whose_consequences_the_index_does_not_take(
+    api: Client, full: set[str]
+) -> None:
+    one = await start(api, "stalled")
+    news, worker = worker_news.WorkerNews(api.control), api.control.workers.all()[0]
+    told = {"tenant": "one", "room": "desk", "recording": one["id"], "data": {"code": "disk_full"}}
+    full.add("index.sqlite")
+    await news.take(worker, [{"type": "recording.stalled", **told}], lambda: None)
+    async with asyncio.timeout(15):
+        while "recording.stalled" not in await types_of(api, one["id"]):
+            await asyncio.sleep(0.05)
+    full.clear()
+    await api.ok("POST", f"/v1/recordings/{one['id']}/stop")
+
+
+async def test_a_room_that_cannot_be_closed_keeps_nothing_else_from_being_done(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, looked, tried = api.control, asyncio.Event(), asyncio.Event()
+    room = control.rooms.get("one", "desk")
+
+    async def close_room(*_: Any) -> None:
+        tried.set()
+        raise OSError("the disk is full")
+
+    async def look(free_bytes: int) -> None:
+        if tried.is_set():
+            looked.set()
+
+    monkeypatch.setattr(control.rooms, "idle", lambda _: [room])
+    monkeypatch.setattr(control, "close_room", close_room)
+    monkeypatch.setattr(control.disk, "look", look)
+    await asyncio.wait_for(looked.wait(), 15)
