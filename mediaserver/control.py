@@ -208,6 +208,7 @@ class Control:
         self.webhooks.start(self._jobs)
         await continuity.take_over(self.recordings, workers)
         await self.finishing.take_over()
+        self.recordings.later(continuity.catch_up(self.recordings))
         for room in self.rooms.orphans():
             self.spawn(self._news.rescue(room, time.monotonic_ns()))
         self.spawn(self._tick())
@@ -401,7 +402,7 @@ class Control:
             await asyncio.sleep(TICK_S)
             try:
                 for room in self.rooms.idle(self.settings.media.idle_room_s):
-                    await self.close_room(room, "idle")
+                    await self._close_idle(room)
                 await self.disk.look(shutil.disk_usage(self.settings.data_dir).free)
                 if time.monotonic_ns() - asked_ns > OFF_PEAK_S * 1e9:
                     asked_ns = time.monotonic_ns()
@@ -411,6 +412,13 @@ class Control:
                     self.sign_ins.flush(time.monotonic())
             except Exception:
                 _log.exception("the regular work failed; it is tried again")
+
+    async def _close_idle(self, room: Room) -> None:
+        """Close a room; one that cannot be closed yet keeps nothing else from being done."""
+        try:
+            await self.close_room(room, "idle")
+        except Exception as error:
+            _log.error("the idle room %s is closed later: %s", room.name, error)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Let something go on that nobody waits for; its failure is logged."""

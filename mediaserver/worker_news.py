@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mediaserver.api.models import RecordingStart
@@ -12,6 +13,7 @@ from mediaserver.errors import Refused
 from mediaserver.events import NOWHERE, Logged
 from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.recordings import continuity
+from mediaserver.recordings.sealing import is_full
 from mediaserver.rooms import Room
 from mediaserver.supervisor import Death, NoWorker, Worker
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from mediaserver.control import Control
 
 _log = logging.getLogger(__name__)
+AGAIN_S = 1.0
+Put = Callable[[], Logged]
+"""Hands an event to the log; called again where the log had no room for it."""
 
 
 class WorkerNews:
@@ -26,6 +31,8 @@ class WorkerNews:
 
     def __init__(self, control: Control) -> None:
         self._control = control
+        self._acknowledged: dict[int, asyncio.Future[None]] = {}
+        """By worker, of its newest batch."""
 
     async def up(self, worker: Worker) -> None:
         """Take the rooms of a worker that came up, or was there before this process."""
@@ -33,7 +40,7 @@ class WorkerNews:
 
     async def take(self, worker: Worker, events: list[JsonObject], acknowledge: Callable[[], None]) -> None:
         """Take what a worker tells; acknowledged when it is in the log. One bad event spoils no other."""
-        logged: list[Logged] = []
+        logged: list[tuple[Put, Logged]] = []
         joined: dict[tuple[str, str], Room] = {}
         for event in events:
             try:
@@ -46,25 +53,49 @@ class WorkerNews:
                 joined[room.key] = room
         for room in joined.values():
             await self._start_automatically(room)
-        self._control.spawn(self._when_logged(logged, acknowledge))
+        before = self._acknowledged.get(worker.index)
+        done = self._acknowledged[worker.index] = asyncio.get_running_loop().create_future()
+        self._control.spawn(self._when_logged(logged, acknowledge, before, done))
 
-    async def _when_logged(self, logged: list[Logged], acknowledge: Callable[[], None]) -> None:
-        await asyncio.gather(*logged)
+    async def _when_logged(
+        self,
+        logged: list[tuple[Put, Logged]],
+        acknowledge: Callable[[], None],
+        before: asyncio.Future[None] | None,
+        done: asyncio.Future[None],
+    ) -> None:
+        """Acknowledge a batch once it is in the log, for which it waits while the disk is full.
+
+        And after the batch before it: an acknowledgement is one of all that came earlier.
+        """
+        for put, told in logged:
+            while True:
+                try:
+                    await told
+                    break
+                except Exception as error:
+                    if not is_full(error):
+                        _log.exception("an event of a worker is lost")
+                        break
+                    _log.error("an event of a worker waits for room in the log: %s", error)
+                await asyncio.sleep(AGAIN_S)
+                told = put()
+        if before is not None:
+            await before
         acknowledge()
+        done.set_result(None)
 
-    async def _worker_event(self, worker: Worker, event: JsonObject) -> Logged:
+    async def _worker_event(self, worker: Worker, event: JsonObject) -> tuple[Put, Logged]:
         kind, data = str(event["type"]), dict(event.get("data", {}))
         if kind == "recording.heads":
             await self._control.audit.heads(data.get("heads", []))
             told: Logged = asyncio.get_running_loop().create_future()
             told.set_result(event)
-            return told
+            return lambda: told, told
         tenant, name = str(event.get("tenant", "")), str(event.get("room", ""))
         room = self._control.rooms.get(tenant, name)
-        if room is not None and room.worker == worker.index:
-            self._control.rooms.observe(room, kind, data)
-            await self._control.recordings.observe(room, kind, {**data, **_recording_of(event)})
-        return self._control.events.put(
+        put = partial(
+            self._control.events.put,
             kind,
             tenant=tenant,
             room=name,
@@ -73,6 +104,14 @@ class WorkerNews:
             data=data,
             origin=NOWHERE,
         )
+        logged = put()  # before anything that can fail
+        if room is not None and room.worker == worker.index:
+            try:
+                self._control.rooms.observe(room, kind, data)
+                await self._control.recordings.observe(room, kind, {**data, **_recording_of(event)})
+            except Exception:
+                _log.exception("what %s of worker %d changes is not kept", kind, worker.index)
+        return put, logged
 
     def _recording_in(self, tenant: str, room: str) -> str | None:
         return next((active.entry.id for active in self._control.recordings.in_room(tenant, room)), None)

@@ -189,6 +189,11 @@ class Catalog:
         ended = self._entries(recordings.c.state.in_(("sealed", "recovered")))
         return [entry for entry in ended if entry.composing["state"] in ("waiting", "running")]
 
+    def ended_since(self, utc_ns: int) -> list[Entry]:
+        """List recordings that ended with a signed manifest at that time or later."""
+        ended = recordings.c.state.in_(("sealed", "recovered"))
+        return self._entries(ended, recordings.c.stopped_ns >= utc_ns)
+
     def by_business_no(self, tenant: str, business_no: str) -> list[Entry]:
         """List all attempts for a business number, first to last."""
         wanted = self._business_key(tenant, business_no)

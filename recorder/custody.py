@@ -14,16 +14,15 @@ Extending needs one person; shortening, ending a hold and destroying need a seco
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
+import time
 from calendar import monthrange
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from recorder.atomic import locked
 from recorder.canonical import JSON
 from recorder.clock import rfc3339
 from recorder.elsewhere import names_at_sites
@@ -47,9 +46,9 @@ REVIEWS: Mapping[str, tuple[str, ...]] = {
 
 
 class CustodyError(Exception):
-    """It is not allowed; ``code`` is retention_running, on_hold, second_person, no_proposal, no_hold,
-    review_state, reviewer_is_agent, destroyed, archive_missing or retention_unknown; the text names what
-    stands against it.
+    """It is not allowed; ``code`` is retention_running, on_hold, second_person, no_proposal,
+    other_proposal, proposal_stands, no_hold, review_state, reviewer_is_agent, destroyed, archive_missing or
+    retention_unknown; the text names what stands against it.
     """
 
     def __init__(self, code: str, detail: str) -> None:
@@ -196,17 +195,6 @@ def after(utc: int, period: str) -> int:
     return int(end.timestamp()) * 1_000_000_000 + rest
 
 
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Let one decision about a recording follow another, whichever process makes it (flock of its folder)."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
 @dataclass(frozen=True)
 class Keeper:
     """Somebody acting on one recording: what opens it, who signs, who acts.
@@ -227,14 +215,18 @@ class Keeper:
         """Read the state as it is now."""
         return read_custody(self.directory, self.accepted)
 
-    def set_retention(self, until: Mapping[str, int], basis: str, reason: str = "") -> Statement:
+    def set_retention(
+        self, until: Mapping[str, int], basis: str, reason: str = "", *, now_ns: int | None = None
+    ) -> Statement:
         """Keep kinds until a time (UTC ns). A shorter time than stands is only proposed.
 
-        What is proposed counts after ``approve_retention`` by another person.
+        So is a time that is over (``now_ns``, else the clock's) for a kind that has none: that is kept for
+        ever. What is proposed counts after ``approve_retention`` by another person.
         """
+        now = time.time_ns() if now_ns is None else now_ns
         with locked(self.directory):
             custody = self._living()
-            shorter = [kind for kind, at in until.items() if at < custody.until.get(kind, 0)]
+            shorter = [kind for kind, at in until.items() if at < custody.until.get(kind, now)]
             return self._sign(
                 "retention",
                 {
@@ -245,11 +237,11 @@ class Keeper:
                 reason,
             )
 
-    def approve_retention(self) -> Statement:
-        """Let a shorter retention, proposed by another, count."""
+    def approve_retention(self, number: int) -> Statement:
+        """Let a shorter retention, proposed by another in statement ``number``, count."""
         with locked(self.directory):
             custody = self._living()
-            proposal = self._proposal(custody, "retention")
+            proposal = self._proposal(custody, "retention", number)
             if custody.holds:
                 raise _on_hold(custody)
             body = {"basis": proposal.body.get("basis"), "until": proposal.body.get("until")}
@@ -296,6 +288,9 @@ class Keeper:
         """Propose to destroy kinds of files; a second person approves. Nothing is destroyed by this."""
         with locked(self.directory):
             custody = self._living()
+            if "destruction" in custody.proposals:
+                stands = custody.proposals["destruction"].number
+                raise CustodyError("proposal_stands", f"statement {stands} proposes one: withdraw it first")
             may_be_destroyed(custody, kinds, now_ns)
             self._archive_stays(kinds)
             body = {"action": "proposed", "kinds": sorted(kinds), "basis": custody.basis}
@@ -309,11 +304,14 @@ class Keeper:
                 raise CustodyError("no_proposal", f"no {kind} is proposed")
             return self._sign(kind, {"action": "withdrawn"}, reason)
 
-    def approve_destruction(self, now_ns: int) -> Statement:
-        """Sign the tombstone of what another person proposed; ``recorder.destruction`` then removes it."""
+    def approve_destruction(self, number: int, now_ns: int) -> Statement:
+        """Sign the tombstone of what another person proposed; ``recorder.destruction`` then removes it.
+
+        ``number`` is that of the statement that proposes it: nothing else is approved than what was read.
+        """
         with locked(self.directory):
             custody = self._living()
-            proposal = self._proposal(custody, "destruction")
+            proposal = self._proposal(custody, "destruction", number)
             listed = proposal.body.get("kinds")
             kinds = {str(kind) for kind in listed} if isinstance(listed, list) else set()
             may_be_destroyed(custody, kinds, now_ns)
@@ -361,10 +359,12 @@ class Keeper:
             raise CustodyError("destroyed", "the recording was destroyed")
         return custody
 
-    def _proposal(self, custody: Custody, kind: str) -> Proposal:
+    def _proposal(self, custody: Custody, kind: str, number: int) -> Proposal:
         proposal = custody.proposals.get(kind)
         if proposal is None:
             raise CustodyError("no_proposal", f"no {kind} is proposed")
+        if proposal.number != number:
+            raise CustodyError("other_proposal", f"statement {proposal.number} proposes it, not {number}")
         self._second_person(proposal.number)
         return proposal
 

@@ -59,7 +59,7 @@ async def approve_retention(call: Call) -> web.Response:
         call,
         "retention",
         "retention_set",
-        lambda keeper: keeper.approve_retention(),
+        lambda keeper: keeper.approve_retention(body.proposal),
         operator=body.operator,
     )
 
@@ -135,7 +135,7 @@ async def destroy(call: Call) -> web.Response:
     """Carry out the destruction that another key proposed."""
     entry = await recording_of(call)
     body: models.Approval = call.body
-    custody, page = await call.control.custody.destroy(entry, call.actor, body.operator)
+    custody, page = await call.control.custody.destroy(entry, body.proposal, call.actor, body.operator)
     await _audit(call, entry, "destroyed", int(page["statement"]), body.operator)
     shown = models.Custody.model_validate(custody.to_json())
     return answer(models.Destruction(custody=shown, certificate=page))
@@ -195,7 +195,13 @@ ROUTES = (
             body=body,
             answer=models.CopyBegun,
             status=202,
-            codes=("recording_not_found", "recording_state", "file_not_found", "range_not_satisfiable"),
+            codes=(
+                "recording_not_found",
+                "recording_state",
+                "file_not_found",
+                "range_not_satisfiable",
+                "sealed_only",
+            ),
         )
         for path, handler, summary, body in (
             ("clips", clip, "Cut a stretch out of the archive composite", models.ClipRequest),
@@ -211,6 +217,7 @@ ROUTES = (
         "Let a proposed shorter retention count",
         models.Approval,
         "no_proposal",
+        "other_proposal",
         "second_person",
         "on_hold",
     ),
@@ -235,6 +242,7 @@ ROUTES = (
         "retention_running",
         "retention_unknown",
         "on_hold",
+        "proposal_stands",
         status=201,
     ),
     _route(
@@ -248,6 +256,6 @@ ROUTES = (
         "Carry out a destruction that another key proposed",
         body=models.Approval,
         answer=models.Destruction,
-        codes=(*_CODES, "no_proposal", "second_person", "retention_running", "on_hold"),
+        codes=(*_CODES, "no_proposal", "other_proposal", "second_person", "retention_running", "on_hold"),
     ),
 )

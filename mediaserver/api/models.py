@@ -210,6 +210,7 @@ class OnRecord(Request):
 class Approval(Request):
     """Approves what another API key proposed."""
 
+    proposal: int = Field(ge=1, description="Number of the statement that proposes it: of what was read.")
     operator: Operator = ""
 
 

@@ -43,6 +43,8 @@ CODES: dict[str, tuple[int, str]] = {
     "on_hold": (409, "A legal hold stands"),
     "no_hold": (409, "No such hold stands"),
     "no_proposal": (409, "Nothing is proposed"),
+    "other_proposal": (409, "Another statement than the named one proposes it"),
+    "proposal_stands": (409, "Something is proposed already"),
     "second_person": (403, "A second person is needed"),
     "review_state": (409, "The state of review does not allow this"),
     "reviewer_is_agent": (403, "Nobody reviews a recording he took part in as agent"),

@@ -128,6 +128,12 @@ class Attesting:
             argument = json.dumps({"recording": entry.id, "since": time.time_ns()})
             self._recordings.later(self._jobs.task(TASK, argument))
 
+    def lacks(self, statements: list[Statement]) -> bool:
+        """Say whether something that is configured is missing among a recording's statements."""
+        unstamped = self._authority is not None and not is_stamped(statements)
+        listed = any(one.kind == CERTIFICATE_STATUS for one in statements)
+        return unstamped or (bool(self.lists.settings.crl) and not listed)
+
     async def attest(self, argument: str) -> None:
         """Add what is missing (a durable task). Raises whatever keeps it from that, for the next try."""
         given = json.loads(argument)
@@ -151,12 +157,14 @@ class Attesting:
             if not self.lists.lists and not self.lists.missing:
                 await self.lists.refresh()  # this process has just begun
             await asyncio.to_thread(self._state_status, directory)
+            await self._recordings.uploads.changed(entry)
         if self._authority is None or is_stamped(statements):
             return
         async with self._asking:
             done = await asyncio.to_thread(
                 stamp, directory, TIMESTAMP, self._authority, self._recordings.provider.signer()
             )
+        await self._recordings.uploads.changed(entry)
         if done.state != "verified":
             _log.warning("the time-stamp of %s cannot be verified here", done.token.authority)
         await self._recordings.events.append_about(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -12,18 +11,21 @@ from dataclasses import replace
 from mediaserver.ipc import IpcError, JsonObject
 from mediaserver.recordings import evidence
 from mediaserver.recordings.lifecycle import WORKER_FAULTS, Active, Recordings
-from mediaserver.recordings.sealing import AGAIN_S
+from mediaserver.recordings.sealing import AGAIN_S, is_full
 from mediaserver.recordings.states import changed
 from mediaserver.rooms import Room
 from mediaserver.supervisor import Worker
 from recorder.catalog import Entry
-from recorder.keys import KeysUnavailable, SealedOnly, data_key_id
+from recorder.keys import KeyProblem, SealedOnly, data_key_id
 from recorder.sealed import DataKey
+from recorder.statements import StatementError
 from recorder.storage import list_segments
 
 _log = logging.getLogger(__name__)
 GO_ON_TRIES = 20
 GO_ON_PAUSE_S = 0.25
+LATELY_NS = 3 * 86400 * 10**9
+"""Three days: what ended before a weekend is looked at again after it."""
 
 
 async def go_on(recordings: Recordings, room: Room, died_ns: int) -> None:
@@ -84,30 +86,75 @@ async def take_over(recordings: Recordings, workers: list[Worker]) -> None:
     for entry in await recordings.database.run(recordings.catalog.active):
         try:
             await _take_over(recordings, entry, written.get(entry.id))
-        except KeysUnavailable as error:
-            _log.error("recording %s is taken over when the keys answer: %s", entry.id, error)
-            recordings.later(_take_over_at_last(recordings, entry))
-        except (evidence.EvidenceProblem, SealedOnly, OSError) as error:
-            _log.exception("recording %s cannot be taken over", entry.id)
-            failure = "sealed_only" if isinstance(error, SealedOnly) else "key_unavailable"
-            failed = replace(entry, state="failed", failure=failure, worker=None)
-            await recordings.database.run(recordings.catalog.put, failed)
+        except (evidence.WrongKey, SealedOnly) as error:
+            await _cannot(recordings, entry, error)
+        except Exception as error:
+            if not _passes(error):
+                raise
+            _log.error("recording %s is taken over when that is over: %s", entry.id, error)
+            recordings.later(_take_over_at_last(recordings, entry, written.get(entry.id)))
 
 
-async def _take_over_at_last(recordings: Recordings, entry: Entry) -> None:
-    """Seal what has no writer any more once the key service is back; whose writer lives was taken over."""
-    while True:
+async def catch_up(recordings: Recordings) -> None:
+    """Hand over again what the last process may have died before: what ended lately and lacks a statement.
+
+    The retention it began with, a time-stamp, a certificate status.
+    """
+    since = time.time_ns() - LATELY_NS
+    for entry in await recordings.database.run(recordings.catalog.ended_since, since):
+        try:
+            statements = await asyncio.to_thread(
+                evidence.our_statements, recordings.provider, recordings.directory(entry)
+            )
+        except (StatementError, evidence.EvidenceProblem, OSError) as error:
+            _log.error("recording %s: its statements do not read: %s", entry.id, error)
+            continue
+        if all(one.kind != "retention" for one in statements):
+            await recordings.custody.ended(entry)
+        if recordings.finishing.attesting.lacks(statements):
+            await recordings.finishing.attesting.wanted(entry)
+
+
+def _passes(error: Exception) -> bool:
+    """Say whether a later try may do: only a wrong key stays one. A KMS that refuses (a token that ended), a
+    disk that does not read or is full: none of them says anything of the recording.
+    """
+    return isinstance(error, (KeyProblem, evidence.EvidenceProblem, OSError)) or is_full(error)
+
+
+async def _cannot(recordings: Recordings, entry: Entry, error: Exception) -> None:
+    _log.error("recording %s cannot be taken over", entry.id, exc_info=error)
+    failure = "sealed_only" if isinstance(error, SealedOnly) else "key_unavailable"
+    failed = replace(entry, state="failed", failure=failure, worker=None)
+    await recordings.database.run(recordings.catalog.put, failed)
+
+
+async def _take_over_at_last(
+    recordings: Recordings, entry: Entry, written: tuple[Worker, JsonObject] | None
+) -> None:
+    """Take a recording over once its key can be had, or seal it if its writer is gone by then."""
+    while entry.id not in recordings.active:
         await asyncio.sleep(AGAIN_S)
-        with contextlib.suppress(KeysUnavailable):
-            await _take_over(recordings, entry, None)
+        if written is not None and written[0] not in recordings.workers.all():
+            written = None
+        try:
+            await _take_over(recordings, entry, written)
+        except (evidence.WrongKey, SealedOnly) as error:
+            await _cannot(recordings, entry, error)
+            return
+        except Exception as error:
+            if not _passes(error):
+                raise
+            _log.warning("recording %s waits to be taken over: %s", entry.id, error)
+        else:
             return
 
 
 async def _key(recordings: Recordings, entry: Entry, written: tuple[Worker, JsonObject] | None) -> DataKey:
     """Give a recording's data key: opened, or, where that cannot be, as the worker that writes it has it.
 
-    The worker got it over the same socket (in a directory of ours, 0700). Raises EvidenceProblem,
-    KeysUnavailable, SealedOnly.
+    The worker got it over the same socket (in a directory of ours, 0700). Raises EvidenceProblem (WrongKey if
+    that is for good), KeysUnavailable, SealedOnly, OSError.
     """
     try:
         return await evidence.unwrap(
@@ -117,7 +164,7 @@ async def _key(recordings: Recordings, entry: Entry, written: tuple[Worker, Json
             purpose="take over",
             actor="server",
         )
-    except (KeysUnavailable, SealedOnly):
+    except (KeyProblem, evidence.EvidenceProblem, OSError):
         if written is None:
             raise
         try:
@@ -127,7 +174,7 @@ async def _key(recordings: Recordings, entry: Entry, written: tuple[Worker, Json
         except (*WORKER_FAULTS, KeyError, ValueError) as error:
             raise evidence.EvidenceProblem(f"the worker of {entry.id} gives no key: {error}") from error
         if key.key_id != entry.details.get("key_id") or data_key_id(key.secret, key.suite) != key.key_id:
-            raise evidence.EvidenceProblem(f"the worker of {entry.id} has another key") from None
+            raise evidence.WrongKey(f"the worker of {entry.id} has another key") from None
         return key
 
 
@@ -157,7 +204,12 @@ async def _take_over(recordings: Recordings, entry: Entry, written: tuple[Worker
         armed_utc = time.time_ns() - (time.monotonic_ns() - armed_ns)
         details = {**entry.details, "armed_mono_ns": armed_ns}
         active.entry = changed(active.entry, "recording", armed_ns=armed_utc, details=details)
-    await recordings.save(active)
+    try:
+        await recordings.save(active)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        _log.error("recording %s goes on; the index is full: %s", entry.id, error)
     if entry.state == "stopping":
         recordings.later(recordings.stop(active.entry, str(entry.details.get("reason", "requested"))))
         return

@@ -21,10 +21,11 @@ from mediaserver.recordings.composing import ComposingFailed, Composition
 from mediaserver.recordings.finishing import NICE
 from mediaserver.recordings.lifecycle import Recordings
 from recorder.catalog import Entry
-from recorder.derived import signed_file, state_derived
+from recorder.derived import NoParent, signed_file, state_derived
+from recorder.keys import SealedOnly
 from recorder.reindex import files_of
 from recorder.sealed import FileSummary
-from recorder.statements import read_statements
+from recorder.statements import StatementError, read_statements
 
 COPY = "copy"
 """Kind of the durable task."""
@@ -50,6 +51,8 @@ class Copies:
         """
         if entry.active or entry.state in ("failed", "destroyed"):
             raise Refused("recording_state", f"the recording is {entry.state}")
+        if not self._recordings.provider.can_open:
+            raise Refused("sealed_only", "clips and copies are made where recordings can be opened")
         if PARENT not in {file.name for file in entry.files}:
             raise Refused("file_not_found", f"there is no {PARENT} to make it from")
         if entry.composing["state"] in ("waiting", "running"):
@@ -92,8 +95,9 @@ class Copies:
         async with self._turn, self._recordings.uploads.freeing.using(entry):
             try:
                 await self._make(entry, asked)
-            except (ComposingFailed, evidence.EvidenceProblem) as error:
-                code = getattr(error, "code", "compose_failed")
+            except (ComposingFailed, evidence.EvidenceProblem, SealedOnly, NoParent, StatementError) as error:
+                default = "sealed_only" if isinstance(error, SealedOnly) else "compose_failed"
+                code = getattr(error, "code", default)
                 await self._ended(entry, name, "failed")
                 data = {"code": code, "file": name}
                 await self._recordings.events.append_about(entry, "recording.compose_failed", data)

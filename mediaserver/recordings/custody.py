@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from mediaserver.recordings import evidence
 from mediaserver.recordings.lifecycle import Recordings
 from mediaserver.recordings.retention import begin_until
 from mediaserver.recordings.states import changed
+from recorder.atomic import locked
 from recorder.catalog import Entry
 from recorder.clock import rfc3339
 from recorder.custody import Custody, CustodyError, Keeper, read_custody
@@ -37,11 +38,27 @@ Act = Callable[[Keeper], Statement]
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Owed:
+    """A certificate that is still to be handed out: who is in it cannot be opened once the key is gone."""
+
+    proposal: int
+    tombstone: Statement
+    proposed_by: str
+    approved_by: str
+    reason: str
+
+
 class RecordingCustody:
     """Acts on ended recordings, one after another each, and keeps the index in step."""
 
     def __init__(self, recordings: Recordings) -> None:
         self._recordings = recordings
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._owed: dict[str, Owed] = {}
+
+    def _lock(self, recording: str) -> asyncio.Lock:
+        return self._locks.setdefault(recording, asyncio.Lock())
 
     async def show(self, entry: Entry) -> Custody:
         """Read a recording's state. Raises Refused, EvidenceProblem."""
@@ -61,8 +78,9 @@ class RecordingCustody:
         }
 
         def sign() -> None:  # no sealed part: nobody did this, and a server that cannot open signs it too
-            if not any(one.kind == "retention" for one in read_statements(directory)):
-                append_statement(directory, "retention", body, signer)
+            with locked(directory):  # else it could come after a longer one, and count
+                if not any(one.kind == "retention" for one in read_statements(directory)):
+                    append_statement(directory, "retention", body, signer)
 
         await _thread(sign)
         await self._index(entry)
@@ -89,40 +107,70 @@ class RecordingCustody:
         await self._index(entry)
         return await self.show(entry), statement
 
-    async def destroy(self, entry: Entry, actor: str, operator: str) -> tuple[Custody, dict[str, Any]]:
+    async def destroy(
+        self, entry: Entry, proposal: int, actor: str, operator: str
+    ) -> tuple[Custody, dict[str, Any]]:
         """Carry out what another person proposed: tombstone, then removal; returns the signed certificate.
 
-        Should this process die in between, a durable task removes the rest. Raises Refused, EvidenceProblem.
+        Should this process die, a durable task handed over before the tombstone removes what that names.
+        Where the certificate could not be signed it is made by asking again, of this process. Raises Refused,
+        EvidenceProblem, KeyProblem.
         """
-        _ended(entry)
+        async with self._lock(entry.id):
+            owed = self._owed.get(entry.id)
+            if owed is None or owed.proposal != proposal:
+                entry = await self._recordings.find(entry.id) or entry
+                _ended(entry)
+                _at_rest(entry)
+                owed = await self._tombstone(entry, proposal, actor, operator)
+            page = await self._certificate(entry, owed)
+            self._owed.pop(entry.id, None)
+            await self._remove_here(entry)
+        entry = await self._recordings.find(entry.id) or entry
+        return await self.show(entry), json.loads(page)
+
+    async def _tombstone(self, entry: Entry, proposal: int, actor: str, operator: str) -> Owed:
         keeper = await self._keeper(entry, actor, operator, "destruction")
-        tombstone = await _thread(lambda: keeper.approve_destruction(time.time_ns()))
+        jobs = self._recordings.finishing.jobs
+        if jobs is None:
+            raise Refused("draining", "the server is going down")
+        # Before the tombstone, and waiting for this lock: never is one signed that nothing carries out.
+        await jobs.task(DESTROY, entry.id, run=f"{proposal}-{time.time_ns()}")
+        tombstone = await _thread(lambda: keeper.approve_destruction(proposal, time.time_ns()))
         sealed = await _thread(lambda: keeper.sealed_part(tombstone.number))
-        page = await _thread(
+        owed = Owed(
+            proposal,
+            tombstone,
+            str(sealed.get("proposed_by")),
+            f"{actor} {operator}".strip(),
+            str(sealed.get("reason")),
+        )
+        self._owed[entry.id] = owed
+        return owed
+
+    async def _certificate(self, entry: Entry, owed: Owed) -> bytes:
+        directory, signer = self._directory(entry), self._recordings.provider.signer()
+        return await _thread(
             lambda: certificate(
-                keeper.directory,
-                tombstone,
-                keeper.signer,
-                proposed_by=str(sealed.get("proposed_by")),
-                approved_by=f"{actor} {operator}".strip(),
-                reason=str(sealed.get("reason")),
+                directory,
+                owed.tombstone,
+                signer,
+                proposed_by=owed.proposed_by,
+                approved_by=owed.approved_by,
+                reason=owed.reason,
             )
         )
-        jobs = self._recordings.finishing.jobs
-        if jobs is not None:
-            await jobs.task(DESTROY, entry.id, run=tombstone.number)
-        await self._remove_here(entry)
-        return await self.show(entry), json.loads(page)
 
     async def remove(self, recording: str) -> None:
         """Remove what tombstones name, here and at every site (the durable task). May run twice.
 
         Raises SiteError where a site does not answer: it is tried again.
         """
-        entry = await self._recordings.find(recording)
-        if entry is None:
-            return
-        await self._remove_here(entry)
+        async with self._lock(recording):
+            entry = await self._recordings.find(recording)
+            if entry is None:
+                return
+            await self._remove_here(entry)
         destroyed = destroyed_by(await _thread(lambda: read_statements(self._directory(entry))))
         await self._recordings.uploads.destroyed(entry, destroyed.paths())
 
@@ -185,3 +233,12 @@ async def _thread(work: Callable[[], Result]) -> Result:
 def _ended(entry: Entry) -> None:
     if entry.active or entry.state == "failed":
         raise Refused("recording_state", f"the recording is {entry.state}: there is no signed manifest")
+
+
+def _at_rest(entry: Entry) -> None:
+    """Refuse while something is made of a recording: it would end behind its destruction."""
+    composing = entry.composing["state"]
+    if composing == "running" or (composing == "waiting" and "run" in entry.composing):
+        raise Refused("recording_state", "the recording is being composed; ask again when that is done")
+    if any(one["state"] == "waiting" for one in entry.details.get("copies", [])):
+        raise Refused("recording_state", "a clip or copy is being made; ask again when that is done")

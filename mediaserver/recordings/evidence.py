@@ -45,6 +45,10 @@ class EvidenceProblem(Exception):
     """The recording's keys, journal or signed pages do not let the work be done; says which and why."""
 
 
+class WrongKey(EvidenceProblem):
+    """The sidecar holds another key than the recording began with: no later try helps."""
+
+
 _PROBLEMS = (KeyProblem, ManifestError, StatementError, SealedError, JournalError, CanonicalError)
 
 
@@ -67,7 +71,7 @@ async def new_key(provider: CryptoProvider, directory: Path, recording: str, sui
 async def unwrap(
     provider: CryptoProvider, directory: Path, entry: Entry, *, purpose: str, actor: str
 ) -> DataKey:
-    """Open a recording's data key; raises EvidenceProblem, KeysUnavailable, SealedOnly.
+    """Open a recording's data key; raises EvidenceProblem, KeysUnavailable, SealedOnly, OSError.
 
     It must be the one the recording began with: anyone can wrap another for our certificate, and read what we
     then seal with it.
@@ -80,7 +84,7 @@ async def unwrap(
     except KeyProblem as error:
         raise EvidenceProblem(str(error)) from error
     if key.key_id != entry.details.get("key_id", key.key_id):
-        raise EvidenceProblem(f"{directory / SIDECAR} holds another key than recording {entry.id} began with")
+        raise WrongKey(f"{directory / SIDECAR} holds another key than recording {entry.id} began with")
     return key
 
 

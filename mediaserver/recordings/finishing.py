@@ -133,7 +133,7 @@ class Finishing:
 
     async def add(self, entry: Entry, name: str, template: Template) -> Entry:
         """Make one more composite of an ended recording. Raises Refused."""
-        if entry.active or entry.state == "failed":
+        if entry.active or entry.state in ("failed", "destroyed"):
             raise Refused("recording_state", f"the recording is {entry.state}; ask after its end")
         if entry.composing["state"] in ("waiting", "running") and "run" in entry.composing:
             raise Refused("recording_state", "the recording is being composed; ask again when that is done")
@@ -182,6 +182,8 @@ class Finishing:
         run = int(entry.composing.get("run", 0)) + 1
         state = "running" if at_once else "waiting"
         current = await self._recordings.find(entry.id) or entry
+        if current.state == "destroyed":
+            return
         if "composites" in entry.details:  # what was just asked for is known here alone
             current = replace(current, details=entry.details)
         await self._put(replace(current, composing={"state": state, "progress": None, "run": run}))
@@ -228,7 +230,7 @@ class Finishing:
         """Make a recording's files and sign statements for them (step of the job)."""
         recordings = self._recordings
         entry = await recordings.find(recording)
-        if entry is None or entry.state == "failed":
+        if entry is None or entry.state in ("failed", "destroyed"):
             return {"ok": False, "code": "recording_not_found"}
         directory = recordings.directory(entry)
         lock = self._starting.setdefault(recording, asyncio.Lock())
@@ -294,6 +296,10 @@ class Finishing:
         running = self._compositions.pop(entry.id, {})
         await asyncio.gather(*(one.close() for one in running.values()))
         detail = f"{code}: {error}"
+        # As it is now: what was done with it meanwhile stays done.
+        entry = await self._recordings.find(entry.id) or entry
+        if entry.state == "destroyed":
+            return {"ok": False, "code": code}
         await self._put(
             replace(
                 entry, composing={**entry.composing, "state": "failed", "progress": None, "detail": detail}
@@ -307,7 +313,7 @@ class Finishing:
         """Put what was stated into the index and say so (step of the job)."""
         recordings = self._recordings
         entry = await recordings.find(recording)
-        if entry is None:
+        if entry is None or entry.state == "destroyed":
             return {"ok": False, "code": "recording_not_found"}
         directory = recordings.directory(entry)
         files = await asyncio.to_thread(files_of, directory)

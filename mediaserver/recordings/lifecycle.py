@@ -71,6 +71,10 @@ class Active:
     """When the current part began, monotonic: a worker that died before then did not write it."""
     unsigned: bool = False
     """It has ended, and waits for the key service to sign its manifest."""
+    ended: Entry | None = None
+    """As its signed manifest has it, while the index may not have that yet."""
+    retry: asyncio.Task[None] | None = None
+    """Stops it in the background, again and again while the disk is full."""
 
     @property
     def running(self) -> bool:
@@ -338,14 +342,14 @@ class Recordings:
             return active.entry
         try:
             return await self.stop_once(active, reason, actor)
-        except OSError as error:
-            if error.errno not in sealing.FULL:
+        except Exception as error:
+            if not sealing.is_full(error):
                 raise
-            self.later(sealing.stop_at_last(self, active, reason))
+            sealing.stop_later(self, active, reason)
             raise Refused("disk_full", "its media is kept; it is sealed when there is room") from error
 
     async def stop_once(self, active: Active, reason: str, actor: str = "server") -> Entry:
-        """Try once to end a recording. Raises OSError when the disk is full."""
+        """Try once to end a recording. Raises what ``sealing.is_full`` knows when the disk is full."""
         if active.stopping is None or _went_wrong(active.stopping):
             active.stopping = asyncio.create_task(self._stop(active, reason, actor))
         return await asyncio.shield(active.stopping)
@@ -354,7 +358,7 @@ class Recordings:
         """Seal in the background what a dead writer left. A stop meanwhile waits for the same end."""
         work = sealing.seal_or_wait(self, active, lost=True, actor="server")
         active.stopping = asyncio.create_task(work, name=f"seal {active.entry.id}")
-        self.keep(active.stopping)
+        sealing.stop_later(self, active, "worker_lost")  # while the disk is full
 
     async def stop_room(self, room: Room, reason: str) -> None:
         """End everything that records a room."""
@@ -369,7 +373,13 @@ class Recordings:
                 details = _pause_listed(active)
                 details["reason"] = reason
                 active.entry = changed(active.entry, "stopping", details=details)
-                await self.save(active)
+                try:
+                    await self.save(active)
+                except Exception as error:
+                    if not sealing.is_full(error):
+                        raise
+                    # The worker is told all the same: it must not record on for want of a row.
+                    _log.error("the index is full at the stop of recording %s: %s", active.entry.id, error)
             lost = not await self._end_part(active, reason)
         return await sealing.seal_or_wait(self, active, lost=lost, actor=actor)
 
@@ -422,7 +432,7 @@ class Recordings:
                 _log.error("the worker cannot go on recording %s: %s", active.entry.id, data)
                 reason = str(data.get("code", "recording_failed"))
                 active.entry = replace(active.entry, failure=reason)
-                self.later(sealing.stop_at_last(self, active, reason))
+                sealing.stop_later(self, active, reason)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
         """Let something go on that nobody waits for; its failure is logged."""

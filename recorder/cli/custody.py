@@ -66,8 +66,9 @@ def retention(
     basis: Annotated[str, typer.Option("--basis", help="Rule it rests on, such as product_end+6m.")] = "",
     reason: Reason = "",
     approve: Annotated[
-        bool, typer.Option("--approve", help="Let a shorter time count that another person proposed.")
-    ] = False,
+        int | None,
+        typer.Option("--approve", help="Let the shorter time count that another proposed in this statement."),
+    ] = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Set until when kinds of files (original, archive, derived) are kept at least.
@@ -75,8 +76,8 @@ def retention(
     A later time counts at once. An earlier one is only proposed, until another person approves it.
     """
     keeper = _keeper(path, keys, passphrase_file, operator, "retention")
-    if approve:
-        _said(keeper.approve_retention())
+    if approve is not None:
+        _said(keeper.approve_retention(approve))
         return
     times: dict[str, int] = {}
     for one in until or []:
@@ -139,8 +140,9 @@ def destroy(
     ] = None,
     reason: Reason = "",
     approve: Annotated[
-        bool, typer.Option("--approve", help="Carry out what another person proposed.")
-    ] = False,
+        int | None,
+        typer.Option("--approve", help="Carry out what another person proposed in this statement."),
+    ] = None,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Withdraw what is proposed.")] = False,
     certificate_file: Annotated[
         Path | None,
@@ -155,19 +157,19 @@ def destroy(
     Refused while a kind's time runs or a hold stands. The tombstone with all digests is signed first. With
     all three kinds the data key goes too: nobody opens the recording again, its pages still verify.
     """
-    if (kind is not None) + approve + withdraw != 1:
+    if (kind is not None) + (approve is not None) + withdraw != 1:
         raise typer.BadParameter("give one of --kind, --approve, --withdraw")
     keeper = _keeper(path, keys, passphrase_file, operator, "destroy")
     if kind is not None:
         if not reason.strip():
             raise typer.BadParameter("say why", param_hint="--reason")
         _said(keeper.propose_destruction(set(kind), reason, time.time_ns()))
-    elif withdraw:
+    elif approve is None:
         _said(keeper.withdraw("destruction", reason))
     else:
         if certificate_file is not None and certificate_file.exists():
             raise FileExistsError(f"{certificate_file} exists")
-        tombstone = keeper.approve_destruction(time.time_ns())
+        tombstone = keeper.approve_destruction(approve, time.time_ns())
         sealed = keeper.sealed_part(tombstone.number)
         page = certificate(
             path,

@@ -12,15 +12,21 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from recorder.atomic import sync_directory
+from recorder.atomic import locked, sync_directory
 from recorder.keys.sidecar import SIDECAR
 
 
 def erase_sidecar(directory: Path) -> None:
     """Overwrite, sync and remove a recording's ``keys.json`` and what a killed write left of it.
 
-    Done again it changes nothing. Raise OSError; FileNotFoundError only if the directory itself is missing.
+    Done again it changes nothing. Nobody writes another meanwhile (``locked``). Raise OSError;
+    FileNotFoundError only if the directory itself is missing.
     """
+    with locked(directory):
+        _erase(directory)
+
+
+def _erase(directory: Path) -> None:
     for path in (directory / SIDECAR, *sorted(directory.glob(f".{SIDECAR}.*"))):
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

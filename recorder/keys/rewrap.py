@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from recorder.atomic import locked
 from recorder.canonical import JSON, CanonicalError, as_int
 from recorder.gm.x509 import Certificate
 from recorder.keys.provider import CryptoProvider, KeyProblem, KeysUnavailable, is_wrapped_for, wrap_for
@@ -89,18 +90,22 @@ class Rewrapper:
         succession = list(listed) if isinstance(listed, list) else []
         if self._endorsement is not None:
             succession.append(self._endorsement)
+        wrap, signer = wrap_for(self.recipient, key.secret, self._provider), self._new.signer()
         before_write(recording)
-        write_sidecar(
-            directory,
-            recording,
-            key.key_id,
-            [wrap_for(self.recipient, key.secret, self._provider)],
-            self._new.signer(),
-            suite=key.suite,
-            revision=revision + 1,
-            succession=succession,
-            chain=list(dict.fromkeys([*_texts(fields.get("chain")), *self._chain])),
-        )
+        with locked(directory):  # as an erasure does: what was erased meanwhile does not come back
+            if not (directory / SIDECAR).exists():
+                raise KeyProblem(f"{directory / SIDECAR} was erased meanwhile")
+            write_sidecar(
+                directory,
+                recording,
+                key.key_id,
+                [wrap],
+                signer,
+                suite=key.suite,
+                revision=revision + 1,
+                succession=succession,
+                chain=list(dict.fromkeys([*_texts(fields.get("chain")), *self._chain])),
+            )
         return Outcome.REWRAPPED
 
     def rewrap_all(self, directories: Iterable[Path], counts: Rewrapped) -> Iterator[Path]:

@@ -17,6 +17,7 @@ import pytest
 from mediaserver.config import ConfigError
 from mediaserver.secrets import SecretsError, open_secrets
 from mediaserver.settings import Settings
+from recorder.catalog import Entry
 from recorder.certificates import Trust
 from recorder.gm.x509 import Certificate
 from recorder.statements import Statement, read_statements
@@ -84,10 +85,19 @@ async def test_a_recording_is_stamped_after_its_stop_once_the_authority_answers(
                 while not server.requests:
                     await asyncio.sleep(0.05)
             assert [one.kind for one in read_statements(directory)] == []
+            uploads, told = api.control.uploads, []
+            bring = uploads.changed
+
+            async def changed(entry: Entry) -> None:
+                told.append((entry.id, [one.kind for one in read_statements(directory)]))
+                await bring(entry)
+
+            uploads.changed = changed  # type: ignore[method-assign]
             server.status = 200
             event = await until_event(api, "recording.timestamped", stopped["id"])
             assert event["data"]["authority"] == "CN=Test Time-Stamp Authority"
             assert (event["data"]["state"], event["data"]["statement"]) == ("verified", 1)
+            assert told == [(stopped["id"], ["timestamp"])], "the sites are told of the stamp"
             entry = await api.control.recordings.find(stopped["id"])
             assert entry is not None
             shown = await api.ok("POST", f"/v1/recordings/{stopped['id']}/verify")

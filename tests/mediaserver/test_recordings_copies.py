@@ -12,8 +12,10 @@ import av
 import pytest
 import pytest_asyncio
 
+from mediaserver.recordings import copies
 from mediaserver.secrets import open_secrets
 from mediaserver.settings import Settings
+from recorder.derived import NoParent
 from recorder.keys import FileProvider
 from recorder.statements import read_sealed, read_statements
 from recorder.storage import recording_directory
@@ -118,3 +120,18 @@ async def test_what_cannot_be_made_is_refused_or_said(api: Client, recording: Re
     failed = [one["data"] for one in events if one["type"] == "recording.compose_failed"]
     assert failed == [{"code": "parent_unreadable", "file": begun["file"]}]
     assert verify(recording.path, data_key=recording.data_key).ok
+
+
+async def test_a_copy_whose_parent_is_gone_ends_as_failed(
+    api: Client, recording: RealRecording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise NoParent("no file composite.mp4")
+
+    monkeypatch.setattr(copies, "signed_file", gone)
+    path = f"/v1/recordings/{recording.recording}"
+    begun = await api.ok("POST", f"{path}/copies", {"viewer": "x", "reason": "x"})
+    async with asyncio.timeout(60):
+        while (await api.ask("GET", f"{path}/files/{begun['file']}"))[0] == 202:
+            await asyncio.sleep(0.1)
+    assert (await api.problem("GET", f"{path}/files/{begun['file']}"))["code"] == "file_not_found"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import pytest_asyncio
 import yaml
 
+from mediaserver.recordings import continuity, custody
+from mediaserver.recordings.composing import ComposingFailed
 from mediaserver.settings import Settings
 from mediaserver.tokens import ApiKey
+from recorder.catalog import Entry
 from recorder.custody import after, utc_ns
 from recorder.destruction import CERTIFICATE_TYPE
+from recorder.keys import KeysUnavailable
 from recorder.manifest import read_sealed_part
 from recorder.report import Verdict
 from recorder.verify import verify
@@ -66,12 +71,18 @@ async def recorded(api: Client, number: str, *, composed: bool = True, **more: A
     return path
 
 
+async def proposal(api: Client, path: str) -> dict[str, Any]:
+    """Give the body that approves what is proposed."""
+    (one,) = (await api.ok("GET", f"{path}/custody"))["proposals"]
+    return {"proposal": one["statement"]}
+
+
 async def test_retention_begins_with_the_recording(api: Client) -> None:
     path = await recorded(api, "policy", composed=False, retention={"basis": "short"})
     stopped = utc_ns((await api.ok("GET", path))["stopped_at"])
-    custody = await api.ok("GET", f"{path}/custody")
-    assert custody["basis"] == "short"
-    assert {kind: utc_ns(at) for kind, at in custody["until"].items()} == {
+    shown = await api.ok("GET", f"{path}/custody")
+    assert shown["basis"] == "short"
+    assert {kind: utc_ns(at) for kind, at in shown["until"].items()} == {
         "original": after(stopped, "P1D"),
         "archive": after(stopped, "P6M"),
     }
@@ -97,9 +108,9 @@ async def test_longer_by_one_key_shorter_by_two(api: Client) -> None:
     proposed = await api.ok("PATCH", f"{path}/retention", shorter)
     assert proposed["until"]["archive"].startswith("2040")
     assert [one["kind"] for one in proposed["proposals"]] == ["retention"]
-    refused = await api.problem("POST", f"{path}/retention/approve")
+    refused = await api.problem("POST", f"{path}/retention/approve", await proposal(api, path))
     assert (refused["status"], refused["code"]) == (403, "second_person")
-    approved = await api.ok("POST", f"{path}/retention/approve", key=SECOND)
+    approved = await api.ok("POST", f"{path}/retention/approve", await proposal(api, path), key=SECOND)
     assert approved["until"]["archive"].startswith("2030")
 
 
@@ -118,8 +129,15 @@ async def test_two_keys_destroy_what_is_due_and_no_hold_stands(api: Client, sett
     await api.ok("DELETE", f"{path}/hold", {"reason": "case 7 is over"}, key=SECOND)
     proposed = await api.ok("POST", f"{path}/destruction", {"reason": "expired", "operator": "王芳"})
     assert [one["kind"] for one in proposed["proposals"]] == ["destruction"]
-    assert (await api.problem("POST", f"{path}/destruction/approve"))["code"] == "second_person"
-    done = await api.ok("POST", f"{path}/destruction/approve", {"operator": "赵磊"}, key=SECOND)
+    again = await api.problem("POST", f"{path}/destruction", {"reason": "more"})
+    assert again["code"] == "proposal_stands"
+    approval = await proposal(api, path)
+    assert (await api.problem("POST", f"{path}/destruction/approve", approval))["code"] == "second_person"
+    for wrong, code in (({}, "body_invalid"), ({"proposal": 1}, "other_proposal")):
+        refused = await api.problem("POST", f"{path}/destruction/approve", wrong, key=SECOND)
+        assert refused["code"] == code
+    approval["operator"] = "赵磊"
+    done = await api.ok("POST", f"{path}/destruction/approve", approval, key=SECOND)
     page = done["certificate"]
     assert page["type"] == CERTIFICATE_TYPE
     assert (page["proposed_by"], page["approved_by"]) == ("key:key-one", "key:key-compliance 赵磊")
@@ -155,7 +173,7 @@ async def test_originals_go_and_the_archive_is_still_served(api: Client, setting
     path = await recorded(api, "originals", retention={"basis": "over"})
     identifier = path.rpartition("/")[2]
     await api.ok("POST", f"{path}/destruction", {"reason": "journals 0 days", "kinds": ["original"]})
-    done = await api.ok("POST", f"{path}/destruction/approve", key=SECOND)
+    done = await api.ok("POST", f"{path}/destruction/approve", await proposal(api, path), key=SECOND)
     assert (done["custody"]["destroyed"], done["custody"]["key_destroyed"]) == (["original"], False)
     (directory,) = settings.recordings_dir.glob(f"*/*/*/*/{identifier}")
     assert not list(directory.glob("segments/*"))
@@ -182,9 +200,9 @@ async def test_a_removal_that_a_death_interrupted_is_done_by_the_durable_task(
     await api.ok("POST", f"{path}/destruction", {"reason": "r", "kinds": ["original"]})
     entry = await api.control.recordings.find(identifier)
     assert entry is not None
-    custody = api.control.custody
-    await custody.act(
-        entry, "key:other", "", "test", lambda keeper: keeper.approve_destruction(utc_ns("2099-01-01"))
+    number, late = (await proposal(api, path))["proposal"], utc_ns("2099-01-01")
+    await api.control.custody.act(
+        entry, "key:other", "", "test", lambda keeper: keeper.approve_destruction(number, late)
     )
     (directory,) = settings.recordings_dir.glob(f"*/*/*/*/{identifier}")
     assert list(directory.glob("segments/*"))
@@ -214,9 +232,75 @@ async def test_only_servers_of_the_tenant_and_only_after_the_end(api: Client) ->
     await api.ok("POST", f"{path}/stop")
     agent = api.participant("desk", "agent-1", "agent", admin=True)
     for method, action in (("GET", "custody"), ("POST", "hold"), ("POST", "destruction/approve")):
-        body = {"reason": "x"} if action == "hold" else None
+        body = {"hold": {"reason": "x"}, "destruction/approve": {"proposal": 1}}.get(action)
         assert (await api.problem(method, f"{path}/{action}", body, token=agent))["code"] == "forbidden"
         other = await api.problem(method, f"{path}/{action}", body, key=KEYS[1])
         assert other["code"] == "recording_not_found"
     for wrong in ({}, {"reason": ""}, {"reason": "x", "odd": 1}):
         assert (await api.problem("POST", f"{path}/hold", wrong))["code"] == "body_invalid"
+
+
+async def test_a_certificate_that_cannot_be_signed_leaves_no_tombstone_undone(
+    api: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await recorded(api, "no certificate", retention={"basis": "contract", "until": "2020-01-01"})
+    identifier = path.rpartition("/")[2]
+    await api.ok("POST", f"{path}/destruction", {"reason": "expired", "operator": "王芳"})
+    approval = await proposal(api, path)
+
+    def down(*_: Any, **__: Any) -> bytes:
+        raise KeysUnavailable("the KMS is down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(custody, "certificate", down)
+        refused = await api.problem("POST", f"{path}/destruction/approve", approval, key=SECOND)
+        assert refused["code"] == "keys_unavailable"
+        (directory,) = settings.recordings_dir.glob(f"*/*/*/*/{identifier}")
+        async with asyncio.timeout(30):
+            while (await api.ok("GET", path))["state"] != "destroyed":
+                await asyncio.sleep(0.05)
+        assert not (directory / "keys.json").exists()
+    page = (await api.ok("POST", f"{path}/destruction/approve", approval, key=SECOND))["certificate"]
+    assert (page["proposed_by"], page["reason"]) == ("key:key-one", "expired")
+
+
+async def test_nothing_is_destroyed_under_a_composer(api: Client) -> None:
+    path = await recorded(api, "composing", retention={"basis": "contract", "until": "2020-01-01"})
+    await api.ok("POST", f"{path}/destruction", {"reason": "expired"})
+    approval = await proposal(api, path)
+    recordings = api.control.recordings
+    entry = await recordings.find(path.rpartition("/")[2])
+    assert entry is not None
+    busy = {"composing": {"state": "running", "progress": None, "run": 9}}
+    copying = {"details": {**entry.details, "copies": [{"name": "clip-1.mp4", "state": "waiting"}]}}
+    for change in (busy, copying):
+        await recordings.database.run(recordings.catalog.put, replace(entry, **change))
+        refused = await api.problem("POST", f"{path}/destruction/approve", approval, key=SECOND)
+        assert refused["code"] == "recording_state"
+    await recordings.database.run(recordings.catalog.put, entry)
+    await api.ok("POST", f"{path}/destruction/approve", approval, key=SECOND)
+    # A composing that fails behind it brings nothing back, and nothing more can be asked for.
+    await api.control.finishing._failed(entry, ComposingFailed("gone", "the segments are gone"))
+    assert (await api.ok("GET", path))["state"] == "destroyed"
+    more = {"name": "more.mp4", "template": {}}
+    assert (await api.problem("POST", f"{path}/composites", more))["code"] == "recording_state"
+
+
+async def test_a_retention_that_a_death_left_unsigned_is_signed_after_it(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def died(_: Entry) -> None:
+        pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(api.control.custody, "ended", died)
+        given = {"business_no": "unsigned", "retention": {"basis": "contract", "until": "2037-01-01"}}
+        made = await api.ok("POST", "/v1/rooms/desk/recordings", given)
+        path = f"/v1/recordings/{made['id']}"
+        await api.ok("POST", f"{path}/stop")
+        await asyncio.sleep(0.5)
+        assert (await api.ok("GET", f"{path}/custody"))["until"] == {}
+    await continuity.catch_up(api.control.recordings)
+    async with asyncio.timeout(30):
+        while not (await api.ok("GET", f"{path}/custody"))["until"]:
+            await asyncio.sleep(0.05)

@@ -17,7 +17,7 @@ from recorder.sites import Site, signed_digests
 from recorder.verify import verify
 from tests.mediaserver import stand_in_compositor
 from tests.mediaserver.running import Client, make_keys, running, settings_in
-from tests.mediaserver.test_recordings_custody import SECOND, add_key
+from tests.mediaserver.test_recordings_custody import SECOND, add_key, proposal
 
 
 def settings_with_site(tmp_path: Path, **storage: Any) -> tuple[Settings, Path]:
@@ -62,7 +62,7 @@ async def test_a_site_that_is_away_is_cleared_when_it_is_back(tmp_path: Path) ->
         shutil.move(site, away)
         site.write_text("no directory: whatever is asked of it fails")
         await api.ok("POST", f"{path}/destruction", {"reason": "expired"})
-        done = await api.ok("POST", f"{path}/destruction/approve", key=SECOND)
+        done = await api.ok("POST", f"{path}/destruction/approve", await proposal(api, path), key=SECOND)
         assert done["custody"]["key_destroyed"] is True
         (here,) = settings.recordings_dir.glob(f"*/*/*/*/{there.name}")
         assert media(here) == []

@@ -49,6 +49,9 @@ async def test_it_seals_and_composes_and_opens_nothing(api: Client, base: Path) 
     assert (await api.ask("GET", f"{path}/files/composite.mp4"))[0] == 202
     shown = await composed(api, one["id"])
     assert shown["composing"]["state"] == "done", shown
+    for asked, body in (("clips", {"from_ms": 0, "to_ms": 1, "reason": "r"}), ("copies", {"reason": "r"})):
+        refused = await api.problem("POST", f"{path}/{asked}", {"viewer": "v", **body})
+        assert refused["code"] == "sealed_only"
     for name in ("composite.mp4", "timeline.json"):
         problem = await api.problem("GET", f"{path}/files/{name}")
         assert (problem["status"], problem["code"]) == (403, "sealed_only")

@@ -115,3 +115,44 @@ async def test_keys_that_are_down_at_the_take_over(tmp_path: Path) -> None:
             assert verify(third.recordings.directory(entry)).ok
         finally:
             await third.close()
+
+
+async def test_keys_that_are_refused_or_unreadable_at_the_take_over(tmp_path: Path) -> None:
+    """A token that ended and a disk that does not read say nothing of a recording: it is not given up."""
+    with reference_kms(tmp_path / "kms") as kms:
+        settings = settings_in(tmp_path, crypto={"provider": "kms", "kms": kms.settings(timeout_s=2.0)})
+        make_keys(settings)
+        async with running(settings, leave_workers=True) as first:
+            await first.ok("POST", "/v1/rooms", {"name": "desk"})
+            one = await start(first, "goes on")
+            keys = await directory_of(first, one["id"]) / "keys.json"
+        aside = keys.rename(keys.with_name("aside"))
+        keys.mkdir()  # reading it is an OSError
+        second = Control(settings, open_secrets(settings))
+        try:
+            await second.start()
+            assert second.recordings.active[one["id"]].entry.state == "recording"
+            pid = second.workers.all()[0].pid
+        finally:
+            await second.close(leave_workers=True)
+        os.kill(pid, signal.SIGKILL)
+        third = Control(settings, open_secrets(settings))
+        try:
+            await third.start()
+            entry = await third.recordings.find(one["id"])
+            assert entry is not None
+            assert entry.state == "recording"  # nobody has its key: it waits
+            keys.rmdir()
+            keys.write_bytes(b"{}")  # no longer an OSError: a KeyProblem, as of a KMS that refuses
+            await asyncio.sleep(2.5)
+            entry = await third.recordings.find(one["id"])
+            assert entry is not None
+            assert entry.state == "recording"
+            aside.rename(keys)
+            async with asyncio.timeout(60):
+                while (entry := await third.recordings.find(one["id"])) is None or entry.active:
+                    await asyncio.sleep(0.1)
+            assert entry.state == "recovered"
+            assert verify(third.recordings.directory(entry)).ok
+        finally:
+            await third.close()

@@ -370,8 +370,9 @@ async def test_what_is_destroyed_leaves_every_site(s3: S3Server, faults: Faults,
             await until(lambda site=site: media <= names_there(site, key))  # type: ignore[misc]
         faults.set("deny", lambda one: one.method == "DELETE" and one.path.endswith(".seg"))
         await until(lambda: (directory / "statements" / "000002.json").exists())
-        await api.ok("POST", f"{where}/destruction", {"reason": "expired"})
-        await api.ok("POST", f"{where}/destruction/approve", key=second)
+        proposed = await api.ok("POST", f"{where}/destruction", {"reason": "expired"})
+        approval = {"proposal": proposed["proposals"][0]["statement"]}
+        await api.ok("POST", f"{where}/destruction/approve", approval, key=second)
         told = await event(api, "storage.not_removed", made["id"])
         assert told["data"]["kept"] == len([name for name in media if name.endswith(".seg")])
         assert all("locked" in name and "AccessDenied" in why for name, why in told["data"]["why"].items())

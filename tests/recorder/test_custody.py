@@ -52,19 +52,48 @@ def test_retention_is_extended_by_one_and_shortened_by_two(recording: SmallRecor
     one.set_retention({"archive": PAST, "original": PAST}, "product_end+6m")
     one.set_retention({"archive": FUTURE}, "5y")
     assert one.custody().until == {"archive": FUTURE, "original": PAST}
-    one.set_retention({"archive": PAST}, "mistake", "typing error")
+    shorter = one.set_retention({"archive": PAST}, "mistake", "typing error").number
     assert one.custody().until["archive"] == FUTURE, "only proposed"
     with pytest.raises(CustodyError) as caught:
-        one.approve_retention()
+        one.approve_retention(shorter)
     assert code(caught) == "second_person"
-    two.approve_retention()
+    with pytest.raises(CustodyError) as caught:
+        two.approve_retention(shorter - 1)
+    assert code(caught) == "other_proposal"
+    two.approve_retention(shorter)
     assert one.custody().until["archive"] == PAST
     with pytest.raises(CustodyError) as caught:
-        two.approve_retention()
+        two.approve_retention(shorter)
     assert code(caught) == "no_proposal"
     last = read_statements(recording.path)[-1].page.fields
     assert "赵磊" not in json.dumps(last, ensure_ascii=False)
     assert verify(recording.path, data_key=recording.data_key).ok
+
+
+def test_one_person_alone_does_not_end_what_is_kept_for_ever(recording: SmallRecording) -> None:
+    one, two = keeper(recording, "王芳"), keeper(recording, "赵磊")
+    over = one.set_retention({"archive": PAST}, "none", now_ns=NOW)
+    assert over.body["action"] == "proposed"
+    assert one.custody().until == {}
+    assert one.set_retention({"archive": FUTURE}, "5y", now_ns=NOW).body["action"] == "set"
+    number = one.set_retention({"archive": PAST}, "none", now_ns=NOW).number
+    two.approve_retention(number)
+    assert one.custody().until == {"archive": PAST}
+
+
+def test_one_proposal_stands_at_a_time_and_is_the_one_approved(recording: SmallRecording) -> None:
+    one, two = keeper(recording, "王芳"), keeper(recording, "赵磊")
+    one.set_retention(dict.fromkeys(KINDS, PAST), "1y", now_ns=PAST - 1)
+    read = one.propose_destruction({"derived"}, "expired", NOW)
+    with pytest.raises(CustodyError) as caught:
+        one.propose_destruction(set(KINDS), "all of it", NOW)
+    assert code(caught) == "proposal_stands"
+    one.withdraw("destruction", "something else")
+    other = one.propose_destruction(set(KINDS), "all of it", NOW)
+    with pytest.raises(CustodyError) as caught:
+        two.approve_destruction(read.number, NOW)
+    assert code(caught) == "other_proposal"
+    assert two.approve_destruction(other.number, NOW).body["proposal"] == other.number
 
 
 def test_destruction_is_refused_naming_what_stands_against_it(recording: SmallRecording) -> None:
@@ -92,18 +121,18 @@ def test_destruction_is_refused_naming_what_stands_against_it(recording: SmallRe
     assert code(caught) == "no_hold"
     two.release_hold(None, "case 7 is over")
     assert one.custody().due(NOW) == ["original"]
-    one.propose_destruction({"original"}, "expired", NOW)
+    proposed = one.propose_destruction({"original"}, "expired", NOW)
     with pytest.raises(CustodyError) as caught:
-        one.approve_destruction(NOW)
+        one.approve_destruction(proposed.number, NOW)
     assert code(caught) == "second_person"
     two.place_hold("case 8")
     with pytest.raises(CustodyError) as caught:
-        two.approve_destruction(NOW)
+        two.approve_destruction(proposed.number, NOW)
     assert code(caught) == "on_hold", "a hold placed in between counts"
     one.release_hold(None, "case 8 is over")
     one.withdraw("destruction", "not now")
     with pytest.raises(CustodyError) as caught:
-        two.approve_destruction(NOW)
+        two.approve_destruction(proposed.number, NOW)
     assert code(caught) == "no_proposal"
     assert carry_out(recording.path, one.accepted) == 0
     assert verify(recording.path, data_key=recording.data_key).verdict is Verdict.OK
@@ -112,8 +141,8 @@ def test_destruction_is_refused_naming_what_stands_against_it(recording: SmallRe
 def test_originals_go_and_the_archive_still_verifies(recording: SmallRecording) -> None:
     one, two = keeper(recording, "王芳"), keeper(recording, "赵磊")
     one.set_retention({"original": PAST, "archive": FUTURE, "derived": FUTURE}, "journal 1y, archive 5y")
-    one.propose_destruction({"original"}, "expired", NOW)
-    tombstone = two.approve_destruction(NOW)
+    proposed = one.propose_destruction({"original"}, "expired", NOW)
+    tombstone = two.approve_destruction(proposed.number, NOW)
     interrupted = verify(recording.path, data_key=recording.data_key)
     assert interrupted.verdict is Verdict.OK
     assert {finding.kind for finding in interrupted.findings} == {Kind.LEFTOVER}
@@ -140,8 +169,8 @@ def test_originals_go_and_the_archive_still_verifies(recording: SmallRecording) 
 def test_all_kinds_destroyed_erase_the_key_and_the_pages_still_hold(recording: SmallRecording) -> None:
     one, two = keeper(recording, "王芳"), keeper(recording, "赵磊")
     one.set_retention(dict.fromkeys(KINDS, PAST), "product_end+6m")
-    one.propose_destruction(KINDS, "保存期限届满", NOW)
-    tombstone = two.approve_destruction(NOW)
+    proposed = one.propose_destruction(KINDS, "保存期限届满", NOW)
+    tombstone = two.approve_destruction(proposed.number, NOW)
     signer = recording.provider.signer()
     names = {"proposed_by": "王芳", "approved_by": "赵磊", "reason": "保存期限届满"}
     page = open_page(certificate(recording.path, tombstone, signer, **names), page_type=CERTIFICATE_TYPE)
@@ -165,8 +194,8 @@ def test_what_was_removed_without_a_tombstone_or_by_a_strangers_is_damage(
 ) -> None:
     one, two = keeper(recording, "王芳"), keeper(recording, "赵磊")
     one.set_retention({"original": PAST}, "1y")
-    one.propose_destruction({"original"}, "expired", NOW)
-    two.approve_destruction(NOW)
+    proposed = one.propose_destruction({"original"}, "expired", NOW)
+    two.approve_destruction(proposed.number, NOW)
     carry_out(recording.path, one.accepted)
     (composite,) = (recording.path / "files").iterdir()
     composite.unlink()
@@ -204,8 +233,8 @@ def test_a_removal_interrupted_anywhere_is_finished_by_the_next_run(
     source = random.Random(seed)
     one, two = keeper(recording, "王芳"), keeper(recording, "赵磊")
     one.set_retention(dict.fromkeys(KINDS, PAST), "1y")
-    one.propose_destruction(KINDS, "expired", NOW)
-    two.approve_destruction(NOW)
+    proposed = one.propose_destruction(KINDS, "expired", NOW)
+    two.approve_destruction(proposed.number, NOW)
     for number in range(8):
         copy = tmp_path / f"copy-{number}"
         shutil.copytree(recording.path, copy)
@@ -267,19 +296,23 @@ def test_the_commands(recording: SmallRecording, tmp_path: Path) -> None:
         "--until",
         "derived=2020-01-01",
     ]
-    assert "retention set" in done("retention", path, *keys, *one, *times, "--basis", "1y")
+    assert "retention proposed" in done("retention", path, *keys, *one, *times, "--basis", "1y")
+    number = len(read_statements(path))
+    assert "retention set" in done("retention", path, *keys, *two, "--approve", number)
     assert "hold placed" in done("hold", path, *keys, *one, "--reason", "case 7")
     held = json.loads(done("due", tmp_path, "--json"))
-    assert (held[0]["due"], held[0]["holds"][0]["hold"]) == ([], 4)
+    assert (held[0]["due"], held[0]["holds"][0]["hold"]) == ([], 5)
     assert run("destroy", path, *keys, *one, "--kind", "original", "--reason", "r").exit_code == 1
-    done("hold", path, *keys, *two, "--reason", "over", "--release", 4)
+    done("hold", path, *keys, *two, "--reason", "over", "--release", 5)
     assert "original, archive, derived" in done("due", tmp_path)
     done("review", path, "compliant", *keys, *two, "--comment", "whole", "--agent", "wang-fang")
     kinds = [option for kind in KINDS for option in ("--kind", kind)]
     done("destroy", path, *keys, *one, *kinds, "--reason", "expired")
-    assert run("destroy", path, *keys, *one, "--approve").exit_code == 1
+    number = len(read_statements(path))
+    assert run("destroy", path, *keys, *two, "--approve", number - 1).exit_code == 1
+    assert run("destroy", path, *keys, *one, "--approve", number).exit_code == 1
     certificate_file = tmp_path / "certificate.json"
-    said = done("destroy", path, *keys, *two, "--approve", "--certificate", certificate_file)
+    said = done("destroy", path, *keys, *two, "--approve", number, "--certificate", certificate_file)
     assert "5 files removed" in said
     page = open_page(certificate_file.read_bytes(), page_type=CERTIFICATE_TYPE)
     assert (page.fields["proposed_by"], page.fields["approved_by"]) == ("王芳", "赵磊")

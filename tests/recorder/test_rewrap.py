@@ -223,3 +223,11 @@ def test_erasing_overwrites_and_takes_leftovers_with_it(recording: SmallRecordin
 
 def _pem(crypto: Path, who: str) -> str:
     return (crypto / who / "signing.cert.pem").read_text()
+
+
+def test_what_was_erased_while_it_was_rewrapped_does_not_come_back(
+    crypto: Path, recording: SmallRecording
+) -> None:
+    with pytest.raises(KeyProblem, match="erased meanwhile"):
+        rewrapper(crypto, "old", "new").rewrap(recording.path, lambda _: erase_sidecar(recording.path))
+    assert not (recording.path / SIDECAR).exists()
