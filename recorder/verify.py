@@ -7,7 +7,9 @@ as narrowly as is known.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,13 +92,13 @@ class _Verification:
         """Check page by page, then file by file, then what others say of them."""
         sidecar = self._sidecar()
         manifest = self._manifest()
-        self._signers.learn(_member(manifest.page, "provider", "chain") if manifest else None)
+        self._signers.learn(manifest.page.member("provider", "chain") if manifest else None)
         self._signers.learn(sidecar.fields.get("chain") if sidecar else None)
         self._accept_signers([manifest.page if manifest else None, sidecar])
         if manifest is not None:
             self._report.recording = manifest.recording
             self._report.manifest = True
-            self._report.assurance = str(_member(manifest.page, "provider", "assurance"))
+            self._report.assurance = str(manifest.page.member("provider", "assurance"))
             self._check_sidecar_fits(sidecar, manifest)
         elif sidecar is not None:
             self._report.recording = str(sidecar.fields.get("recording"))
@@ -400,13 +402,13 @@ class _Verification:
         name = f"{prefix}{summary.name}"
         path = folder / summary.name
         tombstone = self._destroyed.files.get(summary.file_id)
-        if tombstone is not None and not path.exists():
+        if tombstone is not None and not os.path.lexists(path):
             self._gone[tombstone, prefix] = self._gone.get((tombstone, prefix), 0) + 1
             return None
         if tombstone is not None:
             detail = f"statement {tombstone} destroys it, but it is still here: the removal was interrupted"
             self._add(Kind.LEFTOVER, name, detail)
-        if Path(summary.name).name != summary.name or not path.is_file():
+        if Path(summary.name).name != summary.name or not os.path.isfile(path):
             self._add(Kind.REMOVED, name, f"the signed file (id {summary.file_id}) is not there")
             return None
         if path in self._seen:
@@ -461,14 +463,15 @@ class _Verification:
         for path in sorted(self._path.rglob("*")):
             if path in self._seen or path.is_dir():
                 continue
-            name = str(path.relative_to(self._path))
-            if path.name.startswith(".") and path.suffix != ".seg":
-                self._add(Kind.LEFTOVER, name, "a temporary file that a crash left", 0, path.stat().st_size)
-                continue
-            self._unlisted(path, name, pages_hold=pages_hold)
+            name, status = str(path.relative_to(self._path)), path.lstat()
+            if not stat.S_ISREG(status.st_mode):  # a link (to nothing, or in a circle), a pipe, a socket
+                self._add(Kind.ADDED, name, "is no regular file")
+            elif path.name.startswith(".") and path.suffix != ".seg":
+                self._add(Kind.LEFTOVER, name, "a temporary file that a crash left", 0, status.st_size)
+            else:
+                self._unlisted(path, name, status.st_size, pages_hold=pages_hold)
 
-    def _unlisted(self, path: Path, name: str, *, pages_hold: bool) -> None:
-        size = path.stat().st_size
+    def _unlisted(self, path: Path, name: str, size: int, *, pages_hold: bool) -> None:
         if path.suffix not in (".sealed", ".seg"):
             self._add(Kind.ADDED, name, "does not belong to a recording", 0, size)
             return
@@ -490,10 +493,3 @@ class _Verification:
             state = "finished" if checked.scan.finished else "unfinished"
             detail = f"{state} sealed file no signed page speaks of (an attempt that died)"
             self._add(Kind.LEFTOVER, name, detail, 0, size)
-
-
-def _member(page: SignedPage, *names: str) -> object:
-    value: object = page.fields
-    for name in names:
-        value = value.get(name, "") if isinstance(value, dict) else ""
-    return value

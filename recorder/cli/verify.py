@@ -15,8 +15,9 @@ from recorder.cli.reports import print_plain, print_report
 from recorder.cli.sites import KeepIn, SiteFile, is_url, local
 from recorder.keys import KeyProblem
 from recorder.plain import verify_plain
-from recorder.report import Report, Verdict
+from recorder.report import Finding, Kind, Report, Verdict
 from recorder.sealed import DataKey
+from recorder.sites import SiteError
 from recorder.timestamp import read_anchors
 from recorder.verify import verify as verify_recording
 
@@ -110,18 +111,24 @@ def verify(
         raise typer.BadParameter("goes with one URL", param_hint="--in")
     reports: list[Report] = []
     for place in places:
-        with local(place, site, keep_in) as path:
-            data_key = _open_key_if_asked(keys, passphrase_file, path)
-            report = verify_recording(
-                path, data_key=data_key, trusted=trusted, time_authorities=time_authorities
-            )
-            if audit is not None:
-                signers = {*trusted.fingerprints, *report.signers} if trusted is not None else None
-                compare(report, path, audit, trusted=signers)
-            if second:
-                from recorder import second_opinion  # gmssl, which nothing else needs
+        try:
+            with local(place, site, keep_in) as path:
+                data_key = _open_key_if_asked(keys, passphrase_file, path)
+                report = verify_recording(
+                    path, data_key=data_key, trusted=trusted, time_authorities=time_authorities
+                )
+                if audit is not None:
+                    signers = {*trusted.fingerprints, *report.signers} if trusted is not None else None
+                    compare(report, path, audit, trusted=signers)
+                if second:
+                    from recorder import second_opinion  # gmssl, which nothing else needs
 
-                second_opinion.check(path, report)
+                    second_opinion.check(path, report)
+        except (OSError, SiteError) as error:
+            if len(places) == 1:
+                raise
+            # What cannot be read must not hide what is to be said of the others.
+            report = Report(place, findings=[Finding(Kind.UNSUPPORTED, "", f"cannot be read: {error}")])
         reports.append(report)
         if not as_json:
             if len(places) > 1:
