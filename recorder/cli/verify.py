@@ -46,6 +46,14 @@ def verify(
             "its fingerprint printed for you to compare.",
         ),
     ] = None,
+    purpose: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--purpose",
+            help="OID of extendedKeyUsage that signers of a trusted authority may be restricted to. Without "
+            "it certificates for a stated purpose, such as TLS servers, are refused unless named by --trust.",
+        ),
+    ] = None,
     tsa_trust: Annotated[
         Path | None,
         typer.Option(
@@ -98,7 +106,7 @@ def verify(
 
     With a URL the sealed bytes at that site are checked; they are fetched into a private temporary directory.
     """
-    trusted = Trust.from_files(trust) if trust else None
+    trusted = Trust.from_files(trust, purpose or ()) if trust else None
     time_authorities = read_anchors(tsa_trust) if tsa_trust else None
     if plain is not None:
         found = verify_plain(plain, [Path(place) for place in places], trusted=trusted)
