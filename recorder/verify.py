@@ -22,7 +22,7 @@ from recorder.gm.sm3 import named
 from recorder.journal.reader import segment_place
 from recorder.keys import SIDECAR, SIDECAR_TYPE
 from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
-from recorder.placing import CheckedFile, bound_times, check_file, meets
+from recorder.placing import CheckedFile, behind_named_head, bound_times, check_file, meets
 from recorder.report import Finding, Kind, Report, Verdict
 from recorder.sealed import DataKey, FileScan, FileSummary, Header
 from recorder.signed import SignedError, SignedPage, digest_name, open_page, read_page
@@ -260,8 +260,8 @@ class _Verification:
                 self._report.findings[:] = [f for f in self._report.findings if f.file != checked.name]
                 self._add(Kind.REORDERED, checked.name, detail, 0, checked.scan.size)
                 checked = None
-            elif checked and header and before and not checked.findings and not meets(before, header):
-                self._broken_link(before, checked)
+            elif checked and header and before and not checked.findings:
+                self._link(before, checked, header)
             if checked and header and checked is series[0][1]:
                 self._begins(checked, header)
             if checked and header:
@@ -328,8 +328,8 @@ class _Verification:
                 self._begins(checked, header)
             if header is not None:
                 self._check_place(checked, header)
-            if header is not None and before is not None and not meets(before, header):
-                self._broken_link(before, checked)
+            if header is not None and before is not None:
+                self._link(before, checked, header)
             before = None if checked.findings else checked
             last[name.part] = name.index
             parts.setdefault(name.part, []).append(checked)
@@ -352,11 +352,14 @@ class _Verification:
         for one in other:
             self._add(Kind.CHANGED, one.name, "belongs to another recording's key", 0, one.scan.size)
 
-    def _broken_link(self, before: CheckedFile, after: CheckedFile) -> None:
-        """Two segments do not meet: the end of the first was changed, or the second belongs elsewhere.
+    def _link(self, before: CheckedFile, after: CheckedFile, header: Header) -> None:
+        """Two segments must meet. If not, the end of the first was changed, or the second belongs elsewhere.
 
         Where a checkpoint signs the second's header and nothing else speaks against it, it is the first.
         """
+        if meets(before, header):
+            self._report.findings += behind_named_head(before, header, signed=self._report.manifest)
+            return
         size = before.scan.size
         told = any(finding.file == after.name for finding in self._report.findings)
         if before.scan.torn_bytes:
