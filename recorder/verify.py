@@ -23,6 +23,7 @@ from recorder.journal.reader import segment_place
 from recorder.keys import SIDECAR, SIDECAR_TYPE
 from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
 from recorder.placing import CheckedFile, behind_named_head, bound_times, check_file, meets
+from recorder.proven import recovered_tail, unproven_tail
 from recorder.report import Finding, Kind, Report, Verdict
 from recorder.sealed import DataKey, FileScan, FileSummary, Header
 from recorder.signed import SignedError, SignedPage, digest_name, open_page, read_page
@@ -267,6 +268,13 @@ class _Verification:
             if checked and header:
                 self._check_place(checked, header)
             before = checked if checked and not checked.findings else None
+        for part in manifest.parts:
+            lying = [
+                one
+                for _, one in series
+                if one and (place := SegmentName.parse(one.path.name)) and place.part == part["part"]
+            ]
+            self._report.findings += recovered_tail(part, lying, self._report)
         bound_times(self._report.findings, series)
 
     def _signed_damage(self, manifest: Manifest) -> None:
@@ -335,7 +343,7 @@ class _Verification:
             parts.setdefault(name.part, []).append(checked)
         self._check_key_ids([checked for segments in parts.values() for checked in segments])
         for segments in parts.values():
-            self._say_unproven(segments)
+            self._report.findings += unproven_tail(segments)
         bound_times(self._report.findings, series)
 
     def _check_key_ids(self, segments: list[CheckedFile]) -> None:
@@ -374,23 +382,6 @@ class _Verification:
                 return
             before.add(Kind.REORDERED, f"is not what {after.name} names", before.proven_bytes, size)
         self._report.findings.append(before.findings[-1])
-
-    def _say_unproven(self, segments: list[CheckedFile]) -> None:
-        """Name what follows a part's last signed checkpoint. What precedes it is proven by the chain."""
-        for checked in reversed(segments):
-            size = checked.scan.size
-            if checked.proven_bytes < size and not checked.findings:
-                until = checked.proven_until
-                tail = f"; {checked.scan.torn_bytes} of them a torn record" if checked.scan.torn_bytes else ""
-                after = f"after {until} (see --audit)" if until else "at all"
-                unsigned = f"the last {size - checked.proven_bytes} bytes are chained but not signed{tail}"
-                detail = f"the tail is not provable {after}: {unsigned}"
-                time = f"{until}/" if until else ""
-                self._report.findings.append(
-                    Finding(Kind.UNPROVEN, checked.name, detail, checked.proven_bytes, size, None, time)
-                )
-            if checked.checkpoints:
-                return
 
     def _statement_files(self, statements: list[Statement]) -> None:
         folder = files_directory(self._path)

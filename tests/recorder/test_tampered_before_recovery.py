@@ -16,9 +16,9 @@ from recorder.cli import app
 from recorder.gm.sm3 import sm3
 from recorder.ids import uuid7
 from recorder.journal import GroupCommit, JournalReader
-from recorder.journal.encoding import decode
+from recorder.journal.encoding import decode, encode
 from recorder.keys import FileProvider, write_sidecar
-from recorder.records import EndRecord, SessionRecord
+from recorder.records import EndRecord, RtpRecord, SessionRecord
 from recorder.recovering import RecoveryError, recover_recording
 from recorder.report import Kind, Report, Verdict
 from recorder.sealed import DataKey, RecordType, SealedWriter, scan
@@ -285,3 +285,44 @@ def test_a_chunk_behind_the_head_that_the_next_segment_names_is_added(
         recover_recording(made.path, made.data_key, provider=provider.info(), signer=provider.signer())
     found = [one for one in verify(made.path).findings if one.kind not in (Kind.UNPROVEN, Kind.CHANGED)]
     assert [(one.kind, one.file, one.begin) for one in found] == [(Kind.ADDED, f"segments/{path.name}", size)]
+
+
+@pytest.mark.parametrize("case", ["as it was left", "ended under a checkpoint", "no checkpoint", "long tail"])
+def test_recovery_says_how_far_checkpoints_prove_a_part(
+    provider: FileProvider, tmp_path: Path, case: str
+) -> None:
+    """Whoever holds the data key and no signing key can write a journal, but no checkpoints."""
+    made = make_recording(tmp_path / "r", provider, segments=1, stopped=False)
+    ((_, path),) = list_segments(made.path)
+    segment = Forgery.take_apart(path, made.data_key)
+    if case == "ended under a checkpoint":
+        segment.pieces = segment.pieces[:-1]  # the end itself; now the last checkpoint is the last record
+    elif case == "no checkpoint":
+        segment.pieces = segment.chunks
+    elif case == "long tail":
+        forged = RtpRecord(1, 60 * SECOND, b"\x80\x60forged")
+        segment.pieces[-1:] = [Piece(RecordType.CHUNK, encode([forged, EndRecord(60 * SECOND, True, "x")]))]
+    path.write_bytes(segment.to_bytes(made.data_key))
+    manifest = recover_recording(made.path, made.data_key, provider=provider.info(), signer=provider.signer())
+    proven = manifest.parts[0]["proven"]
+    assert isinstance(proven, dict)
+    assert proven["end"] == (case == "ended under a checkpoint")
+    assert manifest.facts["state"] == "recovered"
+    report = verify(made.path, data_key=made.data_key)
+    if case in ("as it was left", "ended under a checkpoint"):
+        assert report.verdict == Verdict.OK, [str(one) for one in report.findings]
+        assert report.unproven_tail_ms == proven["ms_behind"] == 0
+        return
+    assert report.verdict == Verdict.UNPROVEN, [str(one) for one in report.findings]
+    (found,) = report.findings
+    assert (found.kind, found.file, found.end) == (
+        Kind.UNPROVEN,
+        f"segments/{path.name}",
+        path.stat().st_size,
+    )
+    if case == "no checkpoint":
+        assert (found.begin, proven["until"], proven["ms_behind"]) == (0, "", None)
+    else:
+        assert report.unproven_tail_ms == proven["ms_behind"]
+        assert proven["ms_behind"] > 50_000
+        assert found.time == f"{proven['until']}/"
