@@ -136,6 +136,7 @@ async def test_a_recording_that_no_worker_can_go_on_with_is_sealed(
 async def test_stop_right_after_a_death_seals_what_there_is(api: Client) -> None:
     await api.ok("POST", "/v1/rooms", {"name": "unlucky"})
     one = await start(api, "stop after death", "unlucky")
+    await checkpoint_of(api.control.settings.data_dir, str(one["id"]))
     os.kill(api.control.workers.all()[0].pid, signal.SIGKILL)
     ended = await stop(api, one["id"])
     assert ended["state"] in ("recovered", "sealed")
