@@ -19,6 +19,8 @@ from recorder.gm.x509 import Certificate, RevocationList, Usage
 
 MAX_CHAIN = 8
 """Longer chains are refused; real ones have three certificates."""
+ANY_PURPOSE = "2.5.29.37.0"
+"""anyExtendedKeyUsage (RFC 5280 section 4.2.1.12)."""
 _WANTED: dict[Usage, frozenset[str]] = {
     "sign": frozenset({"digital_signature"}),
     "encrypt": frozenset({"key_encipherment", "data_encipherment"}),
@@ -131,9 +133,11 @@ class Trust:
     authorities: tuple[Certificate, ...] = ()
     issuers: tuple[Certificate, ...] = ()
     """Certificates that help to build chains; trusted for nothing."""
+    purposes: frozenset[str] = frozenset()
+    """OIDs of extendedKeyUsage that signers an authority vouches for may be restricted to."""
 
     @classmethod
-    def from_files(cls, paths: Iterable[Path]) -> Trust:
+    def from_files(cls, paths: Iterable[Path], purposes: Iterable[str] = ()) -> Trust:
         """Read PEM files.
 
         Of a file that begins with a CA certificate every certificate is an authority. Of any other the first
@@ -150,7 +154,7 @@ class Trust:
             else:
                 fingerprints.add(first.fingerprint)
                 issuers += rest
-        return cls(frozenset(fingerprints), tuple(authorities), tuple(issuers))
+        return cls(frozenset(fingerprints), tuple(authorities), tuple(issuers), frozenset(purposes))
 
     @classmethod
     def of(cls, trusted: Trust | Collection[str]) -> Trust:
@@ -165,6 +169,9 @@ class Trust:
         if not self.authorities:
             raise ChainError(f"{certificate.subject} ({certificate.fingerprint}) is not accepted here")
         find_chain(certificate, [*issuers, *self.issuers], self.authorities, at, "sign")
+        if certificate.purposes is not None and not certificate.purposes & {ANY_PURPOSE, *self.purposes}:
+            oids = ", ".join(sorted(certificate.purposes))
+            raise ChainError(f"{certificate.subject} was issued for other purposes: {oids}")
 
 
 def read_chain(path: Path) -> list[Certificate]:
@@ -216,11 +223,12 @@ class Status:
 def status_of(
     certificate: Certificate, issuer: Certificate, lists: Iterable[RevocationList], at: datetime
 ) -> Status:
-    """Say what the newest list of ``issuer`` says of a certificate used at ``at``.
+    """Say what the lists of ``issuer`` say of a certificate used at ``at``.
 
-    A list that its issuer did not sign, or whose critical extensions are unknown, says nothing. Revoked means
-    at or before ``at``: what was signed before a revocation stays signed (GM/T 0015 has no other rule), and
-    the detail tells of a later one.
+    One that names it decides, the earliest time of those that do: a later list may leave out what has expired
+    since, and one made after the certificate's end clears nothing. A list that its issuer did not sign, or
+    whose critical extensions are unknown, says nothing. Revoked means at or before ``at``: what was signed
+    before a revocation stays signed (GM/T 0015 has no other rule), and the detail tells of a later one.
     """
     own: list[RevocationList] = []
     detail = "no revocation list of its issuer"
@@ -237,8 +245,13 @@ def status_of(
             own.append(one)
     if not own:
         return Status(certificate.subject, certificate.fingerprint, "not_stated", None, detail)
+    times = [one.revoked[certificate.serial] for one in own if certificate.serial in one.revoked]
+    revoked = min(times, default=None)
+    own = [one for one in own if revoked is not None or one.this_update <= certificate.not_after]
+    if not own:
+        detail = "all lists are from after its end, when expired certificates are left out"
+        return Status(certificate.subject, certificate.fingerprint, "not_stated", None, detail)
     newest = max(own, key=lambda one: one.this_update)
-    revoked = newest.revoked.get(certificate.serial)
     if revoked is not None and revoked <= at:
         return Status(certificate.subject, certificate.fingerprint, "revoked", revoked)
     detail = f"revoked later, at {_day(revoked)}" if revoked is not None else ""

@@ -246,6 +246,28 @@ def meets(before: CheckedFile, header: Header) -> bool:
     return header.previous in heads
 
 
+def behind_named_head(before: CheckedFile, header: Header, *, signed: bool) -> list[Finding]:
+    """Say what lies behind the head that the next segment names, of two that meet.
+
+    A writer names the head after the last chunk that it knows to be written and begins another file: behind
+    it may be a torn record, or the index whose end could not be written, and never a whole chunk. ``signed``:
+    a manifest gives the digest of all of it, so that the rest is proven.
+    """
+    records = before.scan.records
+    place = next((at for at, one in enumerate(records) if one.head_before == header.previous), None)
+    if header.previous in (None, before.scan.head) or place is None:
+        return []
+    chunks = any(one.type == RecordType.CHUNK for one in records[place:])
+    if signed and not chunks:
+        return []
+    count = len(before.findings)
+    kind, detail = Kind.UNPROVEN, "lies behind the head that the next segment names"
+    if chunks:
+        kind, detail = Kind.ADDED, f"{detail}: a chunk that its writer did not write before that segment"
+    before.add(kind, detail, records[place].offset, before.scan.size, records[place].number)
+    return before.findings[count:]
+
+
 def bound_times(findings: list[Finding], series: list[tuple[str, CheckedFile | None]]) -> None:
     """Close the open sides of findings' times by the checkpoints of the segments around."""
     place = {name: number for number, (name, _) in enumerate(series)}

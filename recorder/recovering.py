@@ -11,6 +11,7 @@ from recorder.catalog import Entry
 from recorder.journal import PartSummary, recover
 from recorder.keys import ProviderInfo
 from recorder.manifest import MANIFEST, Manifest, write_manifest
+from recorder.proven import prove
 from recorder.reindex import facts_of, private_of, read_entry, template_text
 from recorder.sealed import DataKey
 from recorder.signed import Signer
@@ -26,9 +27,10 @@ def recover_recording(
 ) -> Manifest:
     """Sign a capture manifest over every good record that is there; no media file is changed.
 
-    The state is ``recovered`` unless the last part ended on purpose. What a dead writer left torn is in the
-    parts' digests as it lies there. Must not run while a writer is at work: the server does this itself at
-    its start. Raise RecoveryError, JournalError, SealedError.
+    The state is ``recovered`` unless the last part ended on purpose, by a record that a checkpoint of the
+    provider's keys covers; how far checkpoints prove each part is in its ``proven``. What a dead writer left
+    torn is in the parts' digests as it lies there. Must not run while a writer is at work: the server does
+    this itself at its start. Raise RecoveryError, JournalError, SealedError.
     """
     if (directory / MANIFEST).exists():
         raise RecoveryError(f"{directory} was ended and signed already")
@@ -36,7 +38,7 @@ def recover_recording(
         raise RecoveryError(
             f"{directory} was ended and signed; its {MANIFEST} was removed, nothing can replace it"
         )
-    parts = [part for part in recover(directory, data_key) if part.records]
+    parts = [prove(directory, part, provider) for part in recover(directory, data_key) if part.records]
     if not parts:
         raise RecoveryError(f"{directory} has not one good record")
     try:
@@ -66,7 +68,7 @@ def _ended(entry: Entry, parts: Sequence[PartSummary], provider: ProviderInfo) -
     details = {**entry.details, "gaps": _gaps(parts, armed_mono_ns), "armed_mono_ns": armed_mono_ns}
     return replace(
         entry,
-        state="sealed" if parts[-1].ended and parts[-1].final else "recovered",
+        state="sealed" if parts[-1].final and parts[-1].proven_end else "recovered",
         part=parts[-1].part,
         assurance=provider.assurance,
         armed_ns=armed_ns,

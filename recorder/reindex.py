@@ -20,7 +20,7 @@ from recorder.clock import rfc3339
 from recorder.custody import read_custody
 from recorder.elsewhere import names_at_sites
 from recorder.journal import JournalError, JournalReader
-from recorder.keys import SIDECAR, KeyProblem, KeysUnavailable, Opener, read_sidecar
+from recorder.keys import SIDECAR, CryptoProvider, KeyProblem, KeysUnavailable, own_sidecar
 from recorder.manifest import MANIFEST, ManifestError, read_manifest, read_sealed_part
 from recorder.records import SessionRecord
 from recorder.sealed import DataKey, SealedError, plain_name
@@ -224,11 +224,14 @@ def reindex(catalog: Catalog, root: Path, open_key: OpenKey) -> Reindexed:
     return result
 
 
-def opener(provider: Opener, *, actor: str) -> OpenKey:
-    """Give a function that opens data keys, waiting a minute for a key service that is down."""
+def opener(provider: CryptoProvider, *, actor: str) -> OpenKey:
+    """Give a function that opens data keys, waiting a minute for a key service that is down.
+
+    Of sidecars that the provider signed alone: what is indexed as left unfinished is signed next.
+    """
 
     def unwrap(directory: Path) -> DataKey:
-        sidecar = read_sidecar(directory)
+        sidecar = own_sidecar(directory, provider.info())
         recording = str(sidecar["recording"])
         return provider.unwrap_now(sidecar, recording_id=recording, purpose="reindex", actor=actor)
 

@@ -91,6 +91,8 @@ class Report:
     """What stored revocation lists say of each signer and its issuers (``recorder.certificates.Status``)."""
     timestamps: list[dict[str, JSON]] = field(default_factory=list)
     """Each time-stamp with its state (``recorder.tokens.TokenReport``)."""
+    unproven_tail_ms: int = 0
+    """Of parts that were recovered: the longest time at their end that no checkpoint covers."""
     findings: list[Finding] = field(default_factory=list)
 
     @property

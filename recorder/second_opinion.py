@@ -170,15 +170,17 @@ _ACCEPTED = (Kind.UNPROVEN, Kind.LEFTOVER)
 
 
 def _checkpoint_frames(path: Path) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield number, begin, end and body of each CHECKPOINT record, skipping over the others' bodies."""
+    """Yield number, begin, end and body of each whole CHECKPOINT record, skipping the others' bodies."""
+    if not path.is_file():
+        return
     with path.open("rb") as file:
+        size = file.seek(0, 2)
         offset = len(MAGIC)
         while file.seek(offset) == offset and len(head := file.read(RECORD.size)) == RECORD.size:
             kind, _, number, length = RECORD.unpack(head)
             end = offset + RECORD.size + length + TRAILER_BYTES
+            if end > size:
+                return  # torn: the first opinion does not speak of it either
             if kind == RecordType.CHECKPOINT:
-                body = file.read(length)
-                if len(body) < length:
-                    return
-                yield number, offset, end, body
+                yield number, offset, end, file.read(length)
             offset = end

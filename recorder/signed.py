@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -53,6 +54,13 @@ class SignedPage:
     digest: bytes
     """SM3 of the page's bytes: what the next page of a chain names."""
 
+    def member(self, *names: str) -> JSON:
+        """Return the member at a path of names; an empty text where there is none."""
+        value: JSON = dict(self.fields)
+        for name in names:
+            value = value.get(name, "") if isinstance(value, dict) else ""
+        return value
+
 
 def sign_page(fields: Mapping[str, JSON], signer: Signer) -> bytes:
     """Return the bytes of the signed page. Raise CanonicalError for values without canonical form."""
@@ -92,12 +100,21 @@ def open_page(data: bytes, *, page_type: str) -> SignedPage:
 
 def read_page(path: Path) -> bytes:
     """Read a page's bytes. Raise SignedError for what is no file or too long to be a page, OSError."""
-    # Without O_NONBLOCK opening a named pipe waits for ever.
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        # Without O_NONBLOCK opening a named pipe waits for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if path.is_symlink() or error.errno == errno.ENXIO:  # leads nowhere or in circles; a socket
+            raise SignedError(f"is no file: {error.strerror}") from None
+        raise
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_PAGE_BYTES:
             raise SignedError(f"is no file, or longer than {MAX_PAGE_BYTES >> 20} MiB")
-        return file.read(MAX_PAGE_BYTES)
+        with open(descriptor, "rb", closefd=False) as file:  # which refuses a directory's descriptor
+            return file.read(MAX_PAGE_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def digest_name(data: bytes) -> str:

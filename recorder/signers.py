@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from recorder import clock
@@ -26,7 +27,7 @@ from recorder.certificates import (
 )
 from recorder.gm.sm2 import Sm2Error
 from recorder.gm.x509 import Certificate, RevocationList
-from recorder.keys.succession import successors
+from recorder.keys.succession import Succession, successions
 from recorder.signed import SignedPage
 from recorder.statements import Statement
 
@@ -70,7 +71,9 @@ class Signers:
         self._trust = Trust.of(trusted) if trusted is not None else None
         self._issuers: list[Certificate] = []
         self._lists: list[RevocationList] = []
-        self._successors: dict[str, Certificate] = {}
+        self._successions: dict[str, Succession] = {}
+        self._vouched: list[tuple[Certificate, datetime, str]] = []
+        """Keys whose word for their successor was needed: when they gave it, and for which page's signer."""
         self._uses: dict[str, list[tuple[datetime, str]]] = {}
         self.accepted: dict[str, Certificate] = {}
         """By fingerprint."""
@@ -81,7 +84,11 @@ class Signers:
 
     def learn_succession(self, page: SignedPage) -> None:
         """Take a sidecar's ``succession``: after a rotation accepted signers vouch in it for the new one."""
-        self._successors |= successors(page.fields, self.accepted)
+        for one in successions(page.fields, self.accepted):
+            # Of the page's own signer the page says when; of others, not before their certificate began.
+            last = one.successor.fingerprint == page.certificate.fingerprint
+            at = page_time(page) if last else None
+            self._successions[one.successor.fingerprint] = replace(one, at=at or one.successor.not_before)
 
     def learn_statement(self, statement: Statement) -> None:
         """Take chain and revocation lists out of a ``certificate_status`` statement.
@@ -106,27 +113,56 @@ class Signers:
         at = page_time(page)
         if at is None:
             raise ChainError("the page does not say when it was signed")
-        if certificate.fingerprint in self._successors:
-            check_signer(certificate, at)
-        elif self._trust is not None:
+        succession = self._successions.get(certificate.fingerprint)
+        if self._trust is not None and (succession is None or self._trust.authorities):
             self._trust.check(certificate, self._issuers, at)
-        elif self.accepted and certificate.fingerprint not in self.accepted:
-            raise ChainError(f"{certificate.subject} ({certificate.fingerprint}) is not accepted here")
         else:
             check_signer(certificate, at)
+        if not self._belongs(certificate):
+            if succession is None:
+                raise ChainError(f"{certificate.subject} ({certificate.fingerprint}) is not accepted here")
+            self._check_voucher(succession, name)
         self.accepted[certificate.fingerprint] = certificate
         self._uses.setdefault(certificate.fingerprint, []).append((at, name))
+
+    def _belongs(self, certificate: Certificate) -> bool:
+        """Whether it is the first signer, named by its fingerprint, or of the key or subject of one accepted.
+
+        An authority vouches for many who have no business with this recording.
+        """
+        if not self.accepted or certificate.fingerprint in self.accepted:
+            return True
+        if self._trust is None:
+            return False
+        if certificate.fingerprint in self._trust.fingerprints:
+            return True
+        return bool(self._trust.authorities) and any(
+            certificate.public_key.point == one.public_key.point
+            or certificate.subject_name == one.subject_name
+            for one in self.accepted.values()
+        )
+
+    def _check_voucher(self, succession: Succession, name: str) -> None:
+        voucher, at = succession.voucher, succession.at
+        assert at is not None
+        try:
+            check_signer(voucher, at)
+        except ChainError as error:
+            raise ChainError(
+                f"{succession.successor.subject}: the key that vouches for it: {error}"
+            ) from None
+        self._vouched.append((voucher, at, name))
 
     def revoked(self) -> list[tuple[str, str]]:
         """List pages that were signed after a certificate of their signer's chain was revoked, and why."""
         found: list[tuple[str, str]] = []
-        for fingerprint, uses in self._uses.items():
-            for at, name in uses:
-                for status in self._statuses(self.accepted[fingerprint], at):
-                    if status.state == "revoked" and status.as_of is not None:
-                        found.append(
-                            (name, f"{status.subject} was revoked at {status.as_of:%Y-%m-%d %H:%M:%S} UTC")
-                        )
+        uses = [(self.accepted[one], *use) for one, listed in self._uses.items() for use in listed]
+        for certificate, at, name in [*uses, *self._vouched]:
+            for status in self._statuses(certificate, at):
+                if status.state == "revoked" and status.as_of is not None:
+                    found.append(
+                        (name, f"{status.subject} was revoked at {status.as_of:%Y-%m-%d %H:%M:%S} UTC")
+                    )
         return found
 
     def statuses(self) -> list[Status]:
@@ -148,5 +184,10 @@ class Signers:
         try:
             chain = find_chain(certificate, issuers, ends, at, "sign")
         except ChainError as error:
+            for one in issuers:  # pinned, or accepted without a chain: a revocation counts all the same
+                if one.subject_name == certificate.issuer_name and certificate.signed_by(one.public_key):
+                    status = status_of(certificate, one, self._lists, at)
+                    if status.state == "revoked":
+                        return [status]
             return [Status(certificate.subject, certificate.fingerprint, "not_stated", None, str(error))]
         return [status_of(one, chain[place + 1], self._lists, at) for place, one in enumerate(chain[:-1])]

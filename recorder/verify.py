@@ -7,7 +7,9 @@ as narrowly as is known.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,8 @@ from recorder.gm.sm3 import named
 from recorder.journal.reader import segment_place
 from recorder.keys import SIDECAR, SIDECAR_TYPE
 from recorder.manifest import MANIFEST, SEALED_PART, Manifest, parse_manifest
-from recorder.placing import CheckedFile, bound_times, check_file, meets
+from recorder.placing import CheckedFile, behind_named_head, bound_times, check_file, meets
+from recorder.proven import recovered_tail, unproven_tail
 from recorder.report import Finding, Kind, Report, Verdict
 from recorder.sealed import DataKey, FileScan, FileSummary, Header
 from recorder.signed import SignedError, SignedPage, digest_name, open_page, read_page
@@ -90,13 +93,13 @@ class _Verification:
         """Check page by page, then file by file, then what others say of them."""
         sidecar = self._sidecar()
         manifest = self._manifest()
-        self._signers.learn(_member(manifest.page, "provider", "chain") if manifest else None)
+        self._signers.learn(manifest.page.member("provider", "chain") if manifest else None)
         self._signers.learn(sidecar.fields.get("chain") if sidecar else None)
         self._accept_signers([manifest.page if manifest else None, sidecar])
         if manifest is not None:
             self._report.recording = manifest.recording
             self._report.manifest = True
-            self._report.assurance = str(_member(manifest.page, "provider", "assurance"))
+            self._report.assurance = str(manifest.page.member("provider", "assurance"))
             self._check_sidecar_fits(sidecar, manifest)
         elif sidecar is not None:
             self._report.recording = str(sidecar.fields.get("recording"))
@@ -258,13 +261,20 @@ class _Verification:
                 self._report.findings[:] = [f for f in self._report.findings if f.file != checked.name]
                 self._add(Kind.REORDERED, checked.name, detail, 0, checked.scan.size)
                 checked = None
-            elif checked and header and before and not checked.findings and not meets(before, header):
-                self._broken_link(before, checked)
+            elif checked and header and before and not checked.findings:
+                self._link(before, checked, header)
             if checked and header and checked is series[0][1]:
                 self._begins(checked, header)
             if checked and header:
                 self._check_place(checked, header)
             before = checked if checked and not checked.findings else None
+        for part in manifest.parts:
+            lying = [
+                one
+                for _, one in series
+                if one and (place := SegmentName.parse(one.path.name)) and place.part == part["part"]
+            ]
+            self._report.findings += recovered_tail(part, lying, self._report)
         bound_times(self._report.findings, series)
 
     def _signed_damage(self, manifest: Manifest) -> None:
@@ -326,14 +336,14 @@ class _Verification:
                 self._begins(checked, header)
             if header is not None:
                 self._check_place(checked, header)
-            if header is not None and before is not None and not meets(before, header):
-                self._broken_link(before, checked)
+            if header is not None and before is not None:
+                self._link(before, checked, header)
             before = None if checked.findings else checked
             last[name.part] = name.index
             parts.setdefault(name.part, []).append(checked)
         self._check_key_ids([checked for segments in parts.values() for checked in segments])
         for segments in parts.values():
-            self._say_unproven(segments)
+            self._report.findings += unproven_tail(segments)
         bound_times(self._report.findings, series)
 
     def _check_key_ids(self, segments: list[CheckedFile]) -> None:
@@ -350,11 +360,14 @@ class _Verification:
         for one in other:
             self._add(Kind.CHANGED, one.name, "belongs to another recording's key", 0, one.scan.size)
 
-    def _broken_link(self, before: CheckedFile, after: CheckedFile) -> None:
-        """Two segments do not meet: the end of the first was changed, or the second belongs elsewhere.
+    def _link(self, before: CheckedFile, after: CheckedFile, header: Header) -> None:
+        """Two segments must meet. If not, the end of the first was changed, or the second belongs elsewhere.
 
         Where a checkpoint signs the second's header and nothing else speaks against it, it is the first.
         """
+        if meets(before, header):
+            self._report.findings += behind_named_head(before, header, signed=self._report.manifest)
+            return
         size = before.scan.size
         told = any(finding.file == after.name for finding in self._report.findings)
         if before.scan.torn_bytes:
@@ -370,23 +383,6 @@ class _Verification:
             before.add(Kind.REORDERED, f"is not what {after.name} names", before.proven_bytes, size)
         self._report.findings.append(before.findings[-1])
 
-    def _say_unproven(self, segments: list[CheckedFile]) -> None:
-        """Name what follows a part's last signed checkpoint. What precedes it is proven by the chain."""
-        for checked in reversed(segments):
-            size = checked.scan.size
-            if checked.proven_bytes < size and not checked.findings:
-                until = checked.proven_until
-                tail = f"; {checked.scan.torn_bytes} of them a torn record" if checked.scan.torn_bytes else ""
-                after = f"after {until} (see --audit)" if until else "at all"
-                unsigned = f"the last {size - checked.proven_bytes} bytes are chained but not signed{tail}"
-                detail = f"the tail is not provable {after}: {unsigned}"
-                time = f"{until}/" if until else ""
-                self._report.findings.append(
-                    Finding(Kind.UNPROVEN, checked.name, detail, checked.proven_bytes, size, None, time)
-                )
-            if checked.checkpoints:
-                return
-
     def _statement_files(self, statements: list[Statement]) -> None:
         folder = files_directory(self._path)
         for statement in statements:
@@ -400,13 +396,13 @@ class _Verification:
         name = f"{prefix}{summary.name}"
         path = folder / summary.name
         tombstone = self._destroyed.files.get(summary.file_id)
-        if tombstone is not None and not path.exists():
+        if tombstone is not None and not os.path.lexists(path):
             self._gone[tombstone, prefix] = self._gone.get((tombstone, prefix), 0) + 1
             return None
         if tombstone is not None:
             detail = f"statement {tombstone} destroys it, but it is still here: the removal was interrupted"
             self._add(Kind.LEFTOVER, name, detail)
-        if Path(summary.name).name != summary.name or not path.is_file():
+        if Path(summary.name).name != summary.name or not os.path.isfile(path):
             self._add(Kind.REMOVED, name, f"the signed file (id {summary.file_id}) is not there")
             return None
         if path in self._seen:
@@ -461,14 +457,15 @@ class _Verification:
         for path in sorted(self._path.rglob("*")):
             if path in self._seen or path.is_dir():
                 continue
-            name = str(path.relative_to(self._path))
-            if path.name.startswith(".") and path.suffix != ".seg":
-                self._add(Kind.LEFTOVER, name, "a temporary file that a crash left", 0, path.stat().st_size)
-                continue
-            self._unlisted(path, name, pages_hold=pages_hold)
+            name, status = str(path.relative_to(self._path)), path.lstat()
+            if not stat.S_ISREG(status.st_mode):  # a link (to nothing, or in a circle), a pipe, a socket
+                self._add(Kind.ADDED, name, "is no regular file")
+            elif path.name.startswith(".") and path.suffix != ".seg":
+                self._add(Kind.LEFTOVER, name, "a temporary file that a crash left", 0, status.st_size)
+            else:
+                self._unlisted(path, name, status.st_size, pages_hold=pages_hold)
 
-    def _unlisted(self, path: Path, name: str, *, pages_hold: bool) -> None:
-        size = path.stat().st_size
+    def _unlisted(self, path: Path, name: str, size: int, *, pages_hold: bool) -> None:
         if path.suffix not in (".sealed", ".seg"):
             self._add(Kind.ADDED, name, "does not belong to a recording", 0, size)
             return
@@ -490,10 +487,3 @@ class _Verification:
             state = "finished" if checked.scan.finished else "unfinished"
             detail = f"{state} sealed file no signed page speaks of (an attempt that died)"
             self._add(Kind.LEFTOVER, name, detail, 0, size)
-
-
-def _member(page: SignedPage, *names: str) -> object:
-    value: object = page.fields
-    for name in names:
-        value = value.get(name, "") if isinstance(value, dict) else ""
-    return value

@@ -28,6 +28,7 @@ from recorder.keys import (
     write_sidecar,
 )
 from recorder.manifest import MANIFEST, MANIFEST_TYPE, ManifestError, read_manifest, write_manifest
+from recorder.proven import prove
 from recorder.reindex import facts_of, private_of, template_text
 from recorder.sealed import DataKey, FileSummary, SealedError
 from recorder.signed import SignedError, open_page
@@ -153,7 +154,9 @@ def _capture(
 ) -> Entry:
     numbers = {name.part for name, _ in list_segments(directory)} | set(known)
     if numbers - set(known):
-        left = {summary.part: summary for summary in recover(directory, key)}
+        left = {
+            summary.part: prove(directory, summary, provider.info()) for summary in recover(directory, key)
+        }
         known = {**left, **known}
     parts = [known[number] for number in sorted(numbers) if number in known and known[number].records]
     if not parts:
@@ -199,7 +202,7 @@ def _ended(entry: Entry, parts: Sequence[PartSummary], lost: bool) -> Entry:
     length_ns = max(0, parts[-1].ended_ns - armed_mono)
     return replace(
         entry,
-        state="recovered" if lost or not parts[-1].ended else "sealed",
+        state="recovered" if lost or not parts[-1].proven_end else "sealed",
         part=parts[-1].part,
         worker=None,
         armed_ns=armed,

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from recorder.keys import CryptoProvider, Opener, open_at, read_sidecar
+from recorder.keys import CryptoProvider, Opener, ProviderInfo, open_at, own_sidecar, read_sidecar
 from recorder.sealed import DataKey
 
 app = typer.Typer(
@@ -83,8 +83,13 @@ def passphrase(file: Path | None) -> str | None:
     return os.environ.get("SHUANGLU_CRYPTO_PASSPHRASE")
 
 
-def open_key(provider: Opener, path: Path, purpose: str, actor: str) -> DataKey:
-    sidecar = read_sidecar(path)
+def open_key(
+    provider: Opener, path: Path, purpose: str, actor: str, *, own: ProviderInfo | None = None
+) -> DataKey:
+    """Open a recording's data key. With ``own`` only one whose sidecar that provider signed. Raise
+    KeyProblem.
+    """
+    sidecar = read_sidecar(path) if own is None else own_sidecar(path, own)
     recording = str(sidecar["recording"])
     return provider.unwrap_now(sidecar, recording_id=recording, purpose=purpose, actor=actor)
 

@@ -73,7 +73,7 @@ def recover(
     if not gone and not is_url(place) and _grows(Path(place)):
         fail(f"{place} is being written: stop the recording instead")
     with local(place, site, keep_in, send_back=True, watch=not gone) as path:
-        data_key = open_key(opener, path, "recover", "recorder recover")
+        data_key = open_key(opener, path, "recover", "recorder recover", own=provider.info())
         manifest = recover_recording(path, data_key, provider=provider.info(), signer=provider.signer())
     out.print(
         f"{manifest.recording}: {manifest.facts.get('state')}, {len(manifest.parts)} parts, "

@@ -15,8 +15,9 @@ from recorder.cli.reports import print_plain, print_report
 from recorder.cli.sites import KeepIn, SiteFile, is_url, local
 from recorder.keys import KeyProblem
 from recorder.plain import verify_plain
-from recorder.report import Report, Verdict
+from recorder.report import Finding, Kind, Report, Verdict
 from recorder.sealed import DataKey
+from recorder.sites import SiteError
 from recorder.timestamp import read_anchors
 from recorder.verify import verify as verify_recording
 
@@ -43,6 +44,14 @@ def verify(
             help="PEM certificate of a signer you trust, or of an authority that vouches for signers, "
             "obtained another way; may be repeated. Without it the recording's own certificate is taken, and "
             "its fingerprint printed for you to compare.",
+        ),
+    ] = None,
+    purpose: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--purpose",
+            help="OID of extendedKeyUsage that signers of a trusted authority may be restricted to. Without "
+            "it certificates for a stated purpose, such as TLS servers, are refused unless named by --trust.",
         ),
     ] = None,
     tsa_trust: Annotated[
@@ -97,7 +106,7 @@ def verify(
 
     With a URL the sealed bytes at that site are checked; they are fetched into a private temporary directory.
     """
-    trusted = Trust.from_files(trust) if trust else None
+    trusted = Trust.from_files(trust, purpose or ()) if trust else None
     time_authorities = read_anchors(tsa_trust) if tsa_trust else None
     if plain is not None:
         found = verify_plain(plain, [Path(place) for place in places], trusted=trusted)
@@ -110,18 +119,24 @@ def verify(
         raise typer.BadParameter("goes with one URL", param_hint="--in")
     reports: list[Report] = []
     for place in places:
-        with local(place, site, keep_in) as path:
-            data_key = _open_key_if_asked(keys, passphrase_file, path)
-            report = verify_recording(
-                path, data_key=data_key, trusted=trusted, time_authorities=time_authorities
-            )
-            if audit is not None:
-                signers = {*trusted.fingerprints, *report.signers} if trusted is not None else None
-                compare(report, path, audit, trusted=signers)
-            if second:
-                from recorder import second_opinion  # gmssl, which nothing else needs
+        try:
+            with local(place, site, keep_in) as path:
+                data_key = _open_key_if_asked(keys, passphrase_file, path)
+                report = verify_recording(
+                    path, data_key=data_key, trusted=trusted, time_authorities=time_authorities
+                )
+                if audit is not None:
+                    signers = {*trusted.fingerprints, *report.signers} if trusted is not None else None
+                    compare(report, path, audit, trusted=signers)
+                if second:
+                    from recorder import second_opinion  # gmssl, which nothing else needs
 
-                second_opinion.check(path, report)
+                    second_opinion.check(path, report)
+        except (OSError, SiteError) as error:
+            if len(places) == 1:
+                raise
+            # What cannot be read must not hide what is to be said of the others.
+            report = Report(place, findings=[Finding(Kind.UNSUPPORTED, "", f"cannot be read: {error}")])
         reports.append(report)
         if not as_json:
             if len(places) > 1:

@@ -58,6 +58,9 @@ plain_name() { printf '%s' "$1" | sed 's/\.[0-9a-f]\{32\}\.sealed$//'; }
 by() { # issuer's file, certificate. One step at a time: openssl gives its distid to the first certificate alone
     openssl verify -no_check_time -partial_chain -trusted "$1" -vfyopt distid:1234567812345678 "$2" >/dev/null 2>&1
 }
+extension() { # certificate, name: the extension as openssl writes it; one that is not there restricts nothing
+    openssl x509 -in "$1" -noout -ext "$2" 2>/dev/null || :
+}
 issued() { # certificate: do the issuers in chain.pem lead from it to the authority?
     current=$1 steps=0
     while ! by "$authority" "$current"; do
@@ -76,6 +79,14 @@ for certificate in "$dir"/certificates/signing-*.pem; do
     [ -f "$certificate" ] || stop "no signing certificate in $dir/certificates"
     openssl x509 -in "$certificate" 2>/dev/null | cmp -s - "$certificate" || stop "changed 被改动: $certificate"
     print=$(openssl x509 -in "$certificate" -outform DER | openssl dgst -sm3 -r | sed 's/ .*//')
+    case $(extension "$certificate" keyUsage) in
+    *'Digital Signature'*) ;;
+    *'Key Usage'*) stop "not a certificate to sign with 非签名证书: $certificate" ;;
+    esac
+    case $authority,$trust,$(extension "$certificate" extendedKeyUsage) in
+    ,* | *,' '*,* | *'Any Extended Key Usage'*) ;; # -t names the certificate itself
+    *'Extended Key Usage'*) stop "issued for another purpose (name it with -t) 证书用途不符: $certificate" ;;
+    esac
     [ -z "$authority" ] || issued "$certificate" || stop "not issued by $authority 非此机构签发: $certificate"
     case " ${trust:-$print} " in
     *" $print "*) ;;
@@ -144,6 +155,11 @@ while read -r expected name; do
     [ -f "$dir/$name" ] || stop "missing 缺失: $name"
     [ "$(digest "$dir/$name")" = "$expected" ] || stop "changed 被改动: $name"
 done <"$work/list"
+(cd "$dir" && find . ! -type d) | sed 's/^\.\///' >"$work/there"
+while IFS= read -r name; do
+    [ "$name" = package.json ] || sed 's/^[0-9a-f]* //' <"$work/list" | grep -qxF -e "$name" ||
+        stop "package.json does not list it 清单外文件: $name"
+done <"$work/there"
 say "files 文件: $(sed -n '$=' "$work/list"), all as listed and signed 与签名清单一致"
 
 # --- 5. Plain and sealed files against what the recording's own pages say of them

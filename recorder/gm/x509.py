@@ -56,6 +56,8 @@ class Certificate:
     """Of a CA: how many CA certificates may stand between it and the leaf; None: any number."""
     usages: frozenset[str] | None
     """Names of RFC 5280's KeyUsage bits as cryptography spells them; None: it does not restrict them."""
+    purposes: frozenset[str] | None
+    """OIDs of its extendedKeyUsage; None: it does not restrict them."""
     unknown_critical: tuple[str, ...]
     """OIDs of critical extensions this program does not know: RFC 5280 section 4.2 wants them refused."""
     public_key: PublicKey = field(repr=False)
@@ -92,6 +94,7 @@ class Certificate:
         extensions = {extension.oid: extension for extension in parsed.extensions}
         basic = extensions.get(ExtensionOID.BASIC_CONSTRAINTS)
         usage = extensions.get(ExtensionOID.KEY_USAGE)
+        extended = extensions.get(ExtensionOID.EXTENDED_KEY_USAGE)
         is_ca, path_length = False, None
         if basic is not None and isinstance(basic.value, x509.BasicConstraints):
             is_ca, path_length = basic.value.ca, basic.value.path_length
@@ -106,6 +109,9 @@ class Certificate:
             is_ca=is_ca,
             path_length=path_length,
             usages=_usages(usage.value) if usage and isinstance(usage.value, x509.KeyUsage) else None,
+            purposes=frozenset(oid.dotted_string for oid in extended.value)
+            if extended and isinstance(extended.value, x509.ExtendedKeyUsage)
+            else None,
             unknown_critical=tuple(
                 oid.dotted_string
                 for oid, extension in extensions.items()

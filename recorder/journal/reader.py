@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recorder.journal.encoding import JournalError, decode, decode_head, record_time
 from recorder.records import ClockRecord, EndRecord, Record, SessionRecord, TrackInfo, TrackRecord
-from recorder.sealed import DataKey, Header, SealedError, SealedReader
+from recorder.sealed import DataKey, Header, RecordType, SealedError, SealedReader, scan
 from recorder.storage import SegmentName, list_segments, segments_directory
 
 
@@ -75,7 +75,7 @@ class JournalReader:
             # Before reading to the end of a segment, see whether it has a successor: only then the end is
             # final.
             following = self._following()
-            yield from self._rest_of_segment()
+            yield from self._rest_of_segment(self._limit(following))
             if following is None:
                 yield self._memory.release()  # for now no head tells more
                 return
@@ -111,14 +111,38 @@ class JournalReader:
             if error.code != "incomplete":
                 self._give_up(error)
 
-    def _rest_of_segment(self) -> Iterator[list[Record]]:
+    def _limit(self, following: tuple[SegmentName, Path] | None) -> int | None:
+        """Return where the open segment, left unfinished, ends by the head that its successor names.
+
+        Only that much its writer knew to be written; a whole chunk behind it is another's. None: as it lies
+        there.
+        """
+        if following is None or self._segment is None or following[0] != self._expected(following[0].part):
+            return None
+        try:
+            if self._segment.finished:
+                return None
+            with open_segment(following[1], self._data_key) as successor:
+                previous = successor.header.previous
+            records = scan(segments_directory(self._directory) / str(self._place)).records
+        except (JournalError, SealedError, OSError):
+            return None  # said when it is opened itself
+        behind = [one for one in records if one.head_before == previous] if previous is not None else []
+        if not behind:
+            return None
+        if any(one.type == RecordType.CHUNK for one in records[behind[0].number :]):
+            name, offset = following[0], behind[0].offset
+            self.damage.append(f"{self._place}: bytes from {offset} on lie behind the head that {name} names")
+        return behind[0].offset
+
+    def _rest_of_segment(self, limit: int | None) -> Iterator[list[Record]]:
         if self._place is None or self._given_up:
             return
         if self._segment is None:
             self._open(segments_directory(self._directory) / str(self._place))
         if self._segment is None:
             return
-        chunks = self._segment.chunks()
+        chunks = self._segment.chunks(limit)
         while True:
             try:
                 chunk = next(chunks, None)
@@ -131,7 +155,7 @@ class JournalReader:
                     self._give_up(error)
                     return
                 self._note(error)
-                chunks = self._segment.chunks()
+                chunks = self._segment.chunks(limit)
                 continue
             except JournalError as error:  # its writer sealed it so; the next chunk stands for itself
                 self._note(error)

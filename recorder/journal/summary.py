@@ -23,6 +23,20 @@ class TrackSummary:
     last_arrival_ns: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """How far checkpoints prove a part that was recovered."""
+
+    until: str
+    """UTC of the last one that holds, RFC 3339; empty if there is none."""
+    ms_behind: int | None
+    """From it to the latest record, in ms; None if there is none."""
+    bytes_behind: int
+    """Of segments, behind it."""
+    end: bool
+    """The part's last record is before it."""
+
+
 @dataclass(slots=True)
 class PartSummary:
     """One part: the work of one writer, from its SessionRecord to its EndRecord or its death."""
@@ -45,11 +59,20 @@ class PartSummary:
     """First and last clock pair of the part."""
     damage: list[str] = field(default_factory=list)
     """What could not be read (recovery only), a sentence each."""
+    proven: Proven | None = None
+    """Of a recovered part (``recorder.proven``); None: its own writer summarised it."""
+
+    @property
+    def proven_end(self) -> bool:
+        """Whether the part ended on purpose: by its writer's word, or in a record that is proven."""
+        return self.ended and (self.proven is None or self.proven.end)
 
     def to_json(self) -> dict[str, JSON]:
         """Return the members as JSON; names of people are in it (``tracks``)."""
         value = asdict(self)
         value["segments"] = [segment.to_json() for segment in self.segments]
+        if self.proven is None:
+            del value["proven"]
         return value
 
     @classmethod
@@ -72,6 +95,7 @@ class PartSummary:
                 gaps=[GapRecord(**_members(item)) for item in _items(value["gaps"])],
                 clocks=[ClockRecord(**_members(item)) for item in _items(value["clocks"])],
                 damage=[str(item) for item in _items(value["damage"])],
+                proven=Proven(**_members(value["proven"])) if "proven" in value else None,
             )
         except (KeyError, TypeError) as error:
             raise CanonicalError(f"part summary: {error}") from None

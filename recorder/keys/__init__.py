@@ -22,7 +22,14 @@ from recorder.keys.provider import (
     SealedOnly,
     data_key_id,
 )
-from recorder.keys.sidecar import SIDECAR, SIDECAR_TYPE, open_sidecar, read_sidecar, write_sidecar
+from recorder.keys.sidecar import (
+    SIDECAR,
+    SIDECAR_TYPE,
+    open_sidecar,
+    own_sidecar,
+    read_sidecar,
+    write_sidecar,
+)
 
 __all__ = [
     "SIDECAR",
@@ -48,6 +55,7 @@ __all__ = [
     "open_opener_at",
     "open_provider",
     "open_sidecar",
+    "own_sidecar",
     "read_sidecar",
     "write_sidecar",
 ]

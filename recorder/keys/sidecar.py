@@ -8,7 +8,9 @@ from pathlib import Path
 from recorder import clock
 from recorder.atomic import replace_file
 from recorder.canonical import JSON
-from recorder.keys.provider import FIRST_SUITE, KeyProblem
+from recorder.gm.x509 import Certificate
+from recorder.keys.provider import FIRST_SUITE, KeyProblem, ProviderInfo
+from recorder.keys.succession import successors
 from recorder.signed import SignedError, SignedPage, Signer, open_page, read_page, sign_page
 
 SIDECAR = "keys.json"
@@ -54,6 +56,25 @@ def write_sidecar(
 def read_sidecar(directory: Path) -> dict[str, JSON]:
     """Return the members of ``keys.json``, its signature checked. Raise KeyProblem, also if it is missing."""
     return dict(open_sidecar(directory).fields)
+
+
+def own_sidecar(directory: Path, own: ProviderInfo) -> dict[str, JSON]:
+    """Return the members of ``keys.json`` if its signature is our own: of the provider's signing key, a
+    former one, or one that these vouch for in its ``succession``. Raise KeyProblem.
+
+    For whoever signs what the key opens: anybody can wrap a key of his for our certificate, and seal with it
+    what we never recorded.
+    """
+    page = open_sidecar(directory)
+    pems = (own.signing_certificate_pem, *own.former_signing_certificates)
+    known = {one.fingerprint: one for one in map(Certificate.from_pem, pems)}
+    accepted = [*known.values(), *successors(page.fields, known).values()]
+    if page.certificate.public_key.point not in {one.public_key.point for one in accepted}:
+        raise KeyProblem(
+            f"{directory / SIDECAR} was signed by another ({page.certificate.subject}), neither these "
+            "keys nor one of former_signers: its key is not taken"
+        )
+    return dict(page.fields)
 
 
 def open_sidecar(directory: Path) -> SignedPage:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 
 from recorder.canonical import JSON
 from recorder.gm.sm2 import Sm2Error
@@ -31,12 +33,28 @@ def endorse(old: Signer, new: Certificate) -> dict[str, JSON]:
     }
 
 
+@dataclass(frozen=True)
+class Succession:
+    """One key's word for another."""
+
+    successor: Certificate
+    voucher: Certificate
+    at: datetime | None = None
+    """When the word was given, as far as it is known."""
+
+
 def successors(fields: Mapping[str, JSON], known: Mapping[str, Certificate]) -> dict[str, Certificate]:
     """Return, by fingerprint, the certificates that a page's ``succession`` adds to the ``known`` ones.
 
-    What does not verify adds nothing.
+    What does not verify adds nothing. Whether a voucher was revoked or out of date is not asked.
     """
+    return {one.successor.fingerprint: one.successor for one in successions(fields, known)}
+
+
+def successions(fields: Mapping[str, JSON], known: Mapping[str, Certificate]) -> list[Succession]:
+    """Return what a page's ``succession`` holds that verifies and leads back to the ``known`` ones."""
     listed = fields.get("succession")
+    given: list[Succession] = []
     found: dict[str, Certificate] = {}
     for item in listed[:_MOST] if isinstance(listed, list) else []:
         if not isinstance(item, Mapping):
@@ -52,7 +70,8 @@ def successors(fields: Mapping[str, JSON], known: Mapping[str, Certificate]) -> 
             continue
         if voucher.public_key.verify(_message(certificate, by), signature):
             found[certificate.fingerprint] = certificate
-    return found
+            given.append(Succession(certificate, voucher))
+    return given
 
 
 def _message(new: Certificate, by: str) -> bytes:

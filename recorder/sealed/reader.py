@@ -96,16 +96,16 @@ class SealedReader:
             self._locate()
             return self._starts[-1]
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self, limit: int | None = None) -> Iterator[bytes]:
         """Yield the plain text of all whole chunks not yet yielded, in order.
 
         Ends where the file ends for now; call again for what came since. A torn last record (the writer
         died, or is writing) is waited for, not an error. At the END the index is compared with what was
         read. Raise SealedError where anything was changed, removed or put elsewhere; what came before was
         good. After ``changed`` call again for what is behind the changed record: it is bound to that record's
-        stated trailer, not to its content.
+        stated trailer, not to its content. ``limit``: the file offset at which the records end that count.
         """
-        while not self._ended:
+        while not self._ended and (limit is None or self._next < limit):
             record = self._source.record(self._next)
             if record is None:
                 return

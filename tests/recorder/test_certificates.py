@@ -390,6 +390,14 @@ def test_revocation_is_as_of_the_signature(chain: pki.Chain, key: PrivateKey) ->
     assert status(of_root)[0] == "not_stated"
     assert status(delta)[1].startswith("its list has critical extensions")
     assert status(forged, clean) == ("good", "")
+    # What a later list leaves out, having expired, was revoked all the same; the earliest time holds.
+    later = pki.revocation_list(chain.intermediate, {leaf.serial: AT + DAY}, this_update=AT + 2 * DAY)
+    emptied = pki.revocation_list(chain.intermediate, {}, this_update=pki.UNTIL + DAY)
+    assert status(revoked, later, emptied)[0] == "revoked"
+    assert status(emptied) == (
+        "not_stated",
+        "all lists are from after its end, when expired certificates are left out",
+    )
     for size in range(0, len(clean), 7):
         with pytest.raises(Sm2Error):
             RevocationList.from_bytes(clean[:size])

@@ -18,10 +18,14 @@ from recorder import cli
 from recorder.court import archive, glyphs, pdf
 from recorder.court.content import Prose, Section
 from recorder.export import PACKAGE_TYPE, export_recording
+from recorder.gm import der
+from recorder.gm.sm2 import PrivateKey
 from recorder.gm.sm3 import named, sm3
+from recorder.gm.x509 import Certificate, extension
 from recorder.keys import FileProvider
 from recorder.plain import verify_plain
 from recorder.signed import open_page
+from tests.recorder import pki
 from tests.recorder.pki import certify, make_chain
 from tests.recorder.small_recording import SmallRecording, make_provider, make_recording
 
@@ -213,6 +217,45 @@ def test_one_altered_byte_anywhere_stops_it(
         assert not list((tmp_path / "out").glob("*")), "nothing is opened before all of it was checked"
     path.unlink()
     assert open_sh(copy, "-k", key, "-o", tmp_path / "out").returncode == 1
+
+
+@pytest.mark.parametrize("name", ["report2.pdf", "media/other.mp4", "statements/note.txt", ".hidden", "a b"])
+def test_a_file_that_is_not_listed_stops_it(package: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "court"
+    shutil.copytree(package, copy)
+    (copy / name).write_bytes(b"not of this package")
+    done = open_sh(copy)
+    assert done.returncode == 1, done.stdout
+    assert "清单外文件" in done.stderr or "非所签明文" in done.stderr
+    (copy / name).unlink()
+    (copy / name).symlink_to("report.pdf")
+    assert open_sh(copy).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "purpose", "code"),
+    [
+        ("encrypt", None, 1),
+        ("sign", "1.3.6.1.5.5.7.3.1", 1),
+        ("sign", "2.5.29.37.0", 0),
+        (None, None, 0),
+    ],
+)
+def test_a_certificate_for_something_else_does_not_sign(
+    usage: pki.KeyUsage | None, purpose: str | None, code: int, provider: FileProvider, tmp_path: Path
+) -> None:
+    """One of the same authority, such as a TLS server's, or the encryption key's that others hold too."""
+    chain, key = make_chain(), PrivateKey.generate()
+    extra = [extension("2.5.29.37", der.sequence(der.oid(purpose)))] if purpose else []
+    leaf = Certificate.from_pem(pki.issue(chain.intermediate, key, "other", usage, extra=extra))
+    encryption = Certificate.from_pem(provider.info().encryption_certificate_pem)
+    chains = {"signing": [leaf, chain.intermediate.certificate], "encryption": [encryption]}
+    export(make_recording(tmp_path / "r", FileProvider(tmp_path, key, None, chains)), tmp_path / "court")
+    (tmp_path / "root.pem").write_text(chain.root.pem)
+    done = open_sh(tmp_path / "court", "-a", tmp_path / "root.pem")
+    assert done.returncode == code, done.stdout + done.stderr
+    named_itself = open_sh(tmp_path / "court", "-a", tmp_path / "root.pem", "-t", leaf.fingerprint)
+    assert named_itself.returncode == (1 if usage == "encrypt" else 0), named_itself.stderr
 
 
 def test_what_opens_to_something_else_stops_it(

@@ -235,7 +235,7 @@ def test_recover_and_export_commands(tmp_path: Path, provider: FileProvider) -> 
     long_ago(left.path)
     recovered = run("recover", left.path, "--keys", provider.directory)
     assert recovered.exit_code == 0
-    assert read_manifest(left.path).facts["state"] == "sealed"  # its journal ends on purpose
+    assert read_manifest(left.path).facts["state"] == "recovered"  # no checkpoint covers its end
     whole = make_recording(tmp_path / "whole", provider)
     options = ["--keys", provider.directory, "--operator", "o", "--reason", "r"]
     exported = run("export", whole.path, tmp_path / "out", *options, "--file", "composite.mp4")
@@ -264,7 +264,7 @@ def test_the_index_is_rebuilt_from_the_recordings(tmp_path: Path, provider: File
     ) as catalog:
         entry = catalog.get(made.recording)
     assert entry is not None
-    assert (entry.business_no, entry.state) == ("B-1", "sealed")
+    assert (entry.business_no, entry.state) == ("B-1", "recovered")
 
 
 def test_failures_are_one_line_on_stderr(

@@ -30,6 +30,7 @@ from recorder.keys import (
 from recorder.keys.provider import wrap_for
 from recorder.keys.rewrap import Outcome, Rewrapped, Rewrapper
 from recorder.keys.succession import endorse
+from recorder.reindex import opener
 from recorder.report import Kind, Verdict
 from recorder.statements import append_statement
 from recorder.verify import verify
@@ -141,6 +142,46 @@ def test_a_stranger_cannot_succeed(crypto: Path, recording: SmallRecording) -> N
         # Nor does rotation take it over and sign it.
         with pytest.raises(KeyProblem, match="was signed by another"):
             rewrapper(crypto, "old", "new").rewrap(recording.path)
+
+
+def test_what_a_stranger_wrapped_for_us_is_neither_recovered_nor_indexed(
+    crypto: Path, tmp_path: Path
+) -> None:
+    """He writes the disk: a journal of his own making, its key wrapped for our certificate."""
+    own, stranger = FileProvider.open(crypto / "old"), FileProvider.open(crypto / "stranger")
+    directory = tmp_path / "recordings/default/2026/01/01"
+    left = {}
+    for who, provider in (
+        ("own", own),
+        ("stranger", stranger),
+        ("endorsed", FileProvider.open(crypto / "new")),
+    ):
+        made = make_recording(directory / who, provider, stopped=False)
+        recipient = Certificate.from_pem(own.info().encryption_certificate_pem)
+        voucher = own if who == "endorsed" else stranger
+        write_sidecar(
+            made.path,
+            made.recording,
+            made.data_key.key_id,
+            [wrap_for(recipient, made.data_key.secret, "file")],
+            provider.signer(),
+            succession=[
+                endorse(voucher.signer(), Certificate.from_pem(provider.info().signing_certificate_pem))
+            ],
+        )
+        left[who] = made.path
+    open_key = opener(own, actor="test")
+    for who, path in left.items():
+        done = CliRunner().invoke(app, ["recover", "--gone", str(path), "--keys", str(crypto / "old")])
+        if who != "stranger":
+            assert done.exit_code == 0, done.output
+            assert open_key(path) is not None
+            continue
+        assert done.exit_code == 1
+        assert "was signed by another" in str(done.exception)
+        assert not (path / "manifest.json").exists()
+        with pytest.raises(KeyProblem, match="was signed by another"):
+            open_key(path)
 
 
 def test_a_sidecar_for_another_key_than_the_manifests_is_not_rewrapped(

@@ -19,6 +19,9 @@ from recorder.gm import sm3, sm4
 from recorder.gm.sm2 import PrivateKey, PublicKey
 from recorder.keys import FileProvider
 from recorder.report import Kind, Report
+from recorder.sealed import RecordType, scan
+from recorder.sealed.format import RECORD
+from recorder.storage import list_segments
 from recorder.verify import verify
 from tests.recorder.small_recording import SmallRecording, make_provider, make_recording
 
@@ -196,3 +199,15 @@ def test_both_encrypt_the_same_block(key: bytes, block: bytes) -> None:
 @settings(max_examples=20, deadline=None)
 def test_both_digest_the_same(data: bytes) -> None:
     assert second_opinion.gmssl_sm3(data) == sm3.sm3(data)
+
+
+def test_a_torn_checkpoint_is_not_asked_about(provider: FileProvider, tmp_path: Path) -> None:
+    made = make_recording(tmp_path / "r", provider, stopped=False)
+    last = list_segments(made.path)[-1][1]
+    found = scan(last)
+    torn = RECORD.pack(RecordType.CHECKPOINT, 0, len(found.records), 5) + b"abcde"
+    last.write_bytes(last.read_bytes()[: found.good_bytes] + torn)
+    report = verify(made.path)
+    opinion = second_opinion.check(made.path, report)
+    assert opinion.checkpoints == opinion.checkpoints_of == report.checkpoints > 0
+    assert disagreements(report) == []

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,16 @@ from recorder.cli import app
 from recorder.gm.sm3 import sm3
 from recorder.ids import uuid7
 from recorder.journal import GroupCommit, JournalReader
+from recorder.journal.encoding import decode, encode
 from recorder.keys import FileProvider, write_sidecar
-from recorder.records import EndRecord, SessionRecord
+from recorder.records import EndRecord, RtpRecord, SessionRecord
 from recorder.recovering import RecoveryError, recover_recording
 from recorder.report import Kind, Report, Verdict
 from recorder.sealed import DataKey, RecordType, SealedWriter, scan
 from recorder.sealed.format import MAGIC
+from recorder.storage import list_segments
 from recorder.verify import verify
+from tests.recorder.forging import Forgery, Piece
 from tests.recorder.journal_tools import MS, SECOND, VirtualClock, packets
 from tests.recorder.small_recording import make_provider, make_recording
 
@@ -252,3 +255,74 @@ def test_a_pipe_in_place_of_a_segment_does_not_stop_the_recovery(crashed: Crashe
     assert [(f.kind, f.file) for f in crashed.recovered().findings] == [
         (Kind.ADDED, "segments/p0004-000000.seg")
     ]
+
+
+@pytest.mark.parametrize("recovered", [False, True])
+def test_a_chunk_behind_the_head_that_the_next_segment_names_is_added(
+    provider: FileProvider, tmp_path: Path, recovered: bool
+) -> None:
+    """The disk failed: the writer left a segment and began another; later someone with the data key came."""
+    made = make_recording(tmp_path / "r", provider, stopped=False)
+    whole = [Forgery.take_apart(path, made.data_key) for _, path in list_segments(made.path)]
+    previous, packets_kept = None, 0
+    for (_, path), segment in zip(list_segments(made.path), whole, strict=True):
+        segment.finished, segment.header = False, replace(segment.header, previous=previous)
+        segment.pieces = segment.chunks
+        path.write_bytes(segment.to_bytes(made.data_key))
+        previous = scan(path).head
+        packets_kept += sum(len(list(decode(one.body))) for one in segment.chunks)
+    assert len(list(JournalReader(made.path, made.data_key).records())) == packets_kept
+    kinds = {finding.kind for finding in verify(made.path).findings}
+    assert kinds == {Kind.UNPROVEN}
+    path = list_segments(made.path)[1][1]
+    size = path.stat().st_size
+    whole[1].pieces.append(Piece(RecordType.CHUNK, whole[0].chunks[-1].body))
+    path.write_bytes(whole[1].to_bytes(made.data_key))
+    reader = JournalReader(made.path, made.data_key)
+    assert len(list(reader.records())) == packets_kept
+    assert [text.partition(":")[0] for text in reader.damage] == [path.name]
+    if recovered:
+        recover_recording(made.path, made.data_key, provider=provider.info(), signer=provider.signer())
+    found = [one for one in verify(made.path).findings if one.kind not in (Kind.UNPROVEN, Kind.CHANGED)]
+    assert [(one.kind, one.file, one.begin) for one in found] == [(Kind.ADDED, f"segments/{path.name}", size)]
+
+
+@pytest.mark.parametrize("case", ["as it was left", "ended under a checkpoint", "no checkpoint", "long tail"])
+def test_recovery_says_how_far_checkpoints_prove_a_part(
+    provider: FileProvider, tmp_path: Path, case: str
+) -> None:
+    """Whoever holds the data key and no signing key can write a journal, but no checkpoints."""
+    made = make_recording(tmp_path / "r", provider, segments=1, stopped=False)
+    ((_, path),) = list_segments(made.path)
+    segment = Forgery.take_apart(path, made.data_key)
+    if case == "ended under a checkpoint":
+        segment.pieces = segment.pieces[:-1]  # the end itself; now the last checkpoint is the last record
+    elif case == "no checkpoint":
+        segment.pieces = segment.chunks
+    elif case == "long tail":
+        forged = RtpRecord(1, 60 * SECOND, b"\x80\x60forged")
+        segment.pieces[-1:] = [Piece(RecordType.CHUNK, encode([forged, EndRecord(60 * SECOND, True, "x")]))]
+    path.write_bytes(segment.to_bytes(made.data_key))
+    manifest = recover_recording(made.path, made.data_key, provider=provider.info(), signer=provider.signer())
+    proven = manifest.parts[0]["proven"]
+    assert isinstance(proven, dict)
+    assert proven["end"] == (case == "ended under a checkpoint")
+    assert manifest.facts["state"] == "recovered"
+    report = verify(made.path, data_key=made.data_key)
+    if case in ("as it was left", "ended under a checkpoint"):
+        assert report.verdict == Verdict.OK, [str(one) for one in report.findings]
+        assert report.unproven_tail_ms == proven["ms_behind"] == 0
+        return
+    assert report.verdict == Verdict.UNPROVEN, [str(one) for one in report.findings]
+    (found,) = report.findings
+    assert (found.kind, found.file, found.end) == (
+        Kind.UNPROVEN,
+        f"segments/{path.name}",
+        path.stat().st_size,
+    )
+    if case == "no checkpoint":
+        assert (found.begin, proven["until"], proven["ms_behind"]) == (0, "", None)
+    else:
+        assert report.unproven_tail_ms == proven["ms_behind"]
+        assert proven["ms_behind"] > 50_000
+        assert found.time == f"{proven['until']}/"

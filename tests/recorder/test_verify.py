@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -428,3 +433,56 @@ def test_signed_rubbish_is_a_finding_not_a_crash(
     (path / "statements/000001.json").write_bytes(sign_page(fields, provider.signer()))  # type: ignore[arg-type]
     files = {finding.file for finding in damage(verify(path))}
     assert {"manifest.json", "statements/000001.json"} <= files
+
+
+def _directory_for(name: str) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        (path / name).unlink(missing_ok=True)
+        (path / name).mkdir()
+
+    return replace
+
+
+def _link(name: str, target: str) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        (path / name).unlink(missing_ok=True)
+        (path / name).symlink_to(target)
+
+    return replace
+
+
+POISONS: dict[str, Callable[[Path], None]] = {
+    "keys.json": _directory_for("keys.json"),
+    "manifest.json": _directory_for("manifest.json"),
+    "statements/000003.json": _directory_for("statements/000003.json"),
+    "statements/000002.json": _link("statements/000002.json", "000002.json"),
+    "statements/000001.json": _link("statements/000001.json", "/nonexistent"),
+    "files/x": _link("files/x", "/nonexistent"),
+    "files/.x": _link("files/.x", "/nonexistent"),
+    "files/loop.sealed": _link("files/loop.sealed", "loop.sealed"),
+    "files/pipe": lambda path: os.mkfifo(path / "files/pipe"),
+}
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_what_is_no_regular_file_is_a_finding_not_a_crash(copy: Path, name: str) -> None:
+    POISONS[name](copy)
+    assert name in {finding.file for finding in damage(verify(copy))}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x\0y"])
+def test_a_signed_name_that_no_file_can_have_is_a_finding(
+    stopped: SmallRecording, copy: Path, provider: FileProvider, name: str
+) -> None:
+    listed = {**stopped.segments[0].to_json(), "name": name}
+    append_statement(copy, "composite", {"files": [listed]}, provider.signer())
+    assert [(one.kind, one.file) for one in verify(copy).findings] == [(Kind.REMOVED, f"files/{name}")]
+
+
+def test_a_recording_that_cannot_be_read_hides_no_other(copy: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from recorder.cli import main; main()", "verify", "--json"]
+    ran = subprocess.run(
+        [*command, str(tmp_path / "gone"), str(copy)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert [report["verdict"] for report in json.loads(ran.stdout)] == ["broken", "ok"]
