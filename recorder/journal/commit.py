@@ -3,7 +3,7 @@
 Ticks: each 250 ms (or when 256 KiB have gathered) every journal's records become a chunk, one write(2) each,
 so a killed process loses at most that and the time of the write. Each second the segments are synced, by
 threads of their own because a busy disk takes its time. Each two seconds one SM2 signature (0.8 ms) covers
-all of them.
+all of them; a new journal gets its first one with its first chunk.
 
 ``step`` is the whole engine: time is its argument, the threads are a thin shell around it.
 """
@@ -11,7 +11,7 @@ all of them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -161,7 +161,9 @@ class GroupCommit:
         if now_ns >= self._next_checkpoint:
             self._tell_heads(now_ns)
             self._next_checkpoint = now_ns + CHECKPOINT_NS
-            self._sign_checkpoint(now_ns)
+            self._sign_checkpoint(self._open_journals(), now_ns)
+        elif fresh := [journal for journal in self._open_journals() if not journal.was_signed]:
+            self._sign_checkpoint(fresh, now_ns)  # one that dies in its first seconds proves itself too
         self._sync(now_ns)
         return min(self._next_chunk, self._next_clock)
 
@@ -177,11 +179,15 @@ class GroupCommit:
         with self._lock:
             return list(self._journals)
 
-    def _sign_checkpoint(self, now_ns: int) -> None:
-        """Sign one root over the heads of all open segments, and give each its path."""
-        standing = [(journal, head) for journal in self._open_journals() if (head := journal.chain.head)]
+    def _sign_checkpoint(self, journals: Sequence[JournalWriter], now_ns: int) -> None:
+        """Sign one root over the heads of their open segments, and give each its path."""
+        standing = [(journal, head) for journal in journals if (head := journal.chain.head)]
         if not standing:
             return
+        for journal, _ in standing:
+            journal.was_signed = (
+                True  # or it was tried: a key service that is down is not asked at each chunk
+            )
         root, paths = merkle_tree([head for _, head in standing])
         utc_ns = self._clock.utc_ns()
         unsigned = Checkpoint(0, len(standing), now_ns, utc_ns, root, ())

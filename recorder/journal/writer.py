@@ -121,6 +121,8 @@ class JournalWriter:
         self._sync_error: OSError | None = None
         self._signed: SignedHead | None = None
         self._signed_ns = 0
+        self.was_signed = False
+        """A checkpoint of it was made, or tried."""
         self._queue.put((session,))
 
     @property
