@@ -260,7 +260,7 @@ def signing(directory: Path, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         clock.now += 2 * S
         began = time.process_time()
-        commit._sign_checkpoint(clock.now)
+        commit._sign_checkpoint(commit._open_journals(), clock.now)
         taken.append(time.process_time() - began)
     commit.close()
     heads = [sm3(bytes((number,))) for number in range(ROOMS)]
