@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import json
 import logging
 import threading
@@ -141,7 +142,9 @@ class Jobs:
                 await self._up()
             self._calls += 1
         try:
-            return await asyncio.to_thread(function, *args, **kwargs)
+            # Not in a copy of this context: within a step DBOS would refuse to start anything.
+            work = functools.partial(function, *args, **kwargs)
+            return await asyncio.get_running_loop().run_in_executor(None, work)
         finally:
             self._calls -= 1
             self._called_s = time.monotonic()

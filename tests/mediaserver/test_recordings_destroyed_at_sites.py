@@ -100,7 +100,7 @@ async def test_what_is_destroyed_while_it_leaves_this_disk_is_noted_nowhere(
                 return found
             left -= 1
             if left == 0:
-                await api.ok("POST", f"{path}/destruction/approve", key=SECOND)
+                await api.ok("POST", f"{path}/destruction/approve", await proposal(api, path), key=SECOND)
             return found
 
         with monkeypatch.context() as patched:
