@@ -279,7 +279,7 @@ def _table(
     table.add_section()
     table.add_row("whole demo", f"pictures: {CLIP}", f"{time.monotonic() - run.began:.1f} s")
     run.console.print(table)
-    for name in ("composite.mp4", "sheet.png", "evidence.html", "recordings/"):
+    for name in ("composite.mp4", "sheet.png", "evidence.html", "court/", "recordings/"):
         run.console.print(
             f"  {(OUT / name).relative_to(ROOT)}{'/' if name.endswith('/') else ''}", highlight=False
         )
