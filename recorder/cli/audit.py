@@ -29,6 +29,7 @@ from recorder.cli.base import (
     out,
     visible,
 )
+from recorder.cli.reports import print_findings, print_verdict
 from recorder.gm.x509 import Certificate
 from recorder.keys import KeyProblem, read_sidecar
 from recorder.report import Finding, Verdict
@@ -172,8 +173,6 @@ def _opener(keys: Path, passphrase_file: Path | None, purpose: str) -> Callable[
 
 def _print(report: AuditReport, findings: list[Finding], verdict: Verdict | None = None) -> None:
     verdict = verdict or report.verdict
-    style = {Verdict.OK: "bold green", Verdict.BROKEN: "bold red", Verdict.UNPROVEN: "bold yellow"}
-    words = {Verdict.OK: "OK", Verdict.BROKEN: "BROKEN", Verdict.UNPROVEN: "NOT PROVEN"}
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_row(
         "checked",
@@ -200,16 +199,5 @@ def _print(report: AuditReport, findings: list[Finding], verdict: Verdict | None
         "proven until", f"{until}; what came later, removed, would leave no trace in the log itself"
     )
     out.print(facts)
-    if findings:
-        table = Table("what", "file", "record", "bytes", "time", "why")
-        for one in findings:
-            table.add_row(
-                one.kind.value,
-                visible(one.file),
-                "" if one.record is None else str(one.record),
-                "" if one.begin is None else f"{one.begin}–{one.end}",
-                one.time,
-                visible(one.detail),
-            )
-        out.print(table)
-    out.print(words[verdict], style=style[verdict])
+    print_findings(findings)
+    print_verdict(verdict)

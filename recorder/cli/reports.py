@@ -35,8 +35,7 @@ def print_report(report: Report) -> None:
     _add_attested(facts, report)
     out.print(facts)
     print_findings(report.findings)
-    word, style = _WORDS[report.verdict]
-    out.print(word, style=style)
+    print_verdict(report.verdict)
 
 
 def print_plain(report: PlainReport) -> None:
@@ -55,6 +54,12 @@ def print_plain(report: PlainReport) -> None:
     out.print(facts)
     print_findings(report.findings)
     out.print("OK" if report.ok else "BROKEN", style="bold green" if report.ok else "bold red")
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print the verdict in one word."""
+    word, style = _WORDS[verdict]
+    out.print(word, style=style)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -16,7 +16,6 @@ from mediaserver.recordings import continuity
 from mediaserver.recordings.lifecycle import Active
 from tests.mediaserver.running import Client, make_keys, running, settings_in
 from tests.mediaserver.test_recordings import start, stop, until
-from tests.mediaserver.test_recordings_takeover import checkpoint_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,9 +32,7 @@ async def api(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]
 async def test_a_workers_death_makes_a_second_part(api: Client) -> None:
     await api.ok("POST", "/v1/rooms", {"name": "fragile"})
     one = await start(api, "death", "fragile")
-    # Until the first part has a checkpoint: what came before one could not be proven.
     await api.ok("POST", f"/v1/recordings/{one['id']}/markers", {"step": {"code": "a"}, "action": "start"})
-    await checkpoint_of(api.control.settings.data_dir, str(one["id"]))
     pid = api.control.workers.all()[0].pid
     os.kill(pid, signal.SIGKILL)
     gone_on = await until(api, one["id"], lambda shown: shown["parts"] == 2 and shown["gaps"])
@@ -136,7 +133,6 @@ async def test_a_recording_that_no_worker_can_go_on_with_is_sealed(
 async def test_stop_right_after_a_death_seals_what_there_is(api: Client) -> None:
     await api.ok("POST", "/v1/rooms", {"name": "unlucky"})
     one = await start(api, "stop after death", "unlucky")
-    await checkpoint_of(api.control.settings.data_dir, str(one["id"]))
     os.kill(api.control.workers.all()[0].pid, signal.SIGKILL)
     ended = await stop(api, one["id"])
     assert ended["state"] in ("recovered", "sealed")

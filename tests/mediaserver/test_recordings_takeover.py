@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
-from recorder.sealed import RecordType, scan
-from recorder.storage import list_segments
 from tests.mediaserver.running import Client, make_keys, running, settings_in
 
 
 async def start(api: Client, number: str) -> dict[str, Any]:
     result: dict[str, Any] = await api.ok("POST", "/v1/rooms/long/recordings", {"business_no": number})
     return result
-
-
-async def checkpoint_of(data: Path, recording: str) -> None:
-    """Wait for the recording's first checkpoint, due within 2 s: what died before has nothing to prove it."""
-    (directory,) = data.glob(f"recordings/*/*/*/*/{recording}")
-    async with asyncio.timeout(30):
-        while not any(
-            record.type == RecordType.CHECKPOINT
-            for _, path in list_segments(directory)
-            for record in scan(path).records
-        ):
-            await asyncio.sleep(0.1)
 
 
 async def test_the_next_control_process_takes_over(tmp_path: Path) -> None:
@@ -47,7 +32,6 @@ async def test_the_next_control_process_takes_over(tmp_path: Path) -> None:
         ended = await second.ok("POST", f"/v1/recordings/{one['id']}/stop")
         assert ended["state"] == "sealed"
         lost = await start(second, "orphan")
-        await checkpoint_of(settings.data_dir, str(lost["id"]))
     os.kill(pid, signal.SIGKILL)
     # The index may be lost as well: it is built again from the recordings, the unfinished one included.
     for path in settings.data_dir.glob("index.sqlite*"):
