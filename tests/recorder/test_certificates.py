@@ -27,29 +27,6 @@ DAY = timedelta(days=1)
 SIGNED_AT = datetime.fromtimestamp(UTC_NS / 1e9, UTC)
 
 
-@pytest.fixture(scope="module")
-def chain() -> pki.Chain:
-    return pki.make_chain()
-
-
-@pytest.fixture(scope="module")
-def key() -> PrivateKey:
-    return PrivateKey.generate()
-
-
-@pytest.fixture(scope="module")
-def certified(tmp_path_factory: pytest.TempPathFactory, chain: pki.Chain) -> FileProvider:
-    directory = tmp_path_factory.mktemp("certified") / "keys"
-    make_provider(directory)
-    pki.certify(directory, chain)
-    return FileProvider.open(directory)
-
-
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory, certified: FileProvider) -> SmallRecording:
-    return make_recording(tmp_path_factory.mktemp("certified-recording") / "r", certified)
-
-
 def parsed(*pems: str) -> list[Certificate]:
     return [Certificate.from_pem(pem) for pem in pems]
 

@@ -13,7 +13,7 @@ from recorder.certificates import ChainError, Trust
 from recorder.gm import der
 from recorder.gm.sm2 import PrivateKey
 from recorder.gm.x509 import Certificate, extension, self_signed
-from recorder.keys import FileProvider, read_sidecar, write_sidecar
+from recorder.keys import read_sidecar, write_sidecar
 from recorder.keys.local import LocalSigner
 from recorder.keys.succession import endorse
 from recorder.report import Kind
@@ -21,34 +21,11 @@ from recorder.signers import status_body
 from recorder.statements import append_statement
 from recorder.verify import verify
 from tests.recorder import pki
-from tests.recorder.small_recording import UTC_NS, SmallRecording, make_provider, make_recording
+from tests.recorder.small_recording import UTC_NS, SmallRecording
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 SIGNED_AT = datetime.fromtimestamp(UTC_NS / 1e9, UTC)
-
-
-@pytest.fixture(scope="module")
-def chain() -> pki.Chain:
-    return pki.make_chain()
-
-
-@pytest.fixture(scope="module")
-def key() -> PrivateKey:
-    return PrivateKey.generate()
-
-
-@pytest.fixture(scope="module")
-def certified(tmp_path_factory: pytest.TempPathFactory, chain: pki.Chain) -> FileProvider:
-    directory = tmp_path_factory.mktemp("certified") / "keys"
-    make_provider(directory)
-    pki.certify(directory, chain)
-    return FileProvider.open(directory)
-
-
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory, certified: FileProvider) -> SmallRecording:
-    return make_recording(tmp_path_factory.mktemp("certified-recording") / "r", certified)
 
 
 def authority(chain: pki.Chain) -> Trust:
