@@ -29,7 +29,7 @@ from recorder.reindex import files_of
 from recorder.report import Report
 from recorder.sealed import SealedWriter
 from recorder.sites import Site, SiteConfig, fetch, signed_digests
-from recorder.statements import append_statement
+from recorder.statements import Statement, append_statement
 from recorder.verify import verify
 from tests.mediaserver.running import KEYS, Client, make_keys, running, settings_in
 from tests.recorder.faults import Faults, Request, faulty
@@ -463,21 +463,21 @@ async def test_what_is_added_while_an_upload_ends_goes_too(
     share.mkdir()
     settings = server_settings(tmp_path, [{"name": "share", "url": f"file://{share}"}])
     async with running(settings) as api:
-        freeing, added = api.control.uploads.freeing, asyncio.Event()
+        freeing, added = api.control.uploads.freeing, list[Statement]()
         arrived = freeing.arrived
 
         async def add(entry: Entry, site: Site) -> None:
             await arrived(entry, site)
-            if not added.is_set():
-                added.set()
+            if not added:
                 directory, signer = directory_of(api, entry.id), api.control.recordings.provider.signer()
-                await asyncio.to_thread(append_statement, directory, "review", {"verdict": "passed"}, signer)
+                review = {"verdict": "passed"}
+                added.append(await asyncio.to_thread(append_statement, directory, "review", review, signer))
                 await api.control.uploads.changed(entry)
 
         monkeypatch.setattr(freeing, "arrived", add)
         await api.ok("POST", "/v1/rooms", {"name": "hall"})
         made = await start(api, "hall", "UP-10")
         await api.ok("POST", f"/v1/recordings/{made['id']}/stop")
-        await until(added.is_set)
-        name = max(path.name for path in (directory_of(api, made["id"]) / "statements").glob("*.json"))
+        await until(lambda: bool(added))
+        name = f"{added[0].number:06d}.json"
         await until(lambda: (share / key_of(api, made["id"]) / "statements" / name).exists())
