@@ -56,9 +56,13 @@ def serve(config_file: ConfigFile = None) -> None:
     """
     settings = _settings(config_file)
     from mediaserver.control import serve as run  # heavy imports, which the other commands do without
+    from mediaserver.supervisor import AlreadyRunning, NoWorker
 
     log.configure(settings.log)
-    uvloop.run(run(settings, _announce(settings)))
+    try:
+        uvloop.run(run(settings, _announce(settings)))
+    except (AlreadyRunning, NoWorker) as error:
+        raise _fail(str(error)) from error
 
 
 @app.command()

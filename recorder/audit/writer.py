@@ -256,17 +256,18 @@ class AuditWriter:
             old.append(file)
         if not old:
             return []
-        scans = [scan(file.path) for file in old]
+        # A directory without its file is of a process that died before the first write.
+        scans = [(file, scan(file.path)) for file in old if file.path.exists()]
         listed: list[JSON] = [
             {"file": file.name, "number": file.number, "bytes": found.size, "head": named(found.head)}
-            for file, found in zip(old, scans, strict=True)
+            for file, found in scans
             if found.head
         ]
         self._frame(
             RecordType.EXPIRED,
             {
                 "through": old[-1].number,
-                "head": next((named(found.head) for found in reversed(scans) if found.head), None),
+                "head": next((named(found.head) for _, found in reversed(scans) if found.head), None),
                 "files": listed[-200:],
                 "before": rfc3339(before_ns),
                 "at": rfc3339(self._clock.utc_ns()),

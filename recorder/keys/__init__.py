@@ -8,7 +8,7 @@ signed page, so that a changed bit or another recording's wrap is found without 
 
 from recorder.keys.config import ProviderConfig, open_at, open_opener, open_opener_at, open_provider
 from recorder.keys.environment import EnvironmentProvider
-from recorder.keys.erase import erase_key, erase_sidecar
+from recorder.keys.erase import erase_sidecar
 from recorder.keys.file import FileProvider
 from recorder.keys.kms import KmsAddress, KmsProvider
 from recorder.keys.local import LocalSigner
@@ -48,7 +48,6 @@ __all__ = [
     "ProviderInfo",
     "SealedOnly",
     "data_key_id",
-    "erase_key",
     "erase_sidecar",
     "open_at",
     "open_opener",

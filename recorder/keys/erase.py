@@ -9,7 +9,6 @@ that key and destroy the old one (docs/operations.md, Keys). Digests, signatures
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from recorder.atomic import locked, sync_directory
@@ -38,21 +37,3 @@ def _erase(directory: Path) -> None:
             os.fsync(file.fileno())
         path.unlink()
     sync_directory(directory)
-
-
-def erase_key(directory: Path, sites: Sequence[Path] = ()) -> list[Path]:
-    """Erase a recording's key here and in its copies; return the directories where one lay.
-
-    ``sites`` are the same recording's directories on other file systems; one that has no such directory has
-    nothing to erase. Object stores are not reached from here. The copies go first, so that a run that dies is
-    repeated. Raise OSError naming the place that could not be erased; until that is done again the key is
-    not erased.
-    """
-    erased: list[Path] = []
-    for place in (*sites, directory):
-        if not place.is_dir():
-            continue
-        if (place / SIDECAR).exists():
-            erased.append(place)
-        erase_sidecar(place)
-    return erased

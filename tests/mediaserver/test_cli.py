@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,15 @@ def test_a_faulty_configuration_is_exit_code_2_and_named(tmp_path: Path) -> None
         result = run(command, SHUANGLU__HTTP__PORTS="1")
         assert result.exit_code == 2
         assert "http.ports: unknown key; did you mean http.port?" in result.output
+
+
+def test_a_second_server_on_the_same_data_says_so(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / "data/run").mkdir(parents=True, exist_ok=True)
+    with (tmp_path / "data/run/control.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run("serve", **environ)
+    assert result.exit_code == 1
+    assert f"another server runs on {tmp_path / 'data'}" in result.output
 
 
 def test_tokens_are_made_offline(tmp_path: Path, environ: dict[str, str]) -> None:
