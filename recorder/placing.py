@@ -168,7 +168,7 @@ _HOUR_NS = 3600 * 10**9
 def _identify(checked: CheckedFile, expected: FileSummary) -> None:
     """Say first that the whole file is another's; a header that was changed does not hold as a record."""
     found = checked.scan
-    if found.records and found.header is not None and found.header.file_id != expected.file_id:
+    if found.header is not None and found.header_holds and found.header.file_id != expected.file_id:
         detail = f"another sealed file (id {found.header.file_id}) lies in its place"
         checked.add(Kind.CHANGED, detail, 0, found.size)
 

@@ -263,7 +263,7 @@ class _Verification:
                 checked = None
             elif checked and header and before and not checked.findings:
                 self._link(before, checked, header)
-            if checked and header and checked is series[0][1]:
+            if checked and header and checked is series[0][1] and not checked.findings:
                 self._begins(checked, header)
             if checked and header:
                 self._check_place(checked, header)

@@ -40,6 +40,7 @@ class FileScan:
     path: Path
     size: int = 0
     header: Header | None = None
+    """What it says is sure once record 0 holds (``header_holds``)."""
     records: list[RecordInfo] = field(default_factory=list)
     finished: bool = False
     """The file ends in END, and nothing is behind it."""
@@ -56,6 +57,12 @@ class FileScan:
     problem: SealedError | None = None
     torn_bytes: int = 0
     """Bytes of an incomplete last record (of an unfinished file whose chain holds otherwise)."""
+
+    @property
+    def header_holds(self) -> bool:
+        """Whether the header is whole: a problem, if any, is behind it."""
+        behind = self.problem is not None and self.problem.record == 1
+        return self.header is not None and (bool(self.records) or behind)
 
 
 def read_header(path: Path) -> Header:
@@ -110,6 +117,8 @@ def _placed(source: RecordSource, result: FileScan, problem: SealedError) -> Sea
         if first is not None and sm3(b"".join((fmt.MAGIC, first.record_header, first.body))) != first.trailer:
             detail = "the SM3 chain does not hold here"
             return SealedError("changed", first.offset, detail, end=first.end, record=0)
+        if first is not None:  # whole, but perhaps another file's
+            result.header = Header.from_bytes(bytes(first.body))
     return problem
 
 

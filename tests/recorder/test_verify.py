@@ -253,6 +253,19 @@ def test_records_exchanged_or_left_out_are_found(copy: Path) -> None:
     assert only(verify(copy)).file == "segments/p0001-000000.seg"
 
 
+def test_another_files_header_before_a_file_names_whose_it_is(copy: Path) -> None:
+    """Whole by itself, it makes the file's own header the record that does not hold."""
+    names = ("segments/p0001-000000.seg", "segments/p0001-000001.seg")
+    whole, other = (copy / name for name in names)
+    first, own = scan(other).records[0], scan(whole).records[0]
+    data = whole.read_bytes()
+    stranger = other.read_bytes()[first.offset : first.end]
+    whole.write_bytes(data[: own.offset] + stranger + data[own.offset :])
+    finding = only(verify(copy))
+    assert (finding.file, finding.begin) == (names[0], 0)
+    assert finding.detail == f"holds the bytes of {other.name}"
+
+
 def test_what_was_added_is_named(copy: Path, provider: FileProvider, stopped: SmallRecording) -> None:
     (copy / "note.txt").write_text("hello")
     assert only(verify(copy)).kind == Kind.ADDED
