@@ -164,7 +164,9 @@ def _changed_length(source: RecordSource, result: FileScan, good: Sm3) -> Sealed
     ]
     if followers:
         detail = "its length was changed, or bytes of it removed"
-        return SealedError("changed", offset, detail, end=offset + min(followers), record=number)
+        # With the header behind it: its bytes may be where this record's last ones were.
+        end = offset + min(followers) + fmt.RECORD.size
+        return SealedError("changed", offset, detail, end=end, record=number)
     return None
 
 

@@ -253,6 +253,17 @@ def test_records_exchanged_or_left_out_are_found(copy: Path) -> None:
     assert only(verify(copy)).file == "segments/p0001-000000.seg"
 
 
+def test_an_end_removed_from_a_record_is_found_where_it_was(copy: Path) -> None:
+    """Behind what is left of the record lies the next one's header, in the place of the missing bytes."""
+    file = copy / "manifest.sealed"
+    whole, chunk = file.read_bytes(), scan(file).records[2]
+    at = chunk.end - 36
+    file.write_bytes(whole[:at] + whole[chunk.end :])
+    finding = only(verify(copy))
+    assert (finding.begin, finding.record) == (chunk.offset, 2)
+    assert at < (finding.end or 0)
+
+
 def test_another_files_header_before_a_file_names_whose_it_is(copy: Path) -> None:
     """Whole by itself, it makes the file's own header the record that does not hold."""
     names = ("segments/p0001-000000.seg", "segments/p0001-000001.seg")
