@@ -235,7 +235,6 @@ def verifying(directory: Path, seconds: int, runs: int) -> dict[str, Any]:
         "sm3_cpu_s": round(hashed, 4),
         "times_sm3": round(verified / hashed, 3),
         "sm2_verify_ms": round(one * 1e3, 3),
-        "signatures_share": round(report.checkpoints * one / verified, 3),
     }
 
 
