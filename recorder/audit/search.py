@@ -75,7 +75,16 @@ def search(
 
 
 def _entries(file: LogFile, key_of: Callable[[LogFile], DataKey]) -> Iterator[dict[str, JSON]]:
-    with SealedReader(file.path, key_of(file)) as reader:
+    """Yield a file's entries; none of one whose writer died before or in its first write."""
+    if not file.path.exists():
+        return
+    try:
+        reader = SealedReader(file.path, key_of(file))
+    except SealedError as error:
+        if error.code == "incomplete":
+            return
+        raise
+    with reader:
         for chunk in reader.chunks():
             yield from entries_in(chunk)
 

@@ -413,8 +413,8 @@ class _Reading:
         if state.first is None or state.partial:
             return
         file, previous = state.first
-        if previous is None and file.number == 1:
-            return
+        if previous is None:
+            return  # a number before it is of a process that died in its first write
         through, head = state.expired or (0, None)
         # Of those up to ``through`` some may remain, if a crash cut their removal off.
         if file.number <= through or (file.number == through + 1 and head == previous):

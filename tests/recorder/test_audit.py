@@ -388,6 +388,34 @@ def test_a_frame_of_no_form_is_reported_and_stops_nothing(
     assert bench.writer.last_seq == 3
 
 
+@pytest.mark.parametrize("at", (0, 2))
+@pytest.mark.parametrize("left", (None, 0, 5, 100))
+def test_a_writer_that_died_beginning_a_file_leaves_no_damage(
+    tmp_path: Path, provider: FileProvider, at: int, left: int | None
+) -> None:
+    """``left``: bytes of the file number ``at`` (from 0) that were written; None: it was not made yet."""
+    bench = LogBench(tmp_path / "audit", provider)
+    for number in range(at):
+        bench.put()
+        if number < at - 1:
+            open_next(bench.writer, provider)
+    if at:
+        bench.start()
+    bench.writer.leave()
+    begun = list_files(bench.root)[-1].path
+    data = begun.read_bytes()
+    begun.unlink()
+    if left is not None:
+        begun.write_bytes(data[:left])
+    bench.start()
+    bench.put()
+    bench.writer.finish()
+    report = read_log(bench.root, key_of=key_of(provider))
+    assert damage(report) == [], texts(report)
+    found = [one["seq"] for one in search(bench.root, key_of(provider), Wanted())]
+    assert found == list(range(1, bench.seq + 1))
+
+
 def test_a_number_that_is_taken_is_left_out(tmp_path: Path, provider: FileProvider) -> None:
     bench = LogBench(tmp_path / "audit", provider)
     bench.put()
