@@ -388,8 +388,8 @@ def test_a_frame_of_no_form_is_reported_and_stops_nothing(
     assert bench.writer.last_seq == 3
 
 
-@pytest.mark.parametrize("at", (0, 2))
-@pytest.mark.parametrize("left", (None, 0, 5, 100))
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("left", [None, 0, 5, 100])
 def test_a_writer_that_died_beginning_a_file_leaves_no_damage(
     tmp_path: Path, provider: FileProvider, at: int, left: int | None
 ) -> None:
