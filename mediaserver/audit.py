@@ -317,8 +317,9 @@ class AuditLog:
 
     async def _upkeep(self, now: float) -> None:
         writer = self._require()
-        await self._run(writer.checkpoint, time.monotonic_ns())
-        await self._run(writer.sync)
+        if writer.unsettled:  # an idle server does not wake the thread
+            await self._run(writer.checkpoint, time.monotonic_ns())
+            await self._run(writer.sync)
         if now - self._anchored_s >= self._settings.anchor_s:
             self._anchored_s = now - self._settings.anchor_s + RETRY_ANCHOR_S  # unless it succeeds
             await self._put([], {})  # another day: another file

@@ -99,6 +99,11 @@ class AuditWriter:
         return self._file is not None
 
     @property
+    def unsettled(self) -> bool:
+        """Whether something was written that is not signed or not synced yet."""
+        return self._dirty or self._unsynced
+
+    @property
     def due(self) -> bool:
         """Whether ``begin`` is to be called before anything is written: no file, a full one, another day."""
         file = self._file
@@ -218,7 +223,7 @@ class AuditWriter:
     def sync(self) -> None:
         """Make what is written survive a power cut."""
         if self._file is not None and self._unsynced:
-            self._do(self._file.sync)
+            self._do(self._file.sync, adds=False)
             self._unsynced = False
 
     def finish(self) -> None:
@@ -362,8 +367,11 @@ class AuditWriter:
         except Exception as error:  # a device or key service may fail in any way
             raise SigningError(f"the audit log cannot be signed: {error}") from error
 
-    def _do(self, write: Callable[[], object]) -> None:
-        """Write something; after an error the file is left, and its last whole record stays its end."""
+    def _do(self, write: Callable[[], object], *, adds: bool = True) -> None:
+        """Write something, or sync; after an error the file is left, and its last whole record stays its end.
+
+        ``adds``: it adds what is to be signed and synced.
+        """
         file = self._require()
         try:
             write()
@@ -373,8 +381,9 @@ class AuditWriter:
             with contextlib.suppress(OSError):
                 self._previous = scan(file.path).head or self._previous
             raise
-        self._previous = file.head
-        self._dirty = self._unsynced = True
+        if adds:
+            self._previous = file.head
+            self._dirty = self._unsynced = True
 
 
 def _newest_ns(file: LogFile) -> int:

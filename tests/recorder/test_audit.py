@@ -388,6 +388,20 @@ def test_a_frame_of_no_form_is_reported_and_stops_nothing(
     assert bench.writer.last_seq == 3
 
 
+def test_an_idle_log_grows_by_nothing(tmp_path: Path, provider: FileProvider) -> None:
+    bench = LogBench(tmp_path / "audit", provider)
+    bench.put()
+    assert bench.writer.unsettled
+    bench.writer.sync()
+    size = bench.writer._require().bytes
+    for _ in range(3):
+        bench.clock.now += 10_000_000_000
+        bench.writer.checkpoint(bench.clock.now)
+        bench.writer.sync()
+    assert not bench.writer.unsettled
+    assert bench.writer._require().bytes == size
+
+
 @pytest.mark.parametrize("at", [0, 2])
 @pytest.mark.parametrize("left", [None, 0, 5, 100])
 def test_a_writer_that_died_beginning_a_file_leaves_no_damage(
