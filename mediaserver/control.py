@@ -39,6 +39,7 @@ from mediaserver.metrics import Metrics
 from mediaserver.recordings import continuity, uploads
 from mediaserver.recordings.copies import COPY, Copies
 from mediaserver.recordings.custody import DESTROY, RETENTION, RecordingCustody
+from mediaserver.recordings.exporting import Exporting
 from mediaserver.recordings.finishing import Finishing
 from mediaserver.recordings.jobs import Jobs
 from mediaserver.recordings.lifecycle import Recordings
@@ -144,6 +145,7 @@ class Control:
         self.custody = RecordingCustody(self.recordings)
         self.recordings.custody = self.custody
         self.copies = Copies(self.recordings)
+        self.exporting = Exporting(self.recordings)
         self.webhooks = Webhooks(
             self.tokens.keys, settings.webhook, self.events, self.store, self.database, self.metrics
         )

@@ -71,12 +71,49 @@ def export_recording(
 ) -> Exported:
     """Write a recording's finished files in plain text, and all that proves them, into a new package ``out``.
 
+    Files get mode 0600. See ``export_into``; besides, raise FileExistsError if ``out`` exists.
+    """
+    with parcel(out, zipped=zipped) as package:
+        statement, verdict = export_into(
+            package,
+            directory,
+            data_key=data_key,
+            signer=signer,
+            operator=operator,
+            reason=reason,
+            to=str(out.absolute()),
+            names=names,
+            sealed=sealed,
+            report=report,
+            key_handed_over=key_handed_over,
+        )
+    listed = [Path(str(file["name"])) for file in package.files]
+    written = listed if zipped else [out / name for name in listed]
+    return Exported(statement, out, tuple(written), verdict)
+
+
+def export_into(
+    package: Parcel,
+    directory: Path,
+    *,
+    data_key: DataKey,
+    signer: Signer,
+    operator: str,
+    reason: str,
+    to: str,
+    names: list[str] | None = None,
+    sealed: Sealed = "archive",
+    report: bool = True,
+    key_handed_over: bool = False,
+) -> tuple[Statement, Verdict]:
+    """Fill a package; return the statement that records it, and what verifying with the key said.
+
     ``names`` restricts to files of these plain names (``composite.mp4``). ``sealed``: which of them go in as
     they lie on disk too, with the wrapped key, so that an expert opens them himself. ``report``: with the
-    verification report (HTML and PDF, contact sheet in it). ``key_handed_over`` is put on record. Files get
-    mode 0600. Raise ExportError if operator or reason is empty, a name is unknown, or a file is not what was
-    signed; FileExistsError if ``out`` exists; ManifestError, StatementError, SealedError where the recording
-    is broken.
+    verification report (HTML and PDF, contact sheet in it). ``to`` and ``key_handed_over`` are put on record.
+    Nothing is put into the package before the statement is signed. Raise ExportError if operator or reason is
+    empty, a name is unknown, or a file is not what was signed; ManifestError, StatementError, SealedError
+    where the recording is broken.
     """
     if not operator.strip() or not reason.strip():
         raise ExportError("an export names its operator and its reason")
@@ -89,46 +126,43 @@ def export_recording(
     pictured = [
         file for file in _choose(directory, None) if report and plain_name(file.name) == CONTACT_SHEET
     ]
-    with parcel(out, zipped=zipped) as package:
-        statement = append_statement(
-            directory,
-            "export",
-            {
-                "exported": [_named(summary) for summary in chosen],
-                "in_report": [_named(summary) for summary in pictured],
-                "private_part": True,
-                "key_handed_over": key_handed_over,
-            },
-            signer,
-            sealed={"operator": operator, "reason": reason, "to": str(out.absolute())},
-            data_key=data_key,
-        )
-        trusted = {certificate.fingerprint for certificate in certificates_of(manifest, [statement])}
-        found = verify(directory, data_key=data_key, trusted=trusted)
-        facts = gather(directory, data_key, found, operator=operator, reason=reason, exported_at=statement.at)
-        _add_media(package, directory, chosen, data_key)
-        _add_pages(package, directory)
-        _add_private(package, directory, facts, data_key)
-        _add_keys(package, directory, facts)
-        for summary in chosen if sealed != "none" else ():
-            if sealed == "all" or summary.kind == "archive":
-                _copy(package, files_directory(directory) / summary.name, f"sealed/{summary.name}")
-        for name in ("open.sh", "HOWTO.md"):
-            package.add(name, (_COURT / name).read_bytes())
-        package.add("archive-metadata.xml", archive_metadata(facts))
-        if report:
-            _add_report(package, facts)
-        fields: dict[str, JSON] = {
-            "type": PACKAGE_TYPE,
-            "recording": manifest.recording,
-            "statement": statement.number,
-            "at": statement.at,
-            "files": list(package.files),
-        }
-        package.add(PACKAGE, sign_page(fields, signer))
-    listed = [Path(str(file["name"])) for file in package.files]
-    written = listed if zipped else [out / name for name in listed]
-    return Exported(statement, out, tuple(written), found.verdict)
+    statement = append_statement(
+        directory,
+        "export",
+        {
+            "exported": [_named(summary) for summary in chosen],
+            "in_report": [_named(summary) for summary in pictured],
+            "private_part": True,
+            "key_handed_over": key_handed_over,
+        },
+        signer,
+        sealed={"operator": operator, "reason": reason, "to": to},
+        data_key=data_key,
+    )
+    trusted = {certificate.fingerprint for certificate in certificates_of(manifest, [statement])}
+    found = verify(directory, data_key=data_key, trusted=trusted)
+    facts = gather(directory, data_key, found, operator=operator, reason=reason, exported_at=statement.at)
+    _add_media(package, directory, chosen, data_key)
+    _add_pages(package, directory)
+    _add_private(package, directory, facts, data_key)
+    _add_keys(package, directory, facts)
+    for summary in chosen if sealed != "none" else ():
+        if sealed == "all" or summary.kind == "archive":
+            _copy(package, files_directory(directory) / summary.name, f"sealed/{summary.name}")
+    for name in ("open.sh", "HOWTO.md"):
+        package.add(name, (_COURT / name).read_bytes())
+    package.add("archive-metadata.xml", archive_metadata(facts))
+    if report:
+        _add_report(package, facts)
+    fields: dict[str, JSON] = {
+        "type": PACKAGE_TYPE,
+        "recording": manifest.recording,
+        "statement": statement.number,
+        "at": statement.at,
+        "files": list(package.files),
+    }
+    package.add(PACKAGE, sign_page(fields, signer))
+    return statement, found.verdict
 
 
 def _accept_signers(directory: Path, manifest: Manifest, signer: Signer) -> None:

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from mediaserver.api import audit, custody, events, files, invites, keys, recordings, rooms, system, whip
+from mediaserver.api import (
+    audit,
+    custody,
+    events,
+    exports,
+    files,
+    invites,
+    keys,
+    recordings,
+    rooms,
+    system,
+    whip,
+)
 from mediaserver.api.auth import identify
 from mediaserver.api.problems import CODES, Problem, from_http_error
 from mediaserver.api.routing import Call, Route, run
@@ -33,6 +45,7 @@ ROUTES: tuple[Route, ...] = (
     *recordings.ROUTES,
     *files.ROUTES,
     *custody.ROUTES,
+    *exports.ROUTES,
     *events.ROUTES,
     *audit.ROUTES,
     *invites.ROUTES,

@@ -257,6 +257,18 @@ class CopyRequest(OnRecord):
     )
 
 
+class ExportRequest(OnRecord):
+    """Takes a package for the court out of the house."""
+
+    files: list[Text] | None = Field(
+        default=None, min_length=1, max_length=100, description="Of these names only. Default: all."
+    )
+    sealed: Literal["archive", "all", "none"] = Field(
+        default="archive", description="Which sealed files go in too, to be opened with OpenSSL alone."
+    )
+    report: bool = Field(default=True, description="With the verification report (HTML and PDF).")
+
+
 class DestructionProposal(OnRecord):
     """Proposes to destroy files whose retention is over."""
 

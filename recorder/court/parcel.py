@@ -1,4 +1,4 @@
-"""Write a package as a directory or a zip: whole, or not at all, with a digest of every file in it."""
+"""Write a package as a directory or a zip, whole or not at all, with a digest of every file in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 from recorder.atomic import sync_directory
 from recorder.canonical import JSON
@@ -91,6 +91,34 @@ class _Zip:
 
 def _all(_written: int) -> None:
     return
+
+
+class _Sink:
+    """What a zip is written to front to back; it cannot be gone back in."""
+
+    def __init__(self, put: Write) -> None:
+        self._put = put
+
+    def write(self, data: bytes) -> int:
+        self._put(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+@contextmanager
+def streamed(put: Write, top: str) -> Iterator[Parcel]:
+    """Give a package away as a zip while it is written, all in a folder ``top``; nothing touches a disk.
+
+    Of a failure the receiver has the beginning of a zip, which no program takes for a whole one.
+    """
+    with zipfile.ZipFile(cast(IO[bytes], _Sink(put)), "w") as archive:
+        try:
+            yield Parcel(_Zip(archive, top))
+        except BaseException:
+            archive.fp = None  # else its end would be written: a whole zip with files missing
+            raise
 
 
 @contextmanager
