@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as WaitedTooLong
 from typing import Any
 
@@ -72,9 +73,11 @@ class Exporting:
             loop = asyncio.get_running_loop()
 
             def put(data: bytes) -> None:
+                sending = asyncio.run_coroutine_threadsafe(send(data), loop)
                 try:
-                    asyncio.run_coroutine_threadsafe(send(data), loop).result(STALLED_S)
-                except (ConnectionError, WaitedTooLong, asyncio.CancelledError) as error:
+                    sending.result(STALLED_S)
+                except (ConnectionError, WaitedTooLong, CancelledError) as error:
+                    sending.cancel()
                     raise ReceiverGone(f"{type(error).__name__} {error}".strip()) from error
 
             def make() -> Statement:
@@ -109,6 +112,7 @@ class _Buffered:
     def __init__(self, put: Callable[[bytes], None]) -> None:
         self._put = put
         self._held = bytearray()
+        self._over = False
 
     def put(self, data: bytes) -> None:
         self._held += data
@@ -116,6 +120,9 @@ class _Buffered:
             self.flush()
 
     def flush(self) -> None:
-        if self._held:
-            data, self._held = bytes(self._held), bytearray()
-            self._put(data)
+        data, self._held = bytes(self._held), bytearray()
+        if not data or self._over:
+            return
+        self._over = True  # unless it goes well: a zip that is given up still writes an entry's end
+        self._put(data)
+        self._over = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shutil
@@ -145,3 +146,30 @@ async def test_a_changed_file_is_refused_or_breaks_the_zip_off(
         file.write_bytes(whole)
     assert len(await exported(api)) == before + 1
     assert verify(recording.path, data_key=recording.data_key).ok
+
+
+async def test_a_receiver_that_takes_nothing_is_left(
+    api: Client, recording: RealRecording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = await api.control.recordings.find(recording.recording)
+    assert entry is not None
+    monkeypatch.setattr(exporting, "STALLED_S", 0.2)
+    monkeypatch.setattr(exporting, "BLOCK", 1)
+    asked: list[int] = []
+
+    async def never(data: bytes) -> None:
+        asked.append(len(data))
+        await asyncio.Event().wait()
+
+    with pytest.raises(exporting.ReceiverGone):
+        await api.control.exporting.export(
+            entry,
+            never,
+            actor="key:key-one",
+            operator="",
+            reason="x",
+            names=None,
+            sealed="none",
+            report=False,
+        )
+    assert len(asked) == 1
