@@ -62,6 +62,10 @@ class Stage:
     """Dotted keys over the stage's own: one worker, plain HTTP on loopback, any free port."""
     tenants: tuple[str, ...] = ()
     """Tenants whose API keys are there before the first start; none: the server makes its own key."""
+    launcher: tuple[str, ...] = ()
+    """Words before the server's command, such as those that put it into a network namespace."""
+    address: str = "127.0.0.1"
+    """Where the tests reach it."""
     log_path: Path = field(init=False)
     temporary: Path = field(init=False)
     """The server's TMPDIR, so that whatever it drops there is found."""
@@ -113,7 +117,7 @@ class Stage:
     def base(self) -> str:
         """Return the server's own address, without a slash at the end."""
         scheme = "https" if self.values["tls.enabled"] else "http"
-        return f"{scheme}://127.0.0.1:{self.port}"
+        return f"{scheme}://{self.address}:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """Return the environment that makes `mediaserver …` speak of this stage."""
@@ -130,7 +134,7 @@ class Stage:
         """Start the control process and wait until the server says that it is ready. Raises StageError."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(PROGRAM), "serve"],
+                [*self.launcher, str(PROGRAM), "serve"],
                 env=self.environment(),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
