@@ -120,11 +120,12 @@ class Network:
         """Give the client another address, as a phone that changes networks; returns the IPv4 one."""
         old, old_6 = self.address, self.address_6
         self._host += 1
-        ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", self.device)
-        ip("-n", self.namespace, "-6", "addr", "add", f"{self.address_6}/64", "dev", self.device, "nodad")
+        # The old one goes first: the kernel would remove the second of a subnet together with the first.
         ip("-n", self.namespace, "addr", "del", f"{old}/24", "dev", self.device)
         ip("-n", self.namespace, "-6", "addr", "del", f"{old_6}/64", "dev", self.device)
-        # The kernel may have removed the routes with the address that they came from.
+        ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", self.device)
+        ip("-n", self.namespace, "-6", "addr", "add", f"{self.address_6}/64", "dev", self.device, "nodad")
+        # The routes may have gone with the address.
         ip("-n", self.namespace, "route", "replace", "default", "dev", self.device)
         ip("-n", self.namespace, "-6", "route", "replace", "default", "dev", self.device)
         return self.address
@@ -185,11 +186,11 @@ class Laboratory:
         namespace, near = f"{PREFIX}{self._mark}-{name}", f"line{number}"
         self._namespace(namespace)
         line = self._line(near, namespace, number)
-        ip("-n", self.server, "link", "set", near, "addrgenmode", "none", "up")
+        ip("-n", self.server, "link", "set", near, "multicast", "off", "up")
         ip("-n", self.server, "route", "add", f"10.214.{number}.0/24", "dev", near, "src", SERVER)
         ip("-n", self.server, "-6", "route", "add", f"fd00:214:{number}::/64", "dev", near, "src", SERVER_6)
         made = Network(namespace, number, line)
-        ip("-n", namespace, "link", "set", made.device, "addrgenmode", "none", "up")
+        ip("-n", namespace, "link", "set", made.device, "multicast", "off", "up")
         ip("-n", namespace, "addr", "add", f"{made.address}/24", "dev", made.device)
         ip("-n", namespace, "-6", "addr", "add", f"{made.address_6}/64", "dev", made.device, "nodad")
         ip("-n", namespace, "route", "add", "default", "dev", made.device)
@@ -213,6 +214,9 @@ class Laboratory:
         ip("netns", "add", name)
         self._stack.callback(_quietly, "netns", "del", name)
         ip("-n", name, "link", "set", "lo", "up")
+        # Nothing but the tests' own packets on the lines: no address of the kernel's, no asking for routers.
+        quiet = "cd /proc/sys/net/ipv6/conf/default && echo 1 >addr_gen_mode && echo 0 >router_solicitations"
+        ip("netns", "exec", name, "sh", "-c", quiet)
 
     def _line(self, near: str, namespace: str, number: int) -> Line:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
