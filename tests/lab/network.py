@@ -1,4 +1,4 @@
-"""Namespaces and lines: a server's network and any number of clients' networks, each behind a line of its own.
+"""Namespaces and lines: a server's network and any number of clients', each behind a line of its own.
 
     this namespace ── veth (management) ── server's ── line 1 ── client 1's
                                                     └─ line 2 ── client 2's

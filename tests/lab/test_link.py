@@ -9,10 +9,10 @@ import socket
 
 import pytest
 
-from tests.lab.network import Laboratory, LabError, ip, missing
+from tests.lab.network import LabError, Laboratory, ip, missing
 from tests.lab.traffic import HEADERS, send
 
-pytestmark = [pytest.mark.e2e, pytest.mark.lab]
+pytestmark = pytest.mark.lab
 
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 

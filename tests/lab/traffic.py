@@ -72,7 +72,7 @@ def send(
     family: socket.AddressFamily = socket.AF_INET,
     wait_s: float = 1.0,
 ) -> Seen:
-    """Send ``count`` packets of ``payload`` bytes; returns what came of them until ``wait_s`` after the last."""
+    """Send ``count`` packets of ``payload`` bytes; returns what arrived until ``wait_s`` after the last."""
     server = socket_in(lab.server, family, SERVER if family == socket.AF_INET else SERVER_6)
     far = socket_in(
         client.namespace, family, client.address if family == socket.AF_INET else client.address_6

@@ -1,0 +1,130 @@
+"""A recorded call in the laboratory: a phone publishes, a desk watches, both in Chromium behind lines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recorder.records import Record, RtpRecord, TrackRecord
+from recorder.rtp import RtpPacket
+from tests.e2e.api import Api
+from tests.e2e.browser import Participant, participant
+from tests.e2e.evidence import records_of
+from tests.e2e.stage import Stage
+from tests.lab.network import SERVER, Laboratory, Network
+from tests.media.pictures import CUSTOMER
+from tests.media.sounds import PERIOD_S
+
+Devices = tuple[Path, Path]
+"""Files of the camera and the microphone."""
+ROOM, VIEWER = "counter-lab", "desk-01"
+
+
+@dataclass
+class Call:
+    """What a scenario works with."""
+
+    stage: Stage
+    api: Api
+    recording: str
+    phone: Network
+    desk: Network
+    publisher: Participant
+    viewer: Participant
+
+    async def inbound(self) -> dict[str, Any]:
+        """Return the viewer's statistics of the picture it receives."""
+        streams = (await self.viewer.stats())[f"subscribe {CUSTOMER.identity}"]["streams"]
+        return next((one for one in streams if one["kind"] == "video"), {})
+
+    async def shown_s(self) -> list[float]:
+        """Return when (UTC s) the viewer showed a picture."""
+        return [utc_ms / 1000 for _, utc_ms in await self.viewer.shown()]
+
+    async def back_s(self, since_s: float, timeout_s: float = 30.0) -> float | None:
+        """Return how long after a time (UTC s) pictures flowed again, None if not within the timeout.
+
+        Flowing is three pictures within half a second: what the jitter buffer still held is not.
+        """
+        while True:
+            after = [at for at in await self.shown_s() if at >= since_s]
+            for first, _, third in zip(after, after[1:], after[2:], strict=False):
+                if third - first < 0.5:
+                    return first - since_s
+            if time.time() - since_s > timeout_s:
+                return None
+            await asyncio.sleep(0.2)
+
+    async def end(self) -> list[Record]:
+        """Stop the recording; returns its journal."""
+        await self.api.stop(self.recording)
+        return await records_of(self.stage, self.recording)
+
+
+@asynccontextmanager
+async def call(lab: Laboratory, directory: Path, devices: Devices, **settings: object) -> AsyncIterator[Call]:
+    """Start the server, both browsers and the recording; the lines are clean until a scenario sets them."""
+    camera, microphone = devices
+    phone, desk = lab.add("phone"), lab.add("desk")
+    with lab.stage(directory / "data", **{"composing.when": "on_demand", **settings}) as stage:
+        base = f"https://{SERVER}:{stage.port}"
+        async with (
+            Api(stage.base, stage.key()) as api,
+            participant(base, camera, microphone, program=phone.chromium(directory)) as publisher,
+            participant(base, camera, microphone, program=desk.chromium(directory)) as viewer,
+        ):
+            await api.room(ROOM)
+            await publisher.publish(ROOM, await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role))
+            recording = await api.record(ROOM, "LAB-1", "single")
+            await viewer.subscribe(ROOM, CUSTOMER.identity, await api.token(ROOM, VIEWER, "agent"))
+            await viewer.watch_shown(CUSTOMER.identity)
+            await asyncio.sleep(5)  # the first keyframes, and the estimator's start, are not what is asked
+            yield Call(stage, api, recording["id"], phone, desk, publisher, viewer)
+
+
+def missing_packets(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
+    """Return kind → (packets missing, packets expected) of a journal, by the sequence numbers."""
+    kinds = {record.info.track: record.info.kind for record in records if isinstance(record, TrackRecord)}
+    numbers: dict[tuple[int, int], list[int]] = {}
+    for record in records:
+        if isinstance(record, RtpRecord):
+            packet = RtpPacket.parse(record.packet)
+            numbers.setdefault((record.track, packet.ssrc), []).append(packet.sequence_number)
+    totals = {"audio": (0, 0), "video": (0, 0)}
+    for (track, _), seen in numbers.items():
+        extended = [seen[0]]
+        for number in seen[1:]:
+            step = (number - extended[-1] + 0x8000 & 0xFFFF) - 0x8000
+            extended.append(extended[-1] + step)
+        expected = max(extended) - min(extended) + 1
+        before = totals[kinds[track]]
+        totals[kinds[track]] = (before[0] + expected - len(set(extended)), before[1] + expected)
+    return totals
+
+
+def delays_ms(captured: Sequence[tuple[int, float]], shown: Sequence[tuple[int, float]]) -> list[float]:
+    """Return how long each shown picture took from the camera to the screen.
+
+    The camera's film comes round every ``PERIOD_S``: of the captures of a code the last one before counts.
+    """
+    by_code: dict[int, list[float]] = {}
+    for code, at_ms in captured:
+        by_code.setdefault(code, []).append(at_ms)
+    found = []
+    for code, at_ms in shown:
+        before = [captured_ms for captured_ms in by_code.get(code, ()) if captured_ms <= at_ms]
+        if before and at_ms - before[-1] < PERIOD_S * 500:
+            found.append(at_ms - before[-1])
+    return found
+
+
+def longest_pause_s(shown_s: Sequence[float], from_s: float, to_s: float) -> float:
+    """Return the longest time without a new picture that began within the given times."""
+    pauses = [later - earlier for earlier, later in itertools.pairwise(shown_s) if from_s <= earlier <= to_s]
+    return max(pauses, default=to_s - from_s)
