@@ -75,12 +75,12 @@ class Link:
     def run(self) -> None:
         """Carry packets until the control socket is closed."""
         up, down = self.directions["up"], self.directions["down"]
-        watched = [self._control, self._near, self._far]
+        watched = [self._control.fileno(), self._near, self._far]
         while True:
             times = [at for at in (up.next_ns(), down.next_ns()) if at is not None]
             wait_s = max(0.0, (min(times) - time.monotonic_ns()) / 1e9) if times else None
             readable = select.select(watched, [], [], wait_s)[0]
-            if self._control in readable and not self._obey():
+            if watched[0] in readable and not self._obey():
                 return
             for source, direction in self._work:
                 if source in readable:
@@ -148,7 +148,8 @@ def main(words: list[str]) -> None:
         enter(namespace)
         devices.append(open_tun(name))
     control.send(json.dumps({"ready": True}).encode())
-    Link(control, *devices, int(words[5])).run()
+    near, far = devices
+    Link(control, near, far, int(words[5])).run()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 WHOLE = os.environ.get("LAB") != "subset"
 CALL_S = 120.0 if WHOLE else 30.0
 """Of a measured call."""
-BAD = {"loss": 0.05, "delay_ms": 25.0, "jitter_ms": 50.0}
+BAD: dict[str, Any] = {"loss": 0.05, "delay_ms": 25.0, "jitter_ms": 50.0}
 """5 % each way; 25 … 75 ms each way are 100 ms there and back."""
 
 
@@ -66,7 +67,7 @@ async def _impaired(
     call_s: float,
     frozen_percent: float,
     missing_percent: tuple[float, float] | None,
-    bad: dict[str, float] = BAD,
+    bad: dict[str, Any] = BAD,
 ) -> None:
     """Impair both lines for a time; adds the freezes of the viewer and what the journal lacks."""
     before = await made.inbound()
