@@ -6,17 +6,20 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from playwright.async_api import expect
+
 from recorder.records import Record, RtpRecord, TrackRecord
-from recorder.rtp import RtpPacket
+from recorder.rtp import RtpPacket, Unwrapper
 from tests.e2e.api import Api
-from tests.e2e.browser import Participant, participant
+from tests.e2e.browser import Participant, chromium, participant
 from tests.e2e.evidence import records_of
 from tests.e2e.stage import Stage
+from tests.e2e.test_page import opened
 from tests.lab.network import SERVER, Laboratory, Network
 from tests.media.pictures import CUSTOMER
 from tests.media.sounds import PERIOD_S
@@ -68,19 +71,47 @@ class Call:
 
 
 @asynccontextmanager
-async def call(lab: Laboratory, directory: Path, devices: Devices, **settings: object) -> AsyncIterator[Call]:
-    """Start the server, both browsers and the recording; the lines are clean until a scenario sets them."""
+async def on_the_page(api: Api, base: str, devices: Devices, program: Path) -> AsyncIterator[Participant]:
+    """Join as a customer does, by an invitation's address, with the server's own page."""
+    camera, microphone = devices
+    flags = (f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}")
+    body = {"room": ROOM, "role": CUSTOMER.role, "name": "Li", "identity": CUSTOMER.identity}
+    code = (await api.call("POST", "/v1/invites", body))["code"]
+    async with (
+        chromium(*flags, program=program) as browser,
+        opened(browser, f"{base}/#code={code}", ignore_https_errors=True) as page,
+    ):
+        await page.get_by_test_id("join").click()
+        await expect(page.get_by_test_id("connection")).to_have_text("Connected")
+        yield Participant(browser, page)
+
+
+@asynccontextmanager
+async def call(
+    lab: Laboratory, directory: Path, devices: Devices, *, page: bool = False
+) -> AsyncIterator[Call]:
+    """Start the server, both browsers and the recording; the lines are clean until a scenario sets them.
+
+    ``page``: the phone has the server's own page open, which connects again by itself; else it is a bare
+    WHIP client that leaves everything to Chromium.
+    """
     camera, microphone = devices
     phone, desk = lab.add("phone"), lab.add("desk")
-    with lab.stage(directory / "data", **{"composing.when": "on_demand", **settings}) as stage:
+    with lab.stage(directory / "data", **{"composing.when": "on_demand"}) as stage:
         base = f"https://{SERVER}:{stage.port}"
         async with (
             Api(stage.base, stage.key()) as api,
-            participant(base, camera, microphone, program=phone.chromium(directory)) as publisher,
             participant(base, camera, microphone, program=desk.chromium(directory)) as viewer,
+            AsyncExitStack() as stack,
         ):
             await api.room(ROOM)
-            await publisher.publish(ROOM, await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role))
+            program = phone.chromium(directory)
+            if page:
+                publisher = await stack.enter_async_context(on_the_page(api, base, devices, program))
+            else:
+                bare = participant(base, camera, microphone, program=program)
+                publisher = await stack.enter_async_context(bare)
+                await publisher.publish(ROOM, await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role))
             recording = await api.record(ROOM, "LAB-1", "single")
             await viewer.subscribe(ROOM, CUSTOMER.identity, await api.token(ROOM, VIEWER, "agent"))
             await viewer.watch_shown(CUSTOMER.identity)
@@ -98,10 +129,8 @@ def missing_packets(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
             numbers.setdefault((record.track, packet.ssrc), []).append(packet.sequence_number)
     totals = {"audio": (0, 0), "video": (0, 0)}
     for (track, _), seen in numbers.items():
-        extended = [seen[0]]
-        for number in seen[1:]:
-            step = (number - extended[-1] + 0x8000 & 0xFFFF) - 0x8000
-            extended.append(extended[-1] + step)
+        unwrapper = Unwrapper(16)
+        extended = [unwrapper.unwrap(number) for number in seen]
         expected = max(extended) - min(extended) + 1
         before = totals[kinds[track]]
         totals[kinds[track]] = (before[0] + expected - len(set(extended)), before[1] + expected)

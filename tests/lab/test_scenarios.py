@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.lab.call import Call, Devices, call, delays_ms, longest_pause_s, missing_packets
-from tests.lab.network import SERVER, Laboratory
+from tests.lab.network import Laboratory
 from tests.lab.table import Table
 from tests.media.pictures import CUSTOMER
 
@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 WHOLE = os.environ.get("LAB") != "subset"
 CALL_S = 120.0 if WHOLE else 30.0
 """Of a measured call."""
+CLIENT = {False: "bare client", True: "page"}
 BAD: dict[str, Any] = {"loss": 0.05, "delay_ms": 25.0, "jitter_ms": 50.0}
 """5 % each way; 25 … 75 ms each way are 100 ms there and back."""
 
@@ -151,25 +152,53 @@ async def test_publisher_rate(lab: Laboratory, tmp_path: Path, devices: Devices,
         await made.end()
 
 
-async def test_cut_of_ten_seconds(lab: Laboratory, tmp_path: Path, devices: Devices, table: Table) -> None:
+@pytest.mark.whole
+async def test_subscriber_rate(lab: Laboratory, tmp_path: Path, devices: Devices, table: Table) -> None:
+    name = "subscriber 2 Mbit/s, 300 kbit/s, back"
     async with call(lab, tmp_path, devices) as made:
+        line = made.desk.line
+        line.set(down={"rate_bps": 2_000_000, "delay_ms": 20, "queue_bytes": 64_000})
+        await asyncio.sleep(5)
+        began_s = time.time()
+        line.set(down={"rate_bps": 300_000})
+        line.reset()
+        await asyncio.sleep(20)
+        narrow = line.statistics()["down"]
+        line.set(down={"rate_bps": 2_000_000})
+        await asyncio.sleep(10)
+        shown = await made.shown_s()
+        details = {"queue_ms": narrow["queue_ms"], "dropped": narrow["dropped"]["queue"]}
+        pause_s = longest_pause_s(shown, began_s, began_s + 20)
+        table.add(name, "longest pause", pause_s, "s", at_most=1, **details)
+        assert [at for at in shown if at > began_s + 20], "no picture came when the line was wide again"
+        missing = missing_packets(await made.end())
+    assert missing["video"][0] == 0, "a viewer's line is none of the recording's affair"
+
+
+@pytest.mark.parametrize("page", [pytest.param(False, marks=pytest.mark.whole), True])
+async def test_cut_of_ten_seconds(
+    lab: Laboratory, tmp_path: Path, devices: Devices, table: Table, page: bool
+) -> None:
+    async with call(lab, tmp_path, devices, page=page) as made:
         made.phone.line.set(cut=True)
         await asyncio.sleep(10)
         made.phone.line.set(cut=False)
         back_s = await made.back_s(time.time())
-        table.add("10 s cut", "media again after", back_s, "s", at_most=2)
+        table.add(f"10 s cut, {CLIENT[page]}", "media again after", back_s, "s", at_most=2)
         await _same_recording(made)
         assert back_s is not None
         await made.end()
 
 
-async def test_address_change(lab: Laboratory, tmp_path: Path, devices: Devices, table: Table) -> None:
-    async with call(lab, tmp_path, devices) as made:
+@pytest.mark.parametrize("page", [pytest.param(False, marks=pytest.mark.whole), True])
+async def test_address_change(
+    lab: Laboratory, tmp_path: Path, devices: Devices, table: Table, page: bool
+) -> None:
+    async with call(lab, tmp_path, devices, page=page) as made:
         new = made.phone.change_address()
         back_s = await made.back_s(time.time())
-        pair = (await made.publisher.stats())["publish camera"]
-        state = {"state": pair["state"], "new": new, "server": SERVER}
-        table.add("address change", "media again after", back_s, "s", at_most=1, **state)
+        name = f"address change, {CLIENT[page]}"
+        table.add(name, "media again after", back_s, "s", at_most=1, address=new)
         await _same_recording(made)
         await made.end()
 
