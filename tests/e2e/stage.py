@@ -66,6 +66,7 @@ class Stage:
     """Words before the server's command, such as those that put it into a network namespace."""
     address: str = "127.0.0.1"
     """Where the tests reach it."""
+    start_s: float = START_S
     log_path: Path = field(init=False)
     temporary: Path = field(init=False)
     """The server's TMPDIR, so that whatever it drops there is found."""
@@ -142,7 +143,7 @@ class Stage:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + self.start_s
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise StageError(f"the server ended with code {self._process.returncode}:\n{self.log_end()}")
@@ -150,7 +151,7 @@ class Stage:
                 return
             time.sleep(0.05)
         self.end()
-        raise StageError(f"the server was not ready within {START_S} s:\n{self.log_end()}")
+        raise StageError(f"the server was not ready within {self.start_s} s:\n{self.log_end()}")
 
     def ready(self) -> bool:
         """Ask /readyz once."""

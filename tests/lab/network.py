@@ -27,6 +27,8 @@ from tests.e2e.stage import ROOT, Stage
 SERVER, SERVER_6 = "10.214.0.1", "fd00:214::1"
 """The server's addresses as its clients know them."""
 PREFIX = "lab"
+START_S = 90.0
+"""Until the server is ready, on a machine that starts two browsers at the same time or does other things."""
 
 
 class LabError(RuntimeError):
@@ -208,7 +210,7 @@ class Laboratory:
             **settings,
         }
         launcher = ("ip", "netns", "exec", self.server)
-        return Stage(data, own, launcher=launcher, address=self.management)
+        return Stage(data, own, launcher=launcher, address=self.management, start_s=START_S)
 
     def _namespace(self, name: str) -> None:
         ip("netns", "add", name)

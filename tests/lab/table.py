@@ -56,6 +56,7 @@ class Table:
         rounded = None if value is None else round(value, 3)
         row = Row(scenario, figure, rounded, unit, goal, at_most is not None, details)
         self.rows.append(row)
+        print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
         return row
 
     def text(self) -> str:
