@@ -144,11 +144,11 @@ async def test_publisher_rate(lab: Laboratory, tmp_path: Path, devices: Devices,
             after = line.statistics()
             elapsed_s = (after["at_ns"] - before["at_ns"]) / 1e9
             used = 100 * after["up"]["delivered_bytes"] * 8 / elapsed_s / rate_bps
-            # A small picture of a quiet scene has no use for 2 Mbit/s; the narrow line tells.
+            # The test camera is a quiet scene of some 115 kbit/s: no proof that the line is followed.
             details = {"queue_ms": after["up"]["queue_ms"], "dropped": after["up"]["dropped"]["queue"]}
             table.add(name, f"link used {figure}", used, "%", at_least=80, **details)
             if rate_bps == 300_000:
-                assert 20 < used <= 103, "the publisher did not follow its line"
+                assert 20 < used <= 103, "next to nothing was sent over the narrow line"
         await made.end()
 
 
