@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from playwright.async_api import Browser, Page, Route, async_playwright
+from playwright.async_api import Browser, Route, async_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 CLIENT = Path(__file__).with_name("client.html")
@@ -28,12 +28,18 @@ FLAGS = (
 )
 
 
+class Scripted(Protocol):
+    """A page that runs scripts: playwright's, or ``tests.e2e.firefox``'s."""
+
+    async def evaluate(self, expression: str, arg: Any = None) -> Any:
+        """Run a function or an expression in the page and return its result as JSON has it."""
+
+
 @dataclass(eq=False)
 class Participant:
     """A browser that takes part in a room."""
 
-    browser: Browser
-    page: Page
+    page: Scripted
 
     async def publish(
         self,
@@ -120,4 +126,4 @@ async def participant(base: str, camera: Path, microphone: Path) -> AsyncIterato
 
         await page.route(f"{base}/stage-client", serve)
         await page.goto(f"{base}/stage-client")
-        yield Participant(browser, page)
+        yield Participant(page)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,7 +18,7 @@ from tests.e2e.api import Api
 from tests.media.barcode import Box, read
 from tests.media.film import Film, read_film
 from tests.media.pictures import Party
-from tests.media.sounds import beep_onsets
+from tests.media.sounds import RATE, beep_onsets
 
 WHOLE = Box(0, 0, 1280, 720)
 ALONE: dict[str, Any] = {
@@ -69,6 +70,13 @@ class Recorded:
             if stamp and stamp.party == party.number and stamp.time_ms not in found[-1:]:
                 found.append(stamp.time_ms)
         return found
+
+    def tone_share(self, tone_hz: float) -> float:
+        """Return in what share of the film, by tenths of a second, a tone is heard."""
+        at = np.arange(len(self.film.sound)) / RATE
+        mixed = self.film.sound * np.exp(-2j * np.pi * tone_hz * at)
+        blocks = mixed[: mixed.size // (RATE // 10) * (RATE // 10)].reshape(-1, RATE // 10)
+        return float((np.abs(blocks.mean(axis=1)) * 2 > 0.02).mean())
 
     def beeps(self, party: Party) -> list[float]:
         """Return the times (s) of a party's beeps."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,8 @@ async def publisher(
 ) -> asyncio.subprocess.Process:
     """Start the muxer; its first line of output says that it is connected."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.e2e.ffmpeg_whip",
-        cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable, "-m", "tests.e2e.ffmpeg_whip", cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
     wanted = {
         "url": f"{stage.base}/v1/whip/{room}?source=camera",
         "token": token,
