@@ -117,7 +117,7 @@ class Tab:
 
 @asynccontextmanager
 async def firefox(tone_hz: float = 1000.0) -> AsyncIterator[Tab]:
-    """Run one headless Firefox with a profile of its own, its microphone a steady tone. Raises FirefoxError."""
+    """Run one headless Firefox whose microphone is a steady tone. Raises FirefoxError."""
     preferences = {**PREFERENCES, "media.navigator.audio.fake_frequency": round(tone_hz)}
     with tempfile.TemporaryDirectory(prefix="firefox-") as home:
         lines = [

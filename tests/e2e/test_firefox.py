@@ -66,9 +66,7 @@ async def test_each_sees_the_other_and_both_are_in_the_recording(
     made = results[0]
     seen = {p.identity: len(made.codes(p, tile)) for p, tile in ((AGENT, LEFT), (CUSTOMER, RIGHT))}
     beeps, tone = made.beeps(AGENT), made.tone_share(CUSTOMER.tone_hz)
-    print(
-        f"in the film: pictures {seen}, {len(beeps)} beeps of Chromium, Firefox' tone {tone:.0%} of the time"
-    )
+    print(f"in the film: pictures {seen}, {len(beeps)} beeps, Firefox' tone {tone:.0%} of the time")
     assert all(pictures >= sent[whose] * 0.9 for whose, pictures in seen.items())
     assert len(beeps) >= SECONDS - 2
     assert tone >= 0.9
