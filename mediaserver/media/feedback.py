@@ -23,7 +23,7 @@ HOLD_BOUNDS_NS = (10 * MS, 80 * MS)
 speaks of a few ms), more where a line is seen to reorder more."""
 HOLD_STEP_NS = 5 * MS
 DOUBTFUL = 8
-"""So many packets in a row that had to be asked for again; at 30 % loss each way that is 1 in 20."""
+"""So many packets in a row that had to be asked for again; by chance, at 30 % loss each way, once in 200 times."""
 FIRST_ROUND_NS = 100 * MS
 """The round trip taken for granted before one was measured (libwebrtc: kDefaultRtt)."""
 RETRY_BOUNDS_NS = (30 * MS, 600 * MS)
@@ -159,12 +159,12 @@ class NackGenerator:
             self._missing[(first + offset) & 0xFFFF] = _Missing(now)
 
     def to_ask(
-        self, still_missing: Sequence[int], now: int, *, recovered: int = 0, recorded: bool = False
+        self, still_missing: Sequence[int], now: int, *, recovered: int | None = None, recorded: bool = False
     ) -> list[int]:
         """Return the numbers to ask for now; those no longer in ``still_missing`` have come.
 
         ``recovered`` counts the packets that came as retransmissions (RFC 4588) so far; it tells those from
-        reordered ones. What comes too late for viewers is asked for on only while the stream is
+        reordered ones. None: the sender resends in the stream itself, from which nothing is learnt. What comes too late for viewers is asked for on only while the stream is
         ``recorded``, and not when the answer would pass the recording's horizon too.
         """
         absent = set(still_missing)
@@ -186,8 +186,9 @@ class NackGenerator:
                 entry.first_ns = entry.first_ns or now
                 entry.asks += 1
                 ask.append(sequence)
-        self._learn(came, recovered - self._recovered, now)
-        self._recovered = recovered
+        if recovered is not None:
+            self._learn(came, recovered - self._recovered, now)
+            self._recovered = recovered
         self.asked += len(ask)
         return ask
 

@@ -180,7 +180,8 @@ class Publication:
             return None
         if self._nack.pending:
             still = self.transport.forwarder.missing(self.stream, MISSING_SPAN)
-            recovered = self.transport.forwarder.stream_stats(self.stream).recovered
+            resends = self.codec.rtx is not None
+            recovered = self.transport.forwarder.stream_stats(self.stream).recovered if resends else None
             sequences = self._nack.to_ask(still, now, recovered=recovered, recorded=self.tapped)
             self._mend()
             if sequences and self.ssrc is not None:

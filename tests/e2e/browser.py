@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from playwright.async_api import Browser, Route, async_playwright
 
+from tests.media.lossy import LossyLink
+
 CHROMIUM = Path("/usr/bin/chromium")
 CLIENT = Path(__file__).with_name("client.html")
 FLAGS = (
@@ -113,8 +115,13 @@ async def chromium(*flags: str, program: Path = CHROMIUM) -> AsyncIterator[Brows
 
 
 @asynccontextmanager
-async def participant(base: str, camera: Path, microphone: Path) -> AsyncIterator[Participant]:
-    """Run one headless Chromium whose camera and microphone play files, with the client page of ``base``."""
+async def participant(
+    base: str, camera: Path, microphone: Path, *, link: LossyLink | None = None
+) -> AsyncIterator[Participant]:
+    """Run one headless Chromium whose camera and microphone play files, with the client page of ``base``.
+
+    What it publishes goes through a bad line if one is given.
+    """
     flags = (f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}")
     async with chromium(*flags) as browser:
         page = await browser.new_page(ignore_https_errors=True)
@@ -124,6 +131,15 @@ async def participant(base: str, camera: Path, microphone: Path) -> AsyncIterato
                 body=CLIENT.read_text(encoding="utf-8"), content_type="text/html; charset=utf-8"
             )
 
+        async def through(route: Route) -> None:
+            answer = await route.fetch()
+            body = await answer.text()
+            if link is not None and answer.status == 201:
+                body = await link.redirect(body)
+            await route.fulfill(response=answer, body=body)
+
+        if link is not None:
+            await page.route(f"{base}/v1/whip/**", through)
         await page.route(f"{base}/stage-client", serve)
         await page.goto(f"{base}/stage-client")
         yield Participant(page)
