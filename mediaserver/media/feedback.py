@@ -23,7 +23,8 @@ HOLD_BOUNDS_NS = (10 * MS, 80 * MS)
 speaks of a few ms), more where a line is seen to reorder more."""
 HOLD_STEP_NS = 5 * MS
 DOUBTFUL = 8
-"""So many packets in a row that had to be asked for again; by chance, at 30 % loss each way, once in 200 times."""
+"""So many packets in a row that had to be asked for again; by chance once in 200 times at 30 % loss each
+way."""
 FIRST_ROUND_NS = 100 * MS
 """The round trip taken for granted before one was measured (libwebrtc: kDefaultRtt)."""
 RETRY_BOUNDS_NS = (30 * MS, 600 * MS)
@@ -164,8 +165,9 @@ class NackGenerator:
         """Return the numbers to ask for now; those no longer in ``still_missing`` have come.
 
         ``recovered`` counts the packets that came as retransmissions (RFC 4588) so far; it tells those from
-        reordered ones. None: the sender resends in the stream itself, from which nothing is learnt. What comes too late for viewers is asked for on only while the stream is
-        ``recorded``, and not when the answer would pass the recording's horizon too.
+        reordered ones. None: the sender resends in the stream itself, from which nothing is learnt. What
+        comes too late for viewers is asked for on only while the stream is ``recorded``, and not when the
+        answer would pass the recording's horizon too.
         """
         absent = set(still_missing)
         cut = len(still_missing) >= REPORTED_MISSING

@@ -1,4 +1,4 @@
-"""A publisher's bad line: what retransmissions bring back is in the journal. Chromium through a lossy relay."""
+"""A publisher's bad line: what is resent is in the journal. Chromium through a lossy relay."""
 
 from __future__ import annotations
 
