@@ -1,13 +1,15 @@
 """A process that publishes a party's pictures and sound with FFmpeg's own WHIP muxer, as PyAV carries it.
 
-Its arguments are one line of JSON on standard input: ``url``, ``token``, ``seconds`` and the
-muxer's ``options``.
+Its arguments are one line of JSON on standard input: ``url``, ``token`` and the muxer's
+``options``. It prints ``connected`` and publishes until standard input closes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+import threading
 import time
 from fractions import Fraction
 
@@ -21,7 +23,7 @@ STEP = 960
 """20 ms: one Opus frame."""
 
 
-def publish(url: str, token: str, seconds: float, options: dict[str, str]) -> None:
+def publish(url: str, token: str, options: dict[str, str]) -> None:
     """Send H.264 and Opus in real time. Raises av.FFmpegError when the muxer does not connect."""
     with av.open(url, "w", format="whip", options={"authorization": token, **options}) as out:
         video = out.add_stream("libx264", rate=FPS)
@@ -31,7 +33,16 @@ def publish(url: str, token: str, seconds: float, options: dict[str, str]) -> No
         audio.layout, audio.bit_rate = "stereo", 64_000
         sound = (np.clip(programme(CUSTOMER), -1, 1) * 32767).astype(np.int16)
         begin_s, heard = time.monotonic(), 0
-        for index in range(round(seconds * FPS)):
+        closed = threading.Event()
+
+        def until_closed() -> None:
+            sys.stdin.read()
+            closed.set()
+
+        threading.Thread(target=until_closed, daemon=True).start()
+        for index in itertools.count():
+            if closed.is_set():
+                return
             at_s = index / FPS
             shown = av.VideoFrame.from_ndarray(picture(CUSTOMER, round(at_s * 1000)), format="yuv420p")
             shown.pts, shown.time_base = index, Fraction(1, FPS)
