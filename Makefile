@@ -4,7 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 SWIFT := swift-proxy swift-account swift-container swift-object
+GSTREAMER := gstreamer1.0-plugins-bad gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly gstreamer1.0-nice \
+  gir1.2-gst-plugins-bad-1.0 python3-gi
 DEBIAN_PACKAGES := chromium espeak-ng ffmpeg iproute2 libgcrypt20 $(SWIFT)
+TEST_PACKAGES := firefox-esr $(GSTREAMER)
 
 .PHONY: help demo serve doctor test unit e2e check lint format types arrows bench bench-peers lab fuzz aarch64 deps venv clean
 
@@ -20,12 +23,14 @@ serve: venv  ## Start the server and print the page's address
 doctor: venv  ## Check this machine and say what to change
 	$(BIN)/mediaserver doctor
 
+test: DEBIAN_PACKAGES += $(TEST_PACKAGES)
 test: venv deps  ## All tests: unit, integration, end to end
 	$(BIN)/python -m pytest
 
 unit: venv  ## The tests that need no browser and no second process
 	$(BIN)/python -m pytest -m "not e2e"
 
+e2e: DEBIAN_PACKAGES += $(TEST_PACKAGES)
 e2e: venv deps  ## The tests that drive browsers and kill processes
 	$(BIN)/python -m pytest -m e2e
 

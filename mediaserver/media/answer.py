@@ -68,6 +68,8 @@ class Local:
     credentials: Credentials
     fingerprint: str
     candidates: Sequence[Candidate]
+    setup: str = "passive"
+    """Our DTLS role; ``active`` for a client that is passive itself (RFC 5763 section 5)."""
 
 
 def mime(codec: Codec, kind: str) -> str:
@@ -212,7 +214,7 @@ def _section(answer: MediaAnswer, local: Local) -> list[str]:
         f"a=ice-ufrag:{local.credentials.ufrag}",
         f"a=ice-pwd:{local.credentials.password}",
         f"a=fingerprint:sha-256 {local.fingerprint}",
-        "a=setup:passive",
+        f"a=setup:{local.setup}",
         f"a={answer.direction}",
         "a=rtcp-mux",
     ]

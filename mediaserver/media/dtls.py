@@ -1,9 +1,9 @@
-"""DTLS-SRTP in the server role (RFC 5763, RFC 5764), without I/O: records in, records and SRTP keys out.
+"""DTLS-SRTP (RFC 5763, RFC 5764), without I/O: records in, records and SRTP keys out.
 
 pyOpenSSL over memory BIOs, one shared context per worker: half the cost of a context per session (0.6 ms
-against
-1.2 ms for our side of a handshake). Being the server lets us choose the protection profile: AES-128-GCM
-first.
+against 1.2 ms for our side of a handshake). We are the server wherever the client lets us, to choose the
+protection profile: AES-128-GCM first. A client that will only be the server itself (``a=setup:passive``:
+FFmpeg's WHIP muxer) gets its way.
 """
 
 from __future__ import annotations
@@ -164,11 +164,19 @@ def export_keys(connection: SSL.Connection, profile: SrtpProfile, *, client: boo
 
 
 class DtlsEndpoint:
-    """Our end of one session's DTLS association; answers only, the client begins."""
+    """Our end of one session's DTLS association. As its server it answers only; as its client it begins."""
 
-    def __init__(self, identity: DtlsIdentity, fingerprints: Sequence[tuple[str, str]], now: int) -> None:
-        """Expect a client whose certificate matches all ``fingerprints`` (algorithm, value) of its offer."""
+    def __init__(
+        self,
+        identity: DtlsIdentity,
+        fingerprints: Sequence[tuple[str, str]],
+        now: int,
+        *,
+        client: bool = False,
+    ) -> None:
+        """Expect a peer whose certificate matches all ``fingerprints`` (algorithm, value) of its offer."""
         self._identity = identity
+        self.client = client
         self._expected = [(name.lower(), value.upper()) for name, value in fingerprints]
         self._deadline_ns = now + HANDSHAKE_NS
         self._timer_ns: int | None = None
@@ -177,7 +185,17 @@ class DtlsEndpoint:
         self.state = DtlsState.CONNECTING
         self.keys: SrtpKeys | None = None
         self.error = ""
-        """Why the state is FAILED: ``dtls_fingerprint_mismatch``, ``dtls_failed``, ``dtls_timeout``."""
+        """Why the state is FAILED: ``dtls_fingerprint_mismatch``, ``dtls_wrong_curve`` (a certificate on a
+        curve that OpenSSL does not take, see docs/clients.md), ``dtls_failed``, ``dtls_timeout``."""
+
+    def begin(self, now: int) -> list[bytes]:
+        """Return the first flight once the peer can be reached; nothing as a server or the second time."""
+        if not self.client or self._answered or self.state is not DtlsState.CONNECTING:
+            return []
+        self._shake()
+        out = self._flush()
+        self._arm(now)
+        return out
 
     def receive(self, data: bytes, now: int) -> list[bytes]:
         """Take one datagram; returns the datagrams to send. Rubbish is counted and changes nothing."""
@@ -235,7 +253,10 @@ class DtlsEndpoint:
 
     def _connect(self) -> SSL.Connection:
         connection = SSL.Connection(self._identity.context, None)
-        connection.set_accept_state()
+        if self.client:
+            connection.set_connect_state()
+        else:
+            connection.set_accept_state()
         connection.set_ciphertext_mtu(MTU)
         return connection
 
@@ -244,9 +265,9 @@ class DtlsEndpoint:
             self._connection.do_handshake()
         except SSL.WantReadError:
             return
-        except SSL.Error:
+        except SSL.Error as error:
             if self._answered:
-                self._fail("dtls_failed")
+                self._fail("dtls_wrong_curve" if "wrong curve" in str(error) else "dtls_failed")
             else:  # rubbish before the client's hello: it is still to come
                 self._identity.counters.malformed += 1
                 self._connection = self._connect()
@@ -260,7 +281,7 @@ class DtlsEndpoint:
         if profile is None:
             self._fail("dtls_failed")
             return
-        self.keys = export_keys(self._connection, profile, client=False)
+        self.keys = export_keys(self._connection, profile, client=self.client)
         self.state = DtlsState.CONNECTED
 
     def _peer_matches(self) -> bool:

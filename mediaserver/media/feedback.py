@@ -18,16 +18,28 @@ SECOND_NS = 1_000 * MS
 EARLY_REPORTS = 3
 """The first reports of a session or route are not held back: the other side knows nothing yet."""
 
-REORDER_NS = 10 * MS
-"""A missing packet is given so long to arrive by itself: most reordering is shorter (RFC 4653 speaks of a
-few ms)."""
-RETRY_NS = 80 * MS
-"""Asked again after this: above most round trips, below a viewer's patience."""
-GIVE_UP_NS = 1_000 * MS
-"""Later than this a retransmission serves neither viewers nor, with a 2 s horizon, the compositor."""
+HOLD_BOUNDS_NS = (10 * MS, 80 * MS)
+"""A missing packet is given so long to arrive by itself: at first as long as most reordering lasts (RFC 4653
+speaks of a few ms), more where a line is seen to reorder more."""
+HOLD_STEP_NS = 5 * MS
+DOUBTFUL = 8
+"""So many packets in a row that had to be asked for again; by chance once in 200 times at 30 % loss each
+way."""
+FIRST_ROUND_NS = 100 * MS
+"""The round trip taken for granted before one was measured (libwebrtc: kDefaultRtt)."""
+RETRY_BOUNDS_NS = (30 * MS, 600 * MS)
+"""Asked again not sooner than the timer's tick and a half, not so late that no second try fits before
+``VIEWED_NS``."""
+VIEWED_NS = 1_000 * MS
+"""Later than this a retransmission serves no viewer: his jitter buffer has gone on or asked for a
+keyframe."""
+RECORDED_NS = 2_000 * MS
+"""The compositor's horizon: what comes within it is still put in its place in the recording."""
+REPORTED_MISSING = 256
+"""As many missing packets at most does a forwarder report, the oldest first; later ones are unknown then."""
 MAX_PENDING = 512
 """More missing packets than this are an outage: a keyframe is cheaper than resending."""
-MAX_ASKS = 8
+MAX_ASKS = 16
 
 KEYFRAME_INTERVAL_NS = 500 * MS
 """Time between two keyframe requests of a stream, wanted anew or not yet answered: each costs the publisher
@@ -60,8 +72,59 @@ def heeded(data: bytes, kinds: frozenset[int]) -> list[rtcp.RtcpPacket]:
 
 
 @dataclass(slots=True)
+class Line:
+    """What a sender's line is like, learnt from its retransmissions; all times in ns.
+
+    An ice-lite server sends no checks and a receiver gets no report blocks, so that the time from a request
+    to the packet is what there is to measure; it is just what the next request has to wait for. ``round_ns``
+    and ``deviation_ns`` are smoothed as in RFC 6298 section 2; ``hold_ns`` is what 97 of 100 packets that
+    were only reordered did not need to arrive by themselves.
+    """
+
+    round_ns: int = FIRST_ROUND_NS
+    deviation_ns: int = FIRST_ROUND_NS // 4
+    hold_ns: int = HOLD_BOUNDS_NS[0]
+    samples: int = 0
+    _doubtful: int = 0
+
+    def resent(self, after_ns: int, *, sure: bool = True) -> None:
+        """Note that a packet came so long after it was first asked for; ``sure`` if once only (Karn's rule).
+
+        Where all have to be asked for twice the round trip is longer than was thought: then the others count
+        too.
+        """
+        self._doubtful = 0 if sure else self._doubtful + 1
+        if 0 < self._doubtful < DOUBTFUL:
+            return
+        self._doubtful = 0
+        if self.samples == 0:
+            self.round_ns, self.deviation_ns = after_ns, after_ns // 2
+        else:
+            error_ns = abs(self.round_ns - after_ns)
+            self.deviation_ns += (error_ns - self.deviation_ns) // 4
+            self.round_ns += (after_ns - self.round_ns) // 8
+        self.samples += 1
+        self.reordered(0)  # it was not
+
+    def reordered(self, late_ns: int) -> None:
+        """Note that a packet came by itself so long after it was missed."""
+        step = HOLD_STEP_NS * 97 // 100 if late_ns > self.hold_ns else -HOLD_STEP_NS * 3 // 100
+        low, high = HOLD_BOUNDS_NS
+        self.hold_ns = max(low, min(self.hold_ns + step, high))
+
+    @property
+    def retry_ns(self) -> int:
+        """Return when to ask again: by then nearly all answers have come (twice the deviation, not four
+        times: asking twice costs a packet, asking late a frozen picture)."""
+        low, high = RETRY_BOUNDS_NS
+        return max(low, min(self.round_ns + 2 * self.deviation_ns, high))
+
+
+@dataclass(slots=True)
 class _Missing:
     since_ns: int
+    first_ns: int = 0
+    """When it was asked for first, and last."""
     asked_ns: int = 0
     asks: int = 0
 
@@ -69,12 +132,16 @@ class _Missing:
 class NackGenerator:
     """Which packets of one stream to ask for again, and when."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Line | None = None) -> None:
+        """``line`` may be shared by all streams of a sender."""
         self._missing: dict[int, _Missing] = {}
+        self._recovered = 0
+        self.line = line or Line()
         self.asked = 0
         self.given_up = 0
-        self.overrun = False
-        """More was lost than is worth resending; the caller asks for a keyframe and clears this."""
+        self.broken = False
+        """A packet will not come any more; of a video stream the caller asks for a keyframe and clears
+        this."""
 
     @property
     def pending(self) -> bool:
@@ -87,27 +154,52 @@ class NackGenerator:
         if count + len(self._missing) > MAX_PENDING:
             self.given_up += count + len(self._missing)
             self._missing.clear()
-            self.overrun = True
+            self.broken = True
             return
         for offset in range(count):
             self._missing[(first + offset) & 0xFFFF] = _Missing(now)
 
-    def to_ask(self, still_missing: Sequence[int], now: int) -> list[int]:
-        """Return the numbers to ask for now; those no longer in ``still_missing`` have come."""
+    def to_ask(
+        self, still_missing: Sequence[int], now: int, *, recovered: int | None = None, recorded: bool = False
+    ) -> list[int]:
+        """Return the numbers to ask for now; those no longer in ``still_missing`` have come.
+
+        ``recovered`` counts the packets that came as retransmissions (RFC 4588) so far; it tells those from
+        reordered ones. None: the sender resends in the stream itself, from which nothing is learnt. What
+        comes too late for viewers is asked for on only while the stream is ``recorded``, and not when the
+        answer would pass the recording's horizon too.
+        """
         absent = set(still_missing)
+        cut = len(still_missing) >= REPORTED_MISSING
+        last_ns = RECORDED_NS - self.line.round_ns if recorded else VIEWED_NS
         ask: list[int] = []
+        came: list[_Missing] = []
         for sequence, entry in list(self._missing.items()):
             if sequence not in absent:
-                del self._missing[sequence]
-            elif now - entry.since_ns > GIVE_UP_NS or entry.asks >= MAX_ASKS:
+                if cut and (sequence - still_missing[-1]) & 0xFFFF < 0x8000:
+                    continue  # behind the end of the list
+                came.append(self._missing.pop(sequence))
+            elif now - entry.since_ns > last_ns or entry.asks >= MAX_ASKS:
                 del self._missing[sequence]
                 self.given_up += 1
-            elif now - entry.since_ns >= REORDER_NS and now - entry.asked_ns >= RETRY_NS:
+                self.broken = True
+            elif now - entry.since_ns >= self.line.hold_ns and now - entry.asked_ns >= self.line.retry_ns:
                 entry.asked_ns = now
+                entry.first_ns = entry.first_ns or now
                 entry.asks += 1
                 ask.append(sequence)
+        if recovered is not None:
+            self._learn(came, recovered - self._recovered, now)
+            self._recovered = recovered
         self.asked += len(ask)
         return ask
+
+    def _learn(self, came: list[_Missing], resent: int, now: int) -> None:
+        for entry in came:
+            if entry.asks == 0 or resent == 0:
+                self.line.reordered(now - entry.since_ns)
+            elif resent >= sum(1 for one in came if one.asks):
+                self.line.resent(now - entry.first_ns, sure=entry.asks == 1)
 
 
 class KeyframeRequester:

@@ -13,6 +13,7 @@ from mediaserver.media import answer
 from mediaserver.media.feedback import (
     SERVER_SSRC,
     KeyframeRequester,
+    Line,
     NackGenerator,
     ReceptionReporter,
 )
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mediaserver.media.subscription import Subscription
 
 _log = structlog.get_logger(__name__)
+MISSING_SPAN = 1_024
+"""Packets looked back over for missing ones, as many as the forwarder knows of: 2 s of 5 Mbit/s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,12 @@ class Publication:
     tapped: bool = False
     subscribers: set[Subscription] = field(default_factory=set)
     reporter: ReceptionReporter | None = None
+    line: Line = field(default_factory=Line)
+    """The sender's, shared by his publications."""
     last_fraction_lost: int = 0
 
     def __post_init__(self) -> None:
-        self._nack = NackGenerator()
+        self._nack = NackGenerator(self.line)
         self._keyframes = KeyframeRequester()
         self._fir = 0
         if self.media.ssrcs and not self.media.rids:
@@ -174,8 +179,11 @@ class Publication:
         if self.stream is None:
             return None
         if self._nack.pending:
-            still = self.transport.forwarder.missing(self.stream)
-            sequences = self._nack.to_ask(still, now)
+            still = self.transport.forwarder.missing(self.stream, MISSING_SPAN)
+            resends = self.codec.rtx is not None
+            recovered = self.transport.forwarder.stream_stats(self.stream).recovered if resends else None
+            sequences = self._nack.to_ask(still, now, recovered=recovered, recorded=self.tapped)
+            self._mend()
             if sequences and self.ssrc is not None:
                 packet = rtcp.Nack(SERVER_SSRC, self.ssrc, tuple(sequences))
                 self.transport.counters.nacks_sent += 1
@@ -194,9 +202,7 @@ class Publication:
         if "nack" not in self.feedback:
             return
         self._nack.add(event.first, event.last, event.arrival_ns)
-        if self._nack.overrun:
-            self._nack.overrun = False
-            self.want_keyframe()
+        self._mend()
 
     def found_ssrc(self, event: NewSsrc) -> bool:
         """Take an SSRC as ours, main or retransmission, if payload type and layer fit; false if it is not."""
@@ -214,6 +220,12 @@ class Publication:
             return False
         self.ssrc = event.ssrc
         return True
+
+    def _mend(self) -> None:
+        # Viewers ask by themselves; a recording that nobody watches would stand still for ever.
+        if self._nack.broken:
+            self._nack.broken = False
+            self.want_keyframe()
 
     def _ask_keyframe(self, now: int) -> None:
         if self.ssrc is None or not self._keyframes.should_ask(now):

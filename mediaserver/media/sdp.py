@@ -305,8 +305,8 @@ def _finish(offer: Offer, session: MediaOffer) -> None:
         raise SdpError("has no ICE credentials")
     if not transport.fingerprints:
         raise SdpError("has no DTLS fingerprint")
-    if transport.setup not in ("actpass", "active"):
-        raise SdpError("a=setup must be actpass or active: this server is the DTLS server")
+    if transport.setup not in ("actpass", "active", "passive"):
+        raise SdpError("a=setup must be actpass, active or passive")
     live = [media for media in offer.media if media.is_media]
     if not live:
         raise SdpError("has neither audio nor video over DTLS-SRTP")

@@ -10,7 +10,7 @@ from mediaserver.forwarder.interface import NewSsrc, Rtcp
 from mediaserver.ipc import IpcError
 from mediaserver.media import answer
 from mediaserver.media.answer import MediaAnswer
-from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, SERVER_SSRC, RateByLoss, heeded
+from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, SERVER_SSRC, Line, RateByLoss, heeded
 from mediaserver.media.link import Link, LinkState
 from mediaserver.media.publication import Publication, Sender
 from mediaserver.media.sdp import Codec, IceFragment, MediaOffer, Offer
@@ -161,6 +161,7 @@ class PublishSession(Session):
         link = self._link = self.transport.open(self.id, offer.transport, extensions, self)
         if answer.TRANSPORT_CC in extensions:
             self.transport.forwarder.set_feedback(link.peer, FEEDBACK_MS, SERVER_SSRC)
+        line = Line()
         for reply, tap in zip([a for a in answers if a.codecs], taps, strict=False):
             codec = reply.codecs[0]
             feedback = answer.feedback(codec, publishing=True)
@@ -178,6 +179,7 @@ class PublishSession(Session):
                     transport=self.transport,
                     tap=tap,
                     rid=reply.receive_rid,
+                    line=line,
                 )
             )
             if "goog-remb" in feedback and reply.offer.kind == "video":

@@ -112,7 +112,7 @@ class Transport:
         now = time.monotonic_ns()
         peer = self.forwarder.add_peer(extensions)
         credentials = self.ice.add(session, media.ufrag, now)
-        dtls = DtlsEndpoint(self.identity, media.fingerprints, now)
+        dtls = DtlsEndpoint(self.identity, media.fingerprints, now, client=media.setup == "passive")
         link = Link(session, peer, owner, dtls, credentials)
         self.links[session] = self._by_peer[peer] = link
         self._shaking.add(session)
@@ -120,7 +120,8 @@ class Transport:
 
     def local(self, link: Link) -> Local:
         """Return our side as the answer states it."""
-        return Local(link.credentials, self.identity.fingerprint, self.candidates)
+        setup = "active" if link.dtls.client else "passive"
+        return Local(link.credentials, self.identity.fingerprint, self.candidates, setup)
 
     def restart(self, link: Link, fragment: IceFragment) -> None:
         """Give a link new ICE credentials for the client's new ones."""
@@ -223,6 +224,8 @@ class Transport:
                 self.forwarder.bind(link.peer, event.address, event.socket)
             if result.reply is not None:
                 self.forwarder.send_raw(event.address, result.reply, event.socket)
+            if link is not None and result.bind:
+                self._send(link, link.dtls.begin(event.arrival_ns))
         elif 20 <= first <= 63:
             link = self._by_peer.get(event.peer) if event.peer is not None else None
             if link is None:

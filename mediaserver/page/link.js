@@ -120,7 +120,7 @@ export class Link extends EventTarget {
         lost = setTimeout(() => this.pc === pc && this.restart("ICE stayed disconnected"), DISCONNECTED_MS);
     };
     this.#setUp(pc);
-    await pc.setLocalDescription();
+    await describe(pc);
     const { sdp, location } = await this.#api.offer(this.#path, pc.localDescription.sdp);
     if (this.#closed || this.pc !== pc) {
       this.#api.hangUp(location);
@@ -156,6 +156,21 @@ async function arrivals(pc) {
     if (report.type === "candidate-pair") seen += `${report.bytesReceived}/${report.responsesReceived};`;
   }
   return seen;
+}
+
+/**
+ * Make and set the offer, asking for lost sound to be sent again: libwebrtc does that for whoever negotiates it, but does
+ * not offer it by itself. A browser that takes no changed offer sets its own.
+ */
+async function describe(pc) {
+  const offer = await pc.createOffer();
+  const sdp = offer.sdp.replace(/^(a=rtpmap:(\d+) opus\/.*\r\n)/gm, "$1a=rtcp-fb:$2 nack\r\n");
+  try {
+    await pc.setLocalDescription({ type: "offer", sdp });
+  } catch (problem) {
+    console.info("sound is not asked for again:", problem.message);
+    await pc.setLocalDescription();
+  }
 }
 
 function connected(pc) {

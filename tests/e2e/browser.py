@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from playwright.async_api import Browser, Page, Route, async_playwright
+from playwright.async_api import Browser, Route, async_playwright
+
+from tests.media.lossy import LossyLink
 
 CHROMIUM = Path("/usr/bin/chromium")
 CLIENT = Path(__file__).with_name("client.html")
@@ -28,12 +30,18 @@ FLAGS = (
 )
 
 
+class Scripted(Protocol):
+    """A page that runs scripts: playwright's, or ``tests.e2e.firefox``'s."""
+
+    async def evaluate(self, expression: str, arg: Any = None) -> Any:
+        """Run a function or an expression in the page and return its result as JSON has it."""
+
+
 @dataclass(eq=False)
 class Participant:
     """A browser that takes part in a room."""
 
-    browser: Browser
-    page: Page
+    page: Scripted
 
     async def publish(
         self,
@@ -117,9 +125,12 @@ async def chromium(*flags: str, program: Path = CHROMIUM) -> AsyncIterator[Brows
 
 @asynccontextmanager
 async def participant(
-    base: str, camera: Path, microphone: Path, *, program: Path = CHROMIUM
+    base: str, camera: Path, microphone: Path, *, program: Path = CHROMIUM, link: LossyLink | None = None
 ) -> AsyncIterator[Participant]:
-    """Run one headless Chromium whose camera and microphone play files, with the client page of ``base``."""
+    """Run one headless Chromium whose camera and microphone play files, with the client page of ``base``.
+
+    What it publishes goes through a bad line if one is given.
+    """
     flags = (f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}")
     async with chromium(*flags, program=program) as browser:
         page = await browser.new_page(ignore_https_errors=True)
@@ -129,6 +140,15 @@ async def participant(
                 body=CLIENT.read_text(encoding="utf-8"), content_type="text/html; charset=utf-8"
             )
 
+        async def through(route: Route) -> None:
+            answer = await route.fetch()
+            body = await answer.text()
+            if link is not None and answer.status == 201:
+                body = await link.redirect(body)
+            await route.fulfill(response=answer, body=body)
+
+        if link is not None:
+            await page.route(f"{base}/v1/whip/**", through)
         await page.route(f"{base}/stage-client", serve)
         await page.goto(f"{base}/stage-client")
-        yield Participant(browser, page)
+        yield Participant(page)

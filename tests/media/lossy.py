@@ -31,6 +31,8 @@ class LossyLink:
         """Share of datagrams lost, 0 … 1."""
         self.jitter_s = 0.0
         """Each datagram is held up between 0 and so long, evenly spread."""
+        self.delay_s = 0.0
+        """Each datagram is held up at least so long: half of what this adds to the round trip."""
         self.passed = self.lost = 0
         self._chance = random.Random(seed)
         self._client: tuple[str | Any, int] | None = None
@@ -61,7 +63,9 @@ class LossyLink:
             return
         self.passed += 1
         send = self._to_server if from_client else self._to_client
-        asyncio.get_running_loop().call_later(self._chance.uniform(0, self.jitter_s), send, data)
+        asyncio.get_running_loop().call_later(
+            self.delay_s + self._chance.uniform(0, self.jitter_s), send, data
+        )
 
     def _to_server(self, data: bytes) -> None:
         if self._far is not None and not self._far.is_closing():

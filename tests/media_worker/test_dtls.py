@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from aiortc.rtcdtlstransport import SRTP_PROFILES, RTCCertificate, SRTPProtectionProfile
+from aiortc.rtcdtlstransport import (
+    SRTP_PROFILES,
+    RTCCertificate,
+    SRTPProtectionProfile,
+    generate_certificate,
+)
+from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
 from mediaserver.media.dtls import (
@@ -14,6 +20,7 @@ from mediaserver.media.dtls import (
     DtlsEndpoint,
     DtlsIdentity,
     DtlsState,
+    SrtpProfile,
     is_well_formed,
     split_datagrams,
 )
@@ -23,13 +30,22 @@ NOW = 1_000 * SECOND_NS
 
 
 class Client:
-    """A DTLS client over memory BIOs, as aiortc configures it."""
+    """A DTLS peer over memory BIOs, as aiortc configures it."""
 
-    def __init__(self, profiles: list[SRTPProtectionProfile] | None = None) -> None:
-        self.certificate = RTCCertificate.generateCertificate()
+    def __init__(
+        self,
+        profiles: list[SRTPProtectionProfile] | None = None,
+        *,
+        certificate: RTCCertificate | None = None,
+        server: bool = False,
+    ) -> None:
+        self.certificate = certificate or RTCCertificate.generateCertificate()
         context = self.certificate._create_ssl_context(profiles or SRTP_PROFILES)
         self.connection = SSL.Connection(context, None)
-        self.connection.set_connect_state()
+        if server:
+            self.connection.set_accept_state()
+        else:
+            self.connection.set_connect_state()
         self.connection.set_ciphertext_mtu(MTU)
         self.done = False
 
@@ -191,3 +207,79 @@ def test_flights_are_cut_at_record_borders() -> None:
     record = b"\x16\xfe\xfd" + bytes(8) + (500).to_bytes(2, "big") + bytes(500)
     assert [len(d) for d in split_datagrams(record * 5)] == [1026, 1026, 513]
     assert split_datagrams(b"") == []
+
+
+def shake_as_client(peer: Client, ours: DtlsEndpoint) -> None:
+    """Let our end begin and exchange datagrams until both are silent."""
+    flight = ours.begin(NOW)
+    for _ in range(10):
+        answer = peer.step(flight)
+        if not answer:
+            break
+        flight = [out for datagram in answer for out in ours.receive(datagram, NOW)]
+
+
+@pytest.mark.parametrize("profile", [GCM, SHA1])
+def test_as_client_of_a_passive_peer_both_agree_on_keys(profile: SrtpProfile) -> None:
+    taken = [p for p in SRTP_PROFILES if p.openssl_profile.decode() == profile.name]
+    peer = Client(taken, server=True)
+    ours = DtlsEndpoint(DtlsIdentity(), peer.fingerprints, NOW, client=True)
+    shake_as_client(peer, ours)
+    assert peer.done
+    assert ours.state is DtlsState.CONNECTED
+    keys = ours.keys
+    assert keys is not None
+    assert keys.profile is profile
+    block = peer.connection.export_keying_material(b"EXTRACTOR-dtls_srtp", 2 * (profile.key + profile.salt))
+    assert taken[0].get_key_and_salt(block, 0) == keys.tx_key + keys.tx_salt
+    assert taken[0].get_key_and_salt(block, 1) == keys.rx_key + keys.rx_salt
+
+
+def test_as_client_a_wrong_fingerprint_fails() -> None:
+    peer = Client(server=True)
+    ours = DtlsEndpoint(DtlsIdentity(), Client().fingerprints, NOW, client=True)
+    shake_as_client(peer, ours)
+    assert (ours.state, ours.error, ours.keys) == (DtlsState.FAILED, "dtls_fingerprint_mismatch", None)
+
+
+def test_as_client_it_begins_once_and_repeats_a_lost_hello() -> None:
+    peer = Client(server=True)
+    ours = DtlsEndpoint(DtlsIdentity(), peer.fingerprints, NOW, client=True)
+    assert ours.next_timer() == NOW + HANDSHAKE_NS
+    hello = ours.begin(NOW)
+    assert len(hello) == 1
+    assert ours.begin(NOW) == []
+    due = ours.next_timer()
+    assert due is not None
+    assert NOW < due <= NOW + 2 * SECOND_NS
+    ours.handle_timer(NOW + HANDSHAKE_NS)
+    assert ours.error == "dtls_timeout"
+
+
+def test_as_server_it_does_not_begin() -> None:
+    assert DtlsEndpoint(DtlsIdentity(), Client().fingerprints, NOW).begin(NOW) == []
+
+
+def on_curve(curve: ec.EllipticCurve) -> RTCCertificate:
+    """Make a certificate as GnuTLS makes it for FFmpeg, but for the curve."""
+    key = ec.generate_private_key(curve)
+    return RTCCertificate(key=key, cert=generate_certificate(key))
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
+def test_certificates_on_these_curves_are_taken(curve: ec.EllipticCurve) -> None:
+    client = Client(certificate=on_curve(curve))
+    server = DtlsEndpoint(DtlsIdentity(), client.fingerprints, NOW)
+    shake(client, server)
+    assert server.state is DtlsState.CONNECTED
+
+
+def test_a_curve_openssl_does_not_take_is_named() -> None:
+    """FFmpeg over GnuTLS has such a certificate (docs/clients.md)."""
+    client = Client(certificate=on_curve(ec.SECP224R1()))
+    server = DtlsEndpoint(DtlsIdentity(), client.fingerprints, NOW)
+    flight = client.step([])
+    flight = client.step([out for one in flight for out in server.receive(one, NOW)])
+    for datagram in flight:
+        server.receive(datagram, NOW)
+    assert (server.state, server.error) == (DtlsState.FAILED, "dtls_wrong_curve")

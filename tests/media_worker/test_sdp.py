@@ -111,6 +111,18 @@ def test_feedback_is_transport_cc_or_else_remb() -> None:
     assert answer.feedback(codec, publishing=True) == ["nack", "nack pli", "goog-remb"]
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("actpass", "passive"), ("active", "passive"), ("passive", "active")]
+)
+def test_dtls_roles_are_each_others_opposite(theirs: str, ours: str) -> None:
+    """The transport decides; the answer states it on every m-line (RFC 5763 section 5)."""
+    offer = parse_offer(BASE.replace("a=setup:actpass", f"a=setup:{theirs}"))
+    assert offer.transport.setup == theirs
+    local = Local(Credentials("abcd", "0" * 22), "AA:BB", [Candidate("192.0.2.1", 9)], ours)
+    written = answer.write(offer, reply(offer, publishing=True), local)
+    assert written.count("a=setup:") == written.count(f"a=setup:{ours}\r\n") == len(offer.media)
+
+
 def test_simulcast_offer_lists_its_layers() -> None:
     offer = parse_offer(OFFERS["chromium_simulcast"])
     assert offer.media[0].rids == ["l", "h"]
@@ -168,7 +180,7 @@ BASE = OFFERS["chromium_publish"]
         (BASE + "a=" + "x" * MAX_BYTES, "larger"),
         (BASE + "a=" + "x" * 5000 + "\r\n", "longer"),
         (BASE + "m=video 9 UDP/TLS/RTP/SAVPF 96\r\n" * 100, "m-lines"),
-        (BASE.replace("a=setup:actpass", "a=setup:passive"), "setup"),
+        (BASE.replace("a=setup:actpass", "a=setup:holdconn"), "setup"),
         (BASE.replace("a=fingerprint", "a=nofingerprint"), "fingerprint"),
         (BASE.replace("a=ice-pwd", "a=no-pwd"), "ICE"),
         (BASE.replace("a=rtcp-mux\r\n", ""), "rtcp-mux"),
