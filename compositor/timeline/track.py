@@ -125,6 +125,8 @@ class TrackTimeline:
                 self._depacketiser = depacketiser(info.mime)
             except ValueError:
                 self._depacketiser = None  # the compositor names codecs it cannot show
+        if info.ssrc != self.info.ssrc:
+            self._retired.discard(info.ssrc)  # announced: a layer that comes back is no straggler
         self.info = info
 
     def report(self, ssrc: int, timestamp: int, wallclock_ns: int) -> bool:

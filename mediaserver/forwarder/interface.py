@@ -346,8 +346,8 @@ class Forwarder(Protocol):
     def move_tap(self, stream: int, to: int) -> None:
         """Let the stream ``to`` take over the tap of ``stream`` at its next keyframe: see ``TapMoved``.
 
-        No packet is tapped twice or not at all. Without a keyframe that we can tell it is the next packet. Asked
-        again, the last wish counts; ``tap`` of ``to``, or of ``stream`` with ``None``, takes it back.
+        No packet is tapped twice or not at all. Without a keyframe that we can tell it is the next packet.
+        Asked again, the last wish counts; ``tap`` of ``to``, or of ``stream`` with ``None``, takes it back.
         """
         ...
 
