@@ -107,7 +107,7 @@ class Call:
 
 
 async def make(stage: Stage, codec: str) -> Call:
-    room = f"counter-simulcast-{codec[-4:].lower()}"
+    room = f"counter-simulcast-{codec.rpartition('/')[2].lower()}"
     moments: dict[str, float] = {}
     layers: dict[str, list[Any]] = {}
     async with Api(stage.base, stage.key()) as api, chromium() as browser:
@@ -133,7 +133,7 @@ async def make(stage: Stage, codec: str) -> Call:
                 await asyncio.sleep(0.05)
 
         await width(subscriber, WIDTHS[2])  # by default the highest
-        recording = await api.record(room, f"SIMULCAST-{codec[-4:]}")
+        recording = await api.record(room, f"SIMULCAST-{codec.rpartition('/')[2]}")
         await subscriber.evaluate(WATCH, "customer")
         moments["begin"] = time.time()
         await asyncio.sleep(1.5)
@@ -227,7 +227,10 @@ async def test_the_recording_is_one_picture_and_marks_every_change(call: Call) -
     shown = [c["shown"] for c in call.timeline["composite"]["shown"] if c["seat"] == "customer#1"]
     first = shown.index("picture")
     assert set(shown[first:]) == {"picture"}, shown
-    lost = [gap for gap in call.timeline["composite"].get("gaps", []) if gap.get("reason") == "loss"]
+    gaps = call.timeline["composite"]["gaps"]
+    lost = [
+        gap for gap in gaps if gap["reason"] == "loss" and gap["from_ms"] > 500
+    ]  # the first keyframe came
     assert not lost, lost
     times = call.film.frame_times_s
     assert times[-1] > call.moments["end"] - call.moments["begin"] - 1.0

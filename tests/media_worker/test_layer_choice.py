@@ -116,7 +116,7 @@ def test_a_layer_is_dead_only_beside_living_ones() -> None:
         high.look(octets * 4, now)
     newest = max(low.media_ns, high.media_ns)
     assert low.state(newest, now).alive
-    assert high.state(newest, now) == LayerState(True, now, 1_600_000)
+    assert high.state(newest, now) == LayerState(True, now, 320_000 * SECOND_NS // LOOK_NS)
     silent = now
     while now - silent < 5 * SECOND_NS:  # the camera is covered: both are silent, none is dead
         now += LOOK_NS
