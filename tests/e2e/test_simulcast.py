@@ -64,7 +64,6 @@ WATCH = """(target) => {
     };
     video.requestVideoFrameCallback(note);
 }"""
-CARD = ("lost", "ended", "muted", "left")
 
 
 async def opened(browser: Any, base: str) -> Page:
@@ -217,7 +216,8 @@ async def test_a_dead_layer_is_left_and_taken_again(call: Call) -> None:
     (picture,) = call.layers["full dies"]
     assert picture["layer"] == 1
     assert [layer["alive"] for layer in picture["layers"]] == [True, True, False]
-    assert call.widths("full dies", "full back") == [WIDTHS[2], WIDTHS[1]]
+    left = call.widths("full dies", "full back")
+    assert left in ([WIDTHS[2], WIDTHS[1]], [WIDTHS[1]])  # its last pictures may have been shown before
     assert call.widths("full back", "end") == [WIDTHS[1], WIDTHS[2]]
 
 
