@@ -83,6 +83,7 @@ class TrackTimeline:
         self._unwrapper = Unwrapper(32)
         self._ssrc: int | None = None
         self._retired: set[int] = set()
+        self._announced: int | None = None
         self._last_arrival_ns = 0
         self._last_timestamp: int | None = None
         self._last_media_ns = 0
@@ -125,6 +126,11 @@ class TrackTimeline:
                 self._depacketiser = depacketiser(info.mime)
             except ValueError:
                 self._depacketiser = None  # the compositor names codecs it cannot show
+        if info.ssrc != self.info.ssrc:
+            # The recording went over to another layer, at its keyframe: nothing is lost between, and one that
+            # comes back is no straggler.
+            self._announced = info.ssrc
+            self._retired.discard(info.ssrc)
         self.info = info
 
     def report(self, ssrc: int, timestamp: int, wallclock_ns: int) -> bool:
@@ -154,10 +160,13 @@ class TrackTimeline:
                 return
             if self._ssrc is not None:
                 self._retired.add(self._ssrc)
-                self._begin_anew(now_ns)
+                announced = packet.ssrc == self._announced
+                self._begin_anew(now_ns, missing=0 if announced else 1)
+                if announced and self._depacketiser is not None:
+                    self._depacketiser = depacketiser(self.info.mime)  # whose frames follow on nothing
                 self._unwrapper = Unwrapper(32)
                 self._new_epoch()
-            self._ssrc = packet.ssrc
+            self._ssrc, self._announced = packet.ssrc, None
             self._retired.discard(packet.ssrc)
         elif self._reorder.restarts(packet.sequence_number):
             self._begin_anew(now_ns)
@@ -203,12 +212,12 @@ class TrackTimeline:
         elif self._end_ns is not None:
             self._list_stall(self._end_ns, now_ns)
 
-    def _begin_anew(self, now_ns: int) -> None:
+    def _begin_anew(self, now_ns: int, missing: int = 1) -> None:
         """Another run of sequence numbers: what waits is all there will be of the one before."""
         for arrival, missing in self._reorder.end():
             self._assemble(arrival, missing, now_ns)
         self._flush(now_ns)
-        self._reorder = Reorder(missing=1)
+        self._reorder = Reorder(missing=missing)
 
     def _new_epoch(self) -> None:
         """Another run of media time; what it has to do with the sender's wallclock must be reported anew."""

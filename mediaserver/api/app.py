@@ -19,6 +19,7 @@ from mediaserver.api import (
     files,
     invites,
     keys,
+    layers,
     recordings,
     rooms,
     system,
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 ROUTES: tuple[Route, ...] = (
     *rooms.ROUTES,
     *whip.ROUTES,
+    *layers.ROUTES,
     *recordings.ROUTES,
     *files.ROUTES,
     *custody.ROUTES,

@@ -111,7 +111,7 @@ async def subscribe(call: Call) -> web.Response:
     return _session_answer(room, result)
 
 
-def _session_room(call: Call) -> Room:
+def session_room(call: Call) -> Room:
     """Find the room of the session that the path names; only its own participant and servers may."""
     session = call.path("session")
     room = call.control.rooms.by_session(session)
@@ -131,7 +131,7 @@ def _session_room(call: Call) -> Room:
 
 async def patch_session(call: Call) -> web.Response:
     """Take trickled candidates or restart ICE (RFC 9725 section 4.3)."""
-    room = _session_room(call)
+    room = session_room(call)
     if_match = call.request.headers.get("If-Match")
     if if_match is None:
         raise Problem("precondition_required", "send If-Match with the session's ETag, or * to restart ICE")
@@ -150,7 +150,7 @@ async def patch_session(call: Call) -> web.Response:
 
 async def delete_session(call: Call) -> web.Response:
     """End a session."""
-    room = _session_room(call)
+    room = session_room(call)
     session = call.path("session")
     await call.control.call_worker(room, "session.delete", {"session": session}, with_room=False)
     call.control.rooms.drop_session(session)

@@ -30,6 +30,7 @@ from mediaserver.forwarder.interface import (
     StreamParameters,
     Switched,
     TapDropped,
+    TapMoved,
     Tapped,
 )
 
@@ -59,6 +60,7 @@ __all__ = [
     "StreamStats",
     "Switched",
     "TapDropped",
+    "TapMoved",
     "Tapped",
     "open_forwarder",
 ]

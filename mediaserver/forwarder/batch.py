@@ -259,7 +259,7 @@ class BatchForwarder:
                 route.waiting = True
             if route.pending is stream:
                 route.pending = None
-        stream.routes = []
+        stream.routes, stream.track = [], None
         stream.clear()
         stream.peer.streams.discard(stream)
         del self._path.streams[stream.number]
@@ -288,7 +288,13 @@ class BatchForwarder:
 
     def tap(self, stream: int, track: int | None) -> None:
         with self._locked():
-            self._stream(stream).track = track
+            tapped = self._stream(stream)
+            tapped.track, tapped.tap_from = track, None
+
+    def move_tap(self, stream: int, to: int) -> None:
+        with self._locked():
+            former, target = self._stream(stream), self._stream(to)
+            target.tap_from = None if former is target else former
 
     # --- routes
 

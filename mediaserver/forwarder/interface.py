@@ -231,7 +231,17 @@ class TapDropped:
     to_ns: int
 
 
-Event = RawDatagram | Rtcp | NewSsrc | Keyframe | Gap | Switched | TapDropped
+@dataclass(frozen=True, slots=True)
+class TapMoved:
+    """``stream`` has the tap of ``track`` now: what was tapped before this keyframe is of the former one."""
+
+    track: int
+    stream: int
+    at_ns: int
+    """Arrival of the keyframe's first packet."""
+
+
+Event = RawDatagram | Rtcp | NewSsrc | Keyframe | Gap | Switched | TapDropped | TapMoved
 
 Tapped = tuple[int, int, bytes, bool]
 """``(track, arrival_ns, packet, is_rtcp)``: one decrypted RTP packet, or one compound RTCP packet of the
@@ -331,6 +341,14 @@ class Forwarder(Protocol):
     def tap(self, stream: int, track: int | None) -> None:
         """Copy the stream's packets as received (RTX unwrapped) and its sender's RTCP to ``take_tapped``;
         ``None`` ends it."""
+        ...
+
+    def move_tap(self, stream: int, to: int) -> None:
+        """Let the stream ``to`` take over the tap of ``stream`` at its next keyframe: see ``TapMoved``.
+
+        No packet is tapped twice or not at all. Without a keyframe that we can tell it is the next packet.
+        Asked again, the last wish counts; ``tap`` of ``to``, or of ``stream`` with ``None``, takes it back.
+        """
         ...
 
     # routes

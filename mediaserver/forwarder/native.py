@@ -43,6 +43,7 @@ from mediaserver.forwarder.interface import (
     StreamParameters,
     Switched,
     TapDropped,
+    TapMoved,
     Tapped,
     Targets,
     check_route,
@@ -260,6 +261,9 @@ class NativeForwarder:
     def tap(self, stream: int, track: int | None) -> None:
         self._call(self._lib.fwd_tap, stream, _or_none(track))
 
+    def move_tap(self, stream: int, to: int) -> None:
+        self._call(self._lib.fwd_move_tap, stream, to)
+
     # --- routes
 
     def add_route(self, stream: int, peer: int, parameters: RouteParameters) -> int:
@@ -474,5 +478,7 @@ def _event(head: _EventHead, payload: bytes) -> Event:
             return Gap(head.number, head.a, head.b, head.at_ns)
         case 6:
             return Switched(head.number, head.other, head.at_ns)
-        case _:
+        case 7:
             return TapDropped(head.number, head.other, head.at_ns, head.until_ns)
+        case _:
+            return TapMoved(head.number, head.other, head.at_ns)

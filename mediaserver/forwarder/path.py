@@ -20,6 +20,7 @@ from mediaserver.forwarder.interface import (
     RawDatagram,
     Rtcp,
     Switched,
+    TapMoved,
 )
 from mediaserver.forwarder.outbox import Outbox
 from mediaserver.forwarder.peer import Peer, Role, Source
@@ -199,6 +200,8 @@ class PacketPath:
             return
         if isinstance(gap, tuple):
             self.outbox.put(Gap(stream.number, gap[0], gap[1], packet.arrival_ns))
+        if stream.tap_from is not None and (packet.keyframe or not stream.codec):
+            self._move_tap(stream, packet)
         if stream.track is not None:
             self.outbox.tap(stream.track, packet.arrival_ns, packet.data, False)
         stream.keep(packet)
@@ -206,6 +209,14 @@ class PacketPath:
             self.outbox.put(Keyframe(stream.number, packet.timestamp, packet.arrival_ns))
         for route in stream.routes:
             self._forward(route, stream, packet)
+
+    def _move_tap(self, stream: Stream, packet: RtpPacket) -> None:
+        """Take over another stream's tap, so that not one packet is in both or in neither."""
+        former, stream.tap_from = stream.tap_from, None
+        if former is None or former.track is None:
+            return
+        stream.track, former.track = former.track, None
+        self.outbox.put(TapMoved(stream.track, stream.number, packet.arrival_ns))
 
     # --- sending
 

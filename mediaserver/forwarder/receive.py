@@ -45,6 +45,7 @@ class Stream:
         self.ssrc = ssrc
         self.parameters = parameters
         self.track = parameters.track
+        self.tap_from: Stream | None = None
         self.payload_type = parameters.payload_type
         self.rtx_payload_type = parameters.rtx_payload_type
         self.clock_rate = parameters.clock_rate

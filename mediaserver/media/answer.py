@@ -57,8 +57,8 @@ class MediaAnswer:
     cname: str = ""
     stream_id: str = ""
     track_id: str = ""
-    receive_rid: str = ""
-    """The one simulcast layer we take."""
+    receive_rids: list[str] = field(default_factory=list)
+    """The simulcast layers we take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +224,9 @@ def _section(answer: MediaAnswer, local: Local) -> list[str]:
     publishing = answer.direction == "recvonly"
     for codec in answer.codecs:
         lines += _codec(codec, publishing=publishing)
-    if answer.receive_rid:
-        lines += [f"a=rid:{answer.receive_rid} recv", f"a=simulcast:recv {answer.receive_rid}"]
+    if answer.receive_rids:
+        lines += [f"a=rid:{rid} recv" for rid in answer.receive_rids]
+        lines.append(f"a=simulcast:recv {';'.join(answer.receive_rids)}")
     if answer.ssrc is not None:
         lines.append(f"a=msid:{answer.stream_id} {answer.track_id}")
         sources = [answer.ssrc] if answer.rtx_ssrc is None else [answer.ssrc, answer.rtx_ssrc]

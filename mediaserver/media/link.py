@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from mediaserver.forwarder.interface import Gap, Keyframe, NewSsrc, Rtcp, Switched
+from mediaserver.forwarder.interface import Gap, Keyframe, NewSsrc, Rtcp, Switched, TapMoved
 from mediaserver.media.dtls import DtlsEndpoint
 from mediaserver.media.ice import Credentials
 
@@ -37,13 +37,16 @@ class LinkOwner(Protocol):
 
 
 class StreamOwner(Protocol):
-    """Whom the forwarder's news of a stream concern: its publication."""
+    """Whom the forwarder's news of a stream concern: its layer of a publication."""
 
     def keyframe_came(self, event: Keyframe) -> None:
         """Note a keyframe."""
 
     def gap_seen(self, event: Gap) -> None:
         """Note skipped sequence numbers."""
+
+    def tap_moved(self, event: TapMoved) -> None:
+        """Note that the stream has another one's tap."""
 
     def handle_timer(self, now: int) -> int | None:
         """Ask for what is due; returns when more will be (monotonic ns), None if nothing is to come."""

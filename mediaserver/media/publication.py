@@ -1,34 +1,24 @@
-"""A publication: one track that a participant sends, and what we ask of its sender."""
+"""A publication: one track that a participant sends, in one layer or several."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import structlog
-
-from mediaserver.forwarder.interface import Gap, Keyframe, NewSsrc, StreamParameters
+from mediaserver.forwarder.interface import NewSsrc
 from mediaserver.media import answer
-from mediaserver.media.feedback import (
-    SERVER_SSRC,
-    KeyframeRequester,
-    Line,
-    NackGenerator,
-    ReceptionReporter,
-)
+from mediaserver.media.feedback import Line
+from mediaserver.media.layer import Layer
+from mediaserver.media.layer_choice import LOOK_NS, LayerPolicy, LayerState, OrderWatch
 from mediaserver.media.sdp import Codec, MediaOffer
 from mediaserver.media.transport import Transport
-from recorder import rtcp
 from recorder.ids import uuid7
 from recorder.records import TrackInfo
 
 if TYPE_CHECKING:
     from mediaserver.media.subscription import Subscription
-
-_log = structlog.get_logger(__name__)
-MISSING_SPAN = 1_024
-"""Packets looked back over for missing ones, as many as the forwarder knows of: 2 s of 5 Mbit/s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +33,7 @@ class Sender:
 
 @dataclass(eq=False)
 class Publication:
-    """One m-line of a publishing session. ``stream`` is None until its SSRC is known and its client
-    connected."""
+    """One m-line of a publishing session."""
 
     session: str
     peer: int
@@ -57,27 +46,33 @@ class Publication:
     transport: Transport
     tap: int
     """Number under which the forwarder hands its packets to recordings, unique in the worker."""
-    rid: str = ""
+    rids: list[str] = field(default_factory=list)
+    """The simulcast layers that were agreed, as offered."""
+    recorded_layer_changed: Callable[[Publication, int], None] = lambda publication, at_ns: None
+    """Told when recordings get another layer, and since when."""
     id: str = field(default_factory=lambda: str(uuid7()))
-    stream: int | None = None
-    ssrc: int | None = None
-    rtx_ssrc: int | None = None
     muted: bool = False
     tapped: bool = False
     subscribers: set[Subscription] = field(default_factory=set)
-    reporter: ReceptionReporter | None = None
     line: Line = field(default_factory=Line)
     """The sender's, shared by his publications."""
     last_fraction_lost: int = 0
 
     def __post_init__(self) -> None:
-        self._nack = NackGenerator(self.line)
-        self._keyframes = KeyframeRequester()
-        self._fir = 0
+        self.layers = [Layer(self, rid) for rid in self.rids or [""]]
+        """From the smallest; the order is corrected when it shows to be the other way round."""
+        self.recorded = self.layers[0]
+        """What recordings get, or would get."""
+        self._moving: Layer | None = None
+        self._policy = LayerPolicy()
+        self._order = OrderWatch()
+        self._states: list[LayerState] = []
+        self._looked_ns = 0
         if self.media.ssrcs and not self.media.rids:
             repairs = set(self.media.repairs.values())
-            self.ssrc = next((ssrc for ssrc in self.media.ssrcs if ssrc not in repairs), None)
-            self.rtx_ssrc = self.media.repairs.get(self.ssrc) if self.ssrc is not None else None
+            only = self.recorded
+            only.ssrc = next((ssrc for ssrc in self.media.ssrcs if ssrc not in repairs), None)
+            only.rtx_ssrc = self.media.repairs.get(only.ssrc) if only.ssrc is not None else None
 
     @property
     def kind(self) -> str:
@@ -89,40 +84,130 @@ class Publication:
         """Return the codec's media type, such as ``video/VP8``."""
         return answer.mime(self.codec, self.kind)
 
+    @property
+    def simulcast(self) -> bool:
+        """Tell whether there may be more than one layer."""
+        return len(self.layers) > 1
+
+    @property
+    def stream(self) -> int | None:
+        """Return the stream of the recorded layer; None until the first one of any layer is there."""
+        return self.recorded.stream
+
+    @property
+    def ssrc(self) -> int | None:
+        """Return the SSRC of the recorded layer."""
+        return self.recorded.ssrc
+
     def begin(self, *, tap: bool) -> bool:
-        """Have the forwarder take the stream if its SSRC is known; true if it is there now."""
-        if self.stream is None and self.ssrc is not None:
-            self.stream = self.transport.forwarder.add_stream(
-                self.peer,
-                self.ssrc,
-                StreamParameters(
-                    kind=self.kind,
-                    mime=self.mime,
-                    clock_rate=self.codec.clock_rate,
-                    payload_type=self.codec.payload_type,
-                    rtx_ssrc=self.rtx_ssrc,
-                    rtx_payload_type=self.codec.rtx,
-                    extensions=self.extensions,
-                    track=self.tap if tap else None,
-                ),
-            )
+        """Have the forwarder take the streams whose SSRCs are known; true if the recorded one is there."""
+        if self.recorded.stream is None and self.recorded.begin(tap=self.tap if tap else None):
             self.tapped = tap
-            self.reporter = ReceptionReporter(self.ssrc)
-            self.transport.watch_stream(self.stream, self)
+        for layer in self.layers:
+            layer.begin(tap=None)
         return self.stream is not None
 
     def end(self) -> None:
-        """Take the stream from the forwarder; routes to subscribers stay, silent."""
-        if self.stream is not None:
-            self.transport.forget_stream(self.stream)
-            self.transport.forwarder.remove_stream(self.stream)
-            self.stream = None
+        """Take the streams from the forwarder; routes to subscribers stay, silent."""
+        for layer in self.layers:
+            layer.end()
+
+    # --- layers
+
+    def found_ssrc(self, event: NewSsrc) -> Layer | None:
+        """Take an SSRC as ours, main or retransmission, if payload type and layer fit; None if it is not."""
+        if event.payload_type == self.codec.rtx and self.codec.rtx is not None:
+            layer = self._layer_of(event.repaired_rid, lambda one: one.rtx_ssrc is None)
+            if layer is not None and (self.simulcast or layer.stream is not None):
+                layer.take_rtx(event.ssrc)
+                return layer
+            return None
+        if event.payload_type != self.codec.payload_type:
+            return None
+        layer = self._layer_of(event.rid, lambda one: one.stream is None)
+        if layer is None or layer.stream is not None:
+            return None
+        layer.ssrc = event.ssrc
+        if self.stream is None:
+            self.recorded = layer
+        else:
+            layer.begin(tap=None)
+        return layer
+
+    def _layer_of(self, rid: str, free: Callable[[Layer], bool]) -> Layer | None:
+        """Return the layer of a rid; of none the first free one (a sender that leaves the extension out)."""
+        if rid and self.rids:
+            return next((layer for layer in self.layers if layer.rid == rid), None)
+        return next((layer for layer in self.layers if free(layer)), None)
+
+    def layer_states(self, now: int) -> list[LayerState]:
+        """Return what is known of the layers, from the smallest."""
+        if not self._states:
+            return [LayerState(layer.stream is not None, now, 0) for layer in self.layers]
+        return self._states
+
+    def look(self, now: int) -> int | None:
+        """Measure the layers and let recordings and subscribers choose; returns when to come again."""
+        if not self.simulcast:
+            return None
+        if now - self._looked_ns < LOOK_NS:
+            return self._looked_ns + LOOK_NS
+        self._looked_ns = now
+        forwarder = self.transport.forwarder
+        for layer in self.layers:
+            if layer.stream is not None:
+                layer.meter.look(forwarder.stream_stats(layer.stream).bytes, now)
+        newest = max(layer.meter.media_ns for layer in self.layers)
+        self._states = [layer.meter.state(newest, now) for layer in self.layers]
+        if self._order.reversed(self._states, now):
+            self.layers.reverse()
+            self._states.reverse()
+        self._choose_recorded(now)
+        for subscription in self.subscribers:
+            subscription.look(now)
+        return now + LOOK_NS
+
+    def _choose_recorded(self, now: int) -> None:
+        number = self._policy.choose(self._states, self.layers.index(self._moving or self.recorded), now)
+        wanted = self.recorded if number is None else self.layers[number]
+        former = self.recorded.stream
+        if wanted.stream is None or former is None:
+            return
+        if not self.tapped:
+            self.recorded = wanted
+            return
+        if wanted is self.recorded:
+            self._stay()
+            return
+        if wanted is not self._moving:
+            self._stay()
+            self.transport.forwarder.move_tap(former, wanted.stream)
+            self._moving = wanted
+        wanted.want_keyframe()  # asked again until one comes
+
+    def _stay(self) -> None:
+        if self._moving is not None and self._moving.stream is not None:
+            self.transport.forwarder.tap(self._moving.stream, None)
+        self._moving = None
+
+    def tap_moved(self, layer: Layer, at_ns: int) -> None:
+        """Note which layer recordings get since ``at_ns``."""
+        if layer is self._moving:
+            self.recorded, self._moving = layer, None
+            self.recorded_layer_changed(self, at_ns)
 
     def set_tap(self, tap: bool) -> None:
         """Begin or stop handing the packets to recordings."""
         if self.stream is not None and tap != self.tapped:
+            self._stay()
             self.transport.forwarder.tap(self.stream, self.tap if tap else None)
             self.tapped = tap
+
+    def want_keyframe(self) -> None:
+        """Have the sender asked for a keyframe of what recordings get."""
+        (self._moving or self.recorded).want_keyframe()
+
+    # --- what is said of it
 
     def track_info(self, number: int) -> TrackInfo:
         """Describe the track for a journal."""
@@ -146,7 +231,7 @@ class Publication:
 
     def summary(self) -> dict[str, object]:
         """Return what events and lists say of the track."""
-        return {
+        said: dict[str, object] = {
             "track": self.id,
             "id": self.id,
             "identity": self.sender.identity,
@@ -158,86 +243,19 @@ class Publication:
             "muted": self.muted,
             "session": self.session,
         }
+        if self.simulcast:
+            said["layers"] = self.layers_json()
+            said["recorded_layer"] = self.layers.index(self.recorded)
+        return said
+
+    def layers_json(self) -> list[dict[str, object]]:
+        """Return the layers as the API shows them, from the smallest."""
+        states = self.layer_states(time.monotonic_ns())
+        return [
+            {"layer": number, "rid": layer.rid, "alive": state.alive, "bps": state.bps}
+            for number, (layer, state) in enumerate(zip(self.layers, states, strict=True))
+        ]
 
     def track_info_json(self, numbers: dict[str, int]) -> dict[str, object]:
         """Return its summary with the number it has in a journal."""
         return {**self.summary(), "number": numbers.get(self.id, 0)}
-
-    # --- asking the sender
-
-    def want_keyframe(self) -> None:
-        """Have the sender asked for a keyframe, soon and until one comes."""
-        if self.kind == "video" and self.stream is not None:
-            now = time.monotonic_ns()
-            self._keyframes.want(now)
-            self._ask_keyframe(now)
-            if self._keyframes.eager:
-                self.transport.wake(self.stream)
-
-    def handle_timer(self, now: int) -> int | None:
-        """Ask for what is missing and due; returns when to come again, None if nothing is missing."""
-        if self.stream is None:
-            return None
-        if self._nack.pending:
-            still = self.transport.forwarder.missing(self.stream, MISSING_SPAN)
-            resends = self.codec.rtx is not None
-            recovered = self.transport.forwarder.stream_stats(self.stream).recovered if resends else None
-            sequences = self._nack.to_ask(still, now, recovered=recovered, recorded=self.tapped)
-            self._mend()
-            if sequences and self.ssrc is not None:
-                packet = rtcp.Nack(SERVER_SSRC, self.ssrc, tuple(sequences))
-                self.transport.counters.nacks_sent += 1
-                self._send(packet)
-        self._ask_keyframe(now)
-        if self._nack.pending:
-            return now
-        return self._keyframes.next_ns() if self._keyframes.eager else None
-
-    def keyframe_came(self, event: Keyframe) -> None:
-        """Note a keyframe: nobody waits any more."""
-        self._keyframes.came(event.arrival_ns)
-
-    def gap_seen(self, event: Gap) -> None:
-        """Note skipped numbers, to be asked for again if the sender keeps packets."""
-        if "nack" not in self.feedback:
-            return
-        self._nack.add(event.first, event.last, event.arrival_ns)
-        self._mend()
-
-    def found_ssrc(self, event: NewSsrc) -> bool:
-        """Take an SSRC as ours, main or retransmission, if payload type and layer fit; false if it is not."""
-        if event.payload_type == self.codec.rtx and self.codec.rtx is not None:
-            if self.rid and event.repaired_rid and event.repaired_rid != self.rid:
-                return False
-            self.rtx_ssrc = event.ssrc
-            if self.stream is not None:
-                self.transport.forwarder.set_rtx_ssrc(self.stream, event.ssrc)
-                return True
-            return False
-        if event.payload_type != self.codec.payload_type or self.stream is not None:
-            return False
-        if self.rid and event.rid and event.rid != self.rid:
-            return False
-        self.ssrc = event.ssrc
-        return True
-
-    def _mend(self) -> None:
-        # Viewers ask by themselves; a recording that nobody watches would stand still for ever.
-        if self._nack.broken:
-            self._nack.broken = False
-            self.want_keyframe()
-
-    def _ask_keyframe(self, now: int) -> None:
-        if self.ssrc is None or not self._keyframes.should_ask(now):
-            return
-        self.transport.counters.keyframe_requests += 1
-        if "nack pli" in self.feedback or "ccm fir" not in self.feedback:
-            self._send(rtcp.PictureLossIndication(SERVER_SSRC, self.ssrc))
-        else:
-            self._fir += 1
-            self._send(rtcp.FullIntraRequest(SERVER_SSRC, ((self.ssrc, self._fir & 255),)))
-
-    def _send(self, packet: rtcp.RtcpPacket) -> None:
-        # A compound begins with a report (RFC 3550 section 6.1); reduced size (RFC 5506) is not agreed with
-        # everybody.
-        self.transport.forwarder.send_rtcp(self.peer, rtcp.build([rtcp.ReceiverReport(SERVER_SSRC), packet]))

@@ -122,6 +122,12 @@ class Recording:
         self.changes += 1
         self._write([TrackRecord(self._clock.now_ns(), publication.track_info(number))])
 
+    def layer_changed(self, publication: Publication, at_ns: int) -> None:
+        """Describe the track anew: from this arrival on its packets have another layer's SSRC."""
+        number = self._tracks.get(publication.id)
+        if number is not None:
+            self._write([TrackRecord(at_ns, publication.track_info(number))])
+
     def track_ended(self, publication: Publication) -> None:
         """Forget the tap; the number stays used."""
         self._by_tap.pop(publication.tap, None)

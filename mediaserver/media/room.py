@@ -28,6 +28,9 @@ class Tap(Protocol):
     def track_began(self, publication: Publication) -> None:
         """Write the track down, before its first packet."""
 
+    def layer_changed(self, publication: Publication, at_ns: int) -> None:
+        """Write down that its packets are another layer's from ``at_ns`` on."""
+
     def track_ended(self, publication: Publication) -> None:
         """Note that no packet of it comes any more."""
 
@@ -199,6 +202,12 @@ class Room:
         person = self.participants.get(publication.sender.identity)
         if person is not None and publication.session in person.sessions:
             self._begin(publication)
+
+    def recorded_layer_changed(self, publication: Publication, at_ns: int) -> None:
+        """Have recordings mark that they get another layer of a track."""
+        for recording in self.recordings.values():
+            recording.layer_changed(publication, at_ns)
+        self.emit("track.layer", publication.summary(), publication)
 
     # --- commands
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from mediaserver.media.layer_choice import MAX_LAYERS
+
 MAX_BYTES = 256 * 1024
 """A Chromium offer needs about 4 KiB per m-line."""
 MAX_LINES = 12_000
@@ -77,6 +79,16 @@ class MediaOffer:
     ``rtpmap``."""
     feedback: list[tuple[str, str]] = field(default_factory=list)
     """``rtcp-fb`` lines, likewise."""
+
+    @property
+    def simulcast_rids(self) -> list[str]:
+        """Return the layers to take, as offered: of ``a=simulcast`` the first alternative of each (RFC 8853
+        section 5.1), those that begin paused too. Without that line one of the rids."""
+        words = self.simulcast.split()
+        listed = words[words.index("send") + 1] if "send" in words[:-1] else ""
+        first = [stream.split(",")[0].lstrip("~") for stream in listed.split(";")]
+        layers = [rid for rid in dict.fromkeys(first) if rid in self.rids]
+        return layers[:MAX_LAYERS] or self.rids[-1:]
 
     @property
     def is_media(self) -> bool:

@@ -14,11 +14,13 @@ from mediaserver.forwarder.interface import Forwarder
 from mediaserver.ipc import Handler, IpcError
 from mediaserver.media import answer, sdp
 from mediaserver.media.answer import Candidate
+from mediaserver.media.layer_choice import MAX_LAYERS
 from mediaserver.media.recording import Order, Recording
 from mediaserver.media.recordings import Recordings
 from mediaserver.media.room import Participant, Room
-from mediaserver.media.session import SOURCES, Session
+from mediaserver.media.session import SOURCES, Session, SubscribeSession
 from mediaserver.media.stats import Statistics
+from mediaserver.media.subscription import LayerWish
 from mediaserver.media.transport import Transport
 from recorder.clock import Clock, rfc3339
 from recorder.ids import uuid7
@@ -99,6 +101,7 @@ class Service:
             "whep": self.whep,
             "session.patch": self.session_patch,
             "session.delete": self.session_delete,
+            "session.layers": self.session_layers,
             "participant.mute": self.participant_mute,
             "participant.remove": self.participant_remove,
             "recording.start": self.recording_start,
@@ -211,6 +214,15 @@ class Service:
         session, _ = self._session(params)
         session.close("deleted")
         return {}
+
+    async def session_layers(self, params: JsonObject) -> JsonObject:
+        """Take a wish for layers, if there is one, and return what is sent of which layers."""
+        session, _ = self._session(params)
+        if not isinstance(session, SubscribeSession):
+            raise IpcError("bad_request", "only what is received has layers to choose", 400)
+        if (wish := params.get("wish")) is not None:
+            session.set_layers(_wish(wish))
+        return {"pictures": session.describe_layers()}
 
     # --- participants
 
@@ -336,6 +348,22 @@ def _text(params: JsonObject, name: str, limit: int = 1024) -> str:
     if not isinstance(value, str) or not value or len(value) > limit:
         raise IpcError("bad_request", f"{name} must be a text of 1 to {limit} characters", 400)
     return value
+
+
+def _wish(value: object) -> LayerWish:
+    if not isinstance(value, dict):
+        raise IpcError("bad_request", "wish must be an object", 400)
+    numbers = []
+    for name in ("preferred", "maximum"):
+        number = value.get(name)
+        whole = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_LAYERS
+        if number is not None and not whole:
+            raise IpcError("bad_request", f"{name} must be a layer from 0 to {MAX_LAYERS - 1} or null", 400)
+        numbers.append(number)
+    source = value.get("source") or ""
+    if source not in ("", *SOURCES):
+        raise IpcError("source_unknown", str(source)[:64], 400)
+    return LayerWish(numbers[0], numbers[1], source)
 
 
 def _codec_name(name: str) -> str:

@@ -11,10 +11,11 @@ from mediaserver.ipc import IpcError
 from mediaserver.media import answer
 from mediaserver.media.answer import MediaAnswer
 from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, SERVER_SSRC, Line, RateByLoss, heeded
+from mediaserver.media.layer import Layer
 from mediaserver.media.link import Link, LinkState
 from mediaserver.media.publication import Publication, Sender
 from mediaserver.media.sdp import Codec, IceFragment, MediaOffer, Offer
-from mediaserver.media.subscription import SOURCE_ORDER, Subscription
+from mediaserver.media.subscription import SOURCE_ORDER, LayerWish, Subscription
 from mediaserver.media.transport import FEEDBACK_MS, Transport
 from recorder import rtcp
 from recorder.ids import uuid7
@@ -39,6 +40,9 @@ class SessionOwner(Protocol):
 
     def publication_found(self, publication: Publication) -> None:
         """Learn that a publication's SSRC is known now."""
+
+    def recorded_layer_changed(self, publication: Publication, at_ns: int) -> None:
+        """Learn that recordings get another layer of a publication since ``at_ns``."""
 
 
 @dataclass(eq=False)
@@ -151,7 +155,7 @@ class PublishSession(Session):
             reply.codecs, reply.direction = codecs[:1], "recvonly"
             wanted = [uri for uri in answer.PUBLISH_EXTENSIONS if media.rids or uri not in _RIDS]
             reply.extensions = answer.extensions(media.extensions, wanted)
-            reply.receive_rid = media.rids[-1] if media.rids else ""
+            reply.receive_rids = media.simulcast_rids
             chosen.append((media, codecs[0], reply.extensions))
         if not chosen:
             raise IpcError("sdp_invalid", "the offer sends neither audio nor video", 400)
@@ -178,8 +182,9 @@ class PublishSession(Session):
                     feedback=feedback,
                     transport=self.transport,
                     tap=tap,
-                    rid=reply.receive_rid,
                     line=line,
+                    rids=reply.receive_rids,
+                    recorded_layer_changed=self.owner.recorded_layer_changed,
                 )
             )
             if "goog-remb" in feedback and reply.offer.kind == "video":
@@ -190,13 +195,17 @@ class PublishSession(Session):
         """Return the mids of the accepted m-lines."""
         return [publication.media.mid for publication in self.publications]
 
+    def layers(self) -> list[Layer]:
+        """Return the layers of all publications."""
+        return [layer for publication in self.publications for layer in publication.layers]
+
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
         """Note the client's sender reports."""
         for packet in packets:
             if isinstance(packet, rtcp.SenderReport):
-                for publication in self.publications:
-                    if publication.ssrc == packet.ssrc and publication.reporter is not None:
-                        publication.reporter.heard(packet, arrival_ns)
+                for layer in self.layers():
+                    if layer.ssrc == packet.ssrc and layer.reporter is not None:
+                        layer.reporter.heard(packet, arrival_ns)
 
     def found_ssrc(self, event: NewSsrc) -> None:
         """Give an SSRC to the publication it belongs to: by mid, else by payload type."""
@@ -204,8 +213,9 @@ class PublishSession(Session):
             if event.mid and publication.media.mid and event.mid != publication.media.mid:
                 continue
             fresh = publication.stream is None
-            if publication.found_ssrc(event):
-                if fresh and publication.ssrc == event.ssrc:
+            layer = publication.found_ssrc(event)
+            if layer is not None:
+                if fresh and layer.ssrc == event.ssrc:
                     self.owner.publication_found(publication)
                 return
         self.transport.forwarder.ignore_ssrc(event.peer, event.ssrc)
@@ -220,16 +230,16 @@ class PublishSession(Session):
         forwarder = self.transport.forwarder
         blocks = []
         received = 0
-        for publication in self.publications:
-            publication.handle_timer(now)
+        for layer in self.layers():
+            layer.ask(now)
             if now < self._report_ns:
                 continue
-            if publication.stream is not None and publication.reporter is not None:
-                stats = forwarder.stream_stats(publication.stream)
+            if layer.stream is not None and layer.reporter is not None:
+                stats = forwarder.stream_stats(layer.stream)
                 received += stats.packets
                 if stats.packets:
-                    block = publication.reporter.block(stats, now)
-                    publication.last_fraction_lost = block.fraction_lost
+                    block = layer.reporter.block(stats, now)
+                    layer.publication.last_fraction_lost = block.fraction_lost
                     blocks.append(block)
         if now < self._report_ns:
             return
@@ -242,8 +252,9 @@ class PublishSession(Session):
         packets: list[rtcp.RtcpPacket] = [rtcp.ReceiverReport(SERVER_SSRC, tuple(blocks))]
         if self._rate is not None and blocks:
             rate = self._rate.update(max(block.fraction_lost for block in blocks))
-            video = [p.ssrc for p in self.publications if p.kind == "video" and p.ssrc is not None]
-            packets.append(rtcp.Remb(SERVER_SSRC, rate, tuple(video)))
+            video = [layer.ssrc for layer in self.layers() if layer.publication.kind == "video"]
+            ssrcs = tuple(ssrc for ssrc in video if ssrc is not None)
+            packets.append(rtcp.Remb(SERVER_SSRC, rate, ssrcs))
         forwarder.send_rtcp(self.link.peer, rtcp.build(packets))
 
 
@@ -288,6 +299,8 @@ class SubscribeSession(Session):
                 allow_mixed=offer.mixed_extensions,
                 transport=self.transport,
             )
+            if self.hidden:
+                subscription.policy.preferred = 0
             reply.ssrc, reply.rtx_ssrc, reply.cname = subscription.ssrc, subscription.rtx_ssrc, cname
             reply.stream_id, reply.track_id = (
                 subscription.stream_name,
@@ -316,6 +329,26 @@ class SubscribeSession(Session):
             return free[0]
         return next((s for s in fitting if s.publication is None), None)
 
+    def set_layers(self, wish: LayerWish) -> None:
+        """Wish for layers, of all pictures or of those of one source; counts from the next keyframe on."""
+        for subscription in self.pictures():
+            if wish.source in ("", subscription.source):
+                subscription.set_layers(wish)
+
+    def set_target(self, bps: int | None) -> None:
+        """Say what the line bears for all pictures, bit/s; None: anything. They share it equally."""
+        carried = [one for one in self.pictures() if one.publication is not None]
+        for subscription in carried:
+            subscription.set_target(None if bps is None else bps // len(carried))
+
+    def pictures(self) -> list[Subscription]:
+        """Return the m-lines for pictures."""
+        return [subscription for subscription in self.subscriptions if subscription.kind == "video"]
+
+    def describe_layers(self) -> list[dict[str, object]]:
+        """Return, for each picture that is sent, its layers, the wishes and what is sent."""
+        return [one.describe_layers() for one in self.pictures() if one.publication is not None]
+
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
         """Pass keyframe requests on to the publishers."""
         for packet in packets:
@@ -325,8 +358,8 @@ class SubscribeSession(Session):
             elif isinstance(packet, rtcp.FullIntraRequest):
                 wanted = [ssrc for ssrc, _ in packet.entries]
             for subscription in self.subscriptions if wanted else ():
-                if subscription.ssrc in wanted and subscription.publication is not None:
-                    subscription.publication.want_keyframe()
+                if subscription.ssrc in wanted:
+                    subscription.want_keyframe()
 
     def report(self, now: int) -> None:
         """Send the sender reports of all m-lines in one compound."""

@@ -62,6 +62,7 @@ class Statistics:
             "participants": len(people),
             "sessions": {"publish": len(publishing), "subscribe": len(subscribing)},
             "publications": sum(1 for s in publishing for p in s.publications if p.stream is not None),
+            "layers": sum(1 for s in publishing for layer in s.layers() if layer.stream is not None),
             "subscriptions": sum(1 for s in subscriptions if s.publication is not None),
             "recordings": len(self._recordings),
             "journal_bytes": self._recordings.journal_bytes,

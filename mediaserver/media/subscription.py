@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass, field
 
 from mediaserver.forwarder.interface import ForwarderError, RouteParameters, Switched
 from mediaserver.media import answer
 from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, forwarded_report
+from mediaserver.media.layer import Layer
+from mediaserver.media.layer_choice import LayerPolicy
 from mediaserver.media.publication import Publication
 from mediaserver.media.sdp import Codec, MediaOffer
 from mediaserver.media.transport import Transport
@@ -20,6 +23,16 @@ REPORT_NS = 5 * SECOND_NS
 REST_NS = 2 * SECOND_NS + SECOND_NS // 4
 """News of the publisher waits so long after the last report, but for the first ``EARLY_REPORTS``."""
 STREAM_NAMES = ("main", "screen", "document")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWish:
+    """What a client wishes of the pictures of a source, layers from 0, the smallest; None: the highest."""
+
+    preferred: int | None = None
+    maximum: int | None = None
+    source: str = ""
+    """Empty: of all sources."""
 
 
 def draw_ssrc() -> int:
@@ -48,6 +61,9 @@ class Subscription:
     source: str = ""
     """Source it last carried: its m-line is kept for it."""
     waiting: bool = False
+    layer: Layer | None = None
+    """What of the publication is sent, or will be from its next keyframe on."""
+    policy: LayerPolicy = field(default_factory=LayerPolicy)
 
     def __post_init__(self) -> None:
         self._heard_ns = self._reported_ns = self._reports = 0
@@ -77,13 +93,14 @@ class Subscription:
     def attach(self, publication: Publication) -> bool:
         """Send a publication from its next keyframe on; false if no codec fits. Its stream must be there."""
         codec = self.codec_for(publication)
-        if codec is None or publication.stream is None:
+        layer = self._wanted(publication, time.monotonic_ns())
+        if codec is None or layer.stream is None:
             return False
         self.detach()
         forwarder = self.transport.forwarder
         if self.route is None:
             self.route = forwarder.add_route(
-                publication.stream,
+                layer.stream,
                 self.peer,
                 RouteParameters(
                     ssrc=self.ssrc,
@@ -98,30 +115,30 @@ class Subscription:
             self.transport.watch_route(self.route, self)
         else:
             forwarder.switch(
-                self.route, publication.stream, payload_type=codec.payload_type, rtx_payload_type=codec.rtx
+                self.route, layer.stream, payload_type=codec.payload_type, rtx_payload_type=codec.rtx
             )
         forwarder.pause(self.route, publication.muted)
-        self.publication, self.source = publication, publication.source
+        self.publication, self.source, self.layer = publication, publication.source, layer
         self._heard_ns = self._reported_ns = self._reports = 0
         publication.subscribers.add(self)
         self.waiting = self.kind == "video"
-        publication.want_keyframe()
+        layer.want_keyframe()
         return True
 
     def detach(self) -> None:
         """Carry nothing any more; the m-line stays."""
         if self.publication is not None:
             self.publication.subscribers.discard(self)
-            self.publication = None
+            self.publication = self.layer = None
         self.waiting = False
 
     def pause(self, paused: bool) -> None:
         """Stop or go on sending (mute)."""
         if self.route is not None:
             self.transport.forwarder.pause(self.route, paused)
-            if not paused and self.publication is not None:
+            if not paused and self.layer is not None:
                 self.waiting = self.kind == "video"
-                self.publication.want_keyframe()
+                self.layer.want_keyframe()
 
     def close(self) -> None:
         """End the route."""
@@ -137,16 +154,73 @@ class Subscription:
         """Note that the route sends now."""
         self.waiting = False
 
+    def want_keyframe(self) -> None:
+        """Have the sender asked for a keyframe of the layer that is sent or waited for."""
+        if self.layer is not None:
+            self.layer.want_keyframe()
+
+    # --- layers
+
+    def set_layers(self, wish: LayerWish) -> None:
+        """Take the client's wishes; what is None in one counts as the highest."""
+        self.policy.preferred, self.policy.maximum = wish.preferred, wish.maximum
+        self.look(time.monotonic_ns())
+
+    def set_target(self, bps: int | None) -> None:
+        """Say what the line bears for this picture, bit/s; None: anything."""
+        self.policy.target_bps = bps
+        self.look(time.monotonic_ns())
+
+    def look(self, now: int) -> None:
+        """Choose a layer anew; the route goes over to it at its next keyframe."""
+        publication = self.publication
+        if self.route is None or publication is None or not publication.simulcast or publication.muted:
+            return
+        wanted = self._wanted(publication, now)
+        forwarder = self.transport.forwarder
+        if wanted is not self.layer and wanted.stream is not None:
+            forwarder.switch(self.route, wanted.stream)
+            self.layer = wanted
+            self.waiting = forwarder.route_stats(self.route).waiting
+            self.transport.counters.layer_switches += 1
+        if self.waiting and self.layer is not None:
+            self.layer.want_keyframe()  # asked again until one comes
+
+    def _wanted(self, publication: Publication, now: int) -> Layer:
+        layers = publication.layers
+        current = layers.index(self.layer) if self.layer in layers else None
+        number = self.policy.choose(publication.layer_states(now), current, now)
+        return publication.recorded if number is None else layers[number]
+
+    def describe_layers(self) -> dict[str, object]:
+        """Return what the API says of the layers of what is sent."""
+        publication, layer = self.publication, self.layer
+        assert publication is not None, "only of what is sent"
+        assert layer is not None, "a publication is sent in a layer"
+        return {
+            "mid": self.media.mid,
+            "source": publication.source,
+            "track": publication.id,
+            "layer": publication.layers.index(layer),
+            "switching": self.waiting,
+            "preferred": self.policy.preferred,
+            "maximum": self.policy.maximum,
+            "target_bps": self.policy.target_bps,
+            "layers": publication.layers_json(),
+        }
+
+    # --- reports
+
     def report(self, now: int) -> list[rtcp.RtcpPacket]:
         """Return sender report and CNAME of the route, empty if there is nothing to say.
 
         They are due soon after the route began, then when the publisher has reported anew, at least every
         ``REPORT_NS``; not while nothing was sent or the publisher has not reported.
         """
-        publication = self.publication
-        if self.route is None or publication is None or publication.reporter is None:
+        publication, layer = self.publication, self.layer
+        if self.route is None or publication is None or layer is None or layer.reporter is None:
             return []
-        sender = publication.reporter.sender
+        sender = layer.reporter.sender
         silent_ns = now - self._reported_ns
         rested = silent_ns >= REST_NS or self._reports < EARLY_REPORTS
         news = sender is not None and ((sender[1] != self._heard_ns and rested) or silent_ns >= REPORT_NS)
@@ -157,8 +231,8 @@ class Subscription:
         except ForwarderError:
             return []
         if stats.waiting and self.kind == "video" and not stats.paused:
-            publication.want_keyframe()
-        if not news or sender is None or stats.packets == 0 or stats.stream != publication.stream:
+            layer.want_keyframe()
+        if not news or sender is None or stats.packets == 0 or stats.stream != layer.stream:
             return []
         self._heard_ns, self._reported_ns = sender[1], now
         self._reports += 1

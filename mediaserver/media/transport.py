@@ -26,6 +26,7 @@ from mediaserver.forwarder.interface import (
     Switched,
     TakeBatches,
     TapDropped,
+    TapMoved,
 )
 from mediaserver.media.answer import Candidate, Local
 from mediaserver.media.dtls import SHA1, DtlsEndpoint, DtlsIdentity, DtlsState
@@ -55,6 +56,7 @@ class TransportCounters:
     bytes_received: int = 0
     bytes_sent: int = 0
     packets_resent: int = 0
+    layer_switches: int = 0
 
 
 class Transport:
@@ -212,6 +214,9 @@ class Transport:
             case Switched():
                 if (subscriber := self._routes.get(event.route)) is not None:
                     subscriber.switched(event)
+            case TapMoved():
+                if (owner := self._streams.get(event.stream)) is not None:
+                    owner.tap_moved(event)
             case TapDropped():
                 self._tap_dropped(event)
 

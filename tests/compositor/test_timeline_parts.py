@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +15,7 @@ from compositor.timeline.delay import WINDOW_NS, Delays, Mapping
 from compositor.timeline.reorder import Arrival, Reorder
 from compositor.timeline.reports import ReportedOffset, relation
 from recorder.journal.encoding import record_time
-from recorder.records import Record, RtpRecord
+from recorder.records import Record, RtcpRecord, RtpRecord, TrackRecord
 from recorder.rtp import RtpPacket
 from tests.compositor.call_simulator import MS, SECOND, START, Network, Sender, capture_ns, simulate
 
@@ -174,6 +177,43 @@ def test_stragglers_of_a_former_ssrc_change_nothing() -> None:
     frames = timeline.ready(1 << 62)
     assert len({frame.data for frame in frames}) == len(frames) == 200
     assert timeline.counts()[1]["left_out"] >= 1
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_layer_that_is_announced_and_soon_comes_back_loses_nothing(announced: bool) -> None:
+    """Simulcast in a recording: each change is at a keyframe and the track is described anew before it."""
+    sender = Sender(1, "video", Network(jitter_ns=5 * MS, in_order=True))
+    sender.new_ssrc, sender.keyframe_every = [2 * SECOND, 2 * SECOND + 200 * MS], 5
+    records: list[Record] = []
+    before = sender.ssrc
+    seen: list[int] = []
+    for record in simulate([sender], 4 * SECOND, 6):
+        if isinstance(record, RtpRecord):
+            if (number := _ssrc(record)) not in seen:
+                seen.append(number)
+            ssrc = seen[0] if number == seen[-1] and len(seen) == 3 else number  # the first comes back
+            packet = record.packet[:8] + ssrc.to_bytes(4, "big") + record.packet[12:]
+            record = RtpRecord(record.track, record.arrival_ns, packet)
+            if ssrc != before and announced:
+                records.append(TrackRecord(record.arrival_ns, replace(sender.info, ssrc=ssrc)))
+            before = ssrc
+        elif isinstance(record, RtcpRecord):
+            continue
+        records.append(record)
+    assert len(seen) == 3
+    timeline = Timeline()
+    for record in records:
+        timeline.feed(record)
+    timeline.end()
+    frames = timeline.ready(1 << 62)
+    lost = [frame for frame in frames if frame.lost_before]
+    left_out = timeline.counts()[1]["left_out"]
+    if announced:
+        assert (len(frames), lost, timeline.gaps, left_out) == (100, [], [], 0)
+        times = [frame.at_ns for frame in frames]
+        assert max(late - early for early, late in itertools.pairwise(times)) < 60 * MS
+    else:
+        assert left_out > 0
 
 
 def _ssrc(record: RtpRecord) -> int:

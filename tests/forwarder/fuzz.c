@@ -344,7 +344,10 @@ static void call(const uint8_t *data, size_t size) {
     }
     case 14: fwd_ignore_ssrc(f, peers[peer], ssrc); break;
     case 15: fwd_set_rtx_ssrc(f, streams[stream], ssrc); break;
-    case 16: fwd_tap(f, streams[stream], (int8_t)a[3]); break;
+    case 16:
+      fwd_tap(f, streams[stream], (int8_t)a[3]);
+      if (a[4] & 1) fwd_move_tap(f, streams[stream], streams[a[5] % STREAMS]);
+      break;
     case 17: {
       uint16_t numbers[64];
       int64_t times[64];

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from mediaserver.forwarder import Keyframe, Profile, Switched
+import pytest
+
+from mediaserver.forwarder import ForwarderError, Keyframe, Profile, Switched, TapMoved
 from tests.forwarder.ends import Seen, World, rtp, sequences, vp8
 
 VIDEO = {"mime": "video/VP8", "clock_rate": 90000}
@@ -195,3 +197,52 @@ def test_new_keys_for_a_subscriber_after_a_roll_over(world: World) -> None:
     seen = subscriber.receive()
     assert [packet.payload for packet in seen] == [b"new", b"new"]
     assert sequences(seen) == [72000 - 65536, 72001 - 65536]
+
+
+def test_a_tap_moves_at_the_keyframe_without_a_packet_twice_or_lost(world: World) -> None:
+    publisher = world.end()
+    low = world.stream(publisher, 1, track=5, **VIDEO)  # type: ignore[arg-type]
+    high = world.stream(publisher, 2, **VIDEO)  # type: ignore[arg-type]
+    world.forwarder.move_tap(low, high)
+    sent = [
+        rtp(0, ssrc=1, payload=vp8(True)),
+        rtp(0, ssrc=2, payload=vp8(False)),
+        rtp(1, ssrc=1, payload=vp8(False)),
+        rtp(1, ssrc=2, payload=vp8(True)),
+        rtp(2, ssrc=1, payload=vp8(True)),
+        rtp(2, ssrc=2, payload=vp8(True)),
+    ]
+    publisher.send(*sent)
+    moved = world.take(TapMoved)
+    assert [(e.track, e.stream) for e in moved if isinstance(e, TapMoved)] == [(5, high)]
+    tapped = world.forwarder.take_tapped()
+    assert [packet for _, _, packet, _ in tapped] == [sent[0], sent[2], sent[3], sent[5]]
+    assert {track for track, _, _, _ in tapped} == {5}
+    assert isinstance(moved[0], TapMoved)
+    assert moved[0].at_ns == tapped[2][1]
+
+
+def test_a_tap_that_moves_is_called_back_or_gone(world: World) -> None:
+    publisher = world.end()
+    low = world.stream(publisher, 1, track=5, **VIDEO)  # type: ignore[arg-type]
+    high = world.stream(publisher, 2, **VIDEO)  # type: ignore[arg-type]
+    sound = world.stream(publisher, 3)
+    world.forwarder.move_tap(low, high)
+    world.forwarder.move_tap(low, low)  # no move
+    world.forwarder.tap(high, None)
+    publisher.send(rtp(0, ssrc=2, payload=vp8(True)), rtp(0, ssrc=1, payload=vp8(True)))
+    assert world.take(TapMoved) == []
+    assert [packet for _, _, packet, _ in world.forwarder.take_tapped()] == [
+        rtp(0, ssrc=1, payload=vp8(True))
+    ]
+    world.forwarder.move_tap(low, sound)  # nothing tells a keyframe there: the next packet
+    publisher.send(rtp(0, ssrc=3))
+    assert len(world.take(TapMoved)) == 1
+    world.forwarder.move_tap(sound, high)
+    world.forwarder.remove_stream(sound)
+    publisher.send(rtp(1, ssrc=2, payload=vp8(True)))
+    assert len(world.take(TapMoved)) == 1
+    assert [packet for _, _, packet, _ in world.forwarder.take_tapped()] == [rtp(0, ssrc=3)]
+    for pair in ((sound, high), (high, sound)):
+        with pytest.raises(ForwarderError):
+            world.forwarder.move_tap(*pair)

@@ -127,9 +127,35 @@ def test_simulcast_offer_lists_its_layers() -> None:
     offer = parse_offer(OFFERS["chromium_simulcast"])
     assert offer.media[0].rids == ["l", "h"]
     answers = reply(offer, publishing=True)
-    answers[0].receive_rid = "h"
+    answers[0].receive_rids = offer.media[0].simulcast_rids
     text = answer.write(offer, answers, LOCAL)
-    assert "a=rid:h recv\r\na=simulcast:recv h\r\n" in text
+    assert "a=rid:l recv\r\na=rid:h recv\r\na=simulcast:recv l;h\r\n" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "taken"),
+    [
+        ("send l;h", ["l", "h"]),
+        ("send h;l recv x", ["h", "l"]),
+        ("recv x send ~l;h", ["l", "h"]),  # paused at first (RFC 8853)
+        ("send l,h;h", ["l", "h"]),  # alternatives: the first
+        ("send l;l;nobody;h", ["l", "h"]),
+        ("send", ["h"]),
+        ("recv l;h", ["h"]),
+        ("", ["h"]),
+    ],
+)
+def test_simulcast_lines(line: str, taken: list[str]) -> None:
+    text = OFFERS["chromium_simulcast"].replace("a=simulcast:send l;h", f"a=simulcast:{line}")
+    assert parse_offer(text).media[0].simulcast_rids == taken
+
+
+def test_at_most_three_layers_are_taken_and_one_without_a_simulcast_line() -> None:
+    five = "".join(f"a=rid:{rid} send\r\n" for rid in "abc")
+    text = OFFERS["chromium_simulcast"].replace("a=simulcast:send l;h", five + "a=simulcast:send a;b;c;l;h")
+    assert parse_offer(text).media[0].simulcast_rids == ["a", "b", "c"]
+    assert parse_offer(text.replace("a=simulcast:send a;b;c;l;h\r\n", "")).media[0].simulcast_rids == ["c"]
+    assert parse_offer(OFFERS["chromium_publish"]).media[-1].simulcast_rids == []
 
 
 @pytest.mark.parametrize("name", sorted(OFFERS))

@@ -154,3 +154,22 @@ async def test_the_same_offer_twice_with_one_key_is_one_session(api: Client, off
     assert one[2]["Location"] == two[2]["Location"]
     assert one[1] == two[1]
     await asyncio.gather(api.ask("DELETE", one[2]["Location"], token=token))
+
+
+async def test_wishes_for_layers_are_checked_and_belong_to_the_receiver(api: Client, offer: str) -> None:
+    token = api.participant("hall", "wisher", "agent")
+    receiving = offer.replace("a=sendrecv", "a=recvonly")
+    path = "/v1/whep/hall/nobody-yet"
+    _, _, headers = await api.ask("POST", path, data=receiving, headers=SDP, token=token)
+    layers = f"{headers['Location']}/layers"
+    assert await api.ok("GET", layers, token=token) == {"pictures": []}
+    assert await api.ok("PATCH", layers, {"preferred": 0, "maximum": 2}, token=token) == {"pictures": []}
+    for body in ({"preferred": 3}, {"maximum": -1}, {"preferred": True}, {"layer": 1}, {"source": "mirror"}):
+        assert (await api.problem("PATCH", layers, body, token=token))["code"] == "body_invalid"
+    other = api.participant("hall", "other", "customer")
+    assert (await api.problem("PATCH", layers, {"preferred": 0}, token=other))["code"] == "session_not_found"
+    _, _, headers = await api.ask(
+        "POST", "/v1/whip/hall", data=offer, headers=SDP, token=api.participant("hall", "sender", "customer")
+    )
+    problem = await api.problem("PATCH", f"{headers['Location']}/layers", {"preferred": 0})
+    assert (problem["status"], problem["code"]) == (400, "bad_request")

@@ -32,7 +32,7 @@ enum {
 };
 
 enum { FWD_EVENT_RAW = 1, FWD_EVENT_RTCP, FWD_EVENT_NEW_SSRC, FWD_EVENT_KEYFRAME, FWD_EVENT_GAP,
-       FWD_EVENT_SWITCHED, FWD_EVENT_TAP_DROPPED };
+       FWD_EVENT_SWITCHED, FWD_EVENT_TAP_DROPPED, FWD_EVENT_TAP_MOVED };
 
 typedef struct forwarder forwarder_t;
 
@@ -77,7 +77,7 @@ typedef struct {
 typedef struct {
   uint32_t kind, size;
   int64_t number;  /* peer, stream, route or track */
-  int64_t other;   /* stream of FWD_EVENT_SWITCHED, packets of FWD_EVENT_TAP_DROPPED */
+  int64_t other;   /* stream of FWD_EVENT_SWITCHED and FWD_EVENT_TAP_MOVED, packets of FWD_EVENT_TAP_DROPPED */
   int64_t at_ns, until_ns;
   uint32_t ssrc, a, b, socket;
   uint8_t name[32];
@@ -128,6 +128,7 @@ int fwd_set_rtx_ssrc(forwarder_t *f, int64_t stream, uint32_t ssrc);
 int fwd_ignore_ssrc(forwarder_t *f, int64_t peer, uint32_t ssrc);
 int fwd_missing(forwarder_t *f, int64_t stream, int32_t span, uint16_t *out, int32_t room);
 int fwd_tap(forwarder_t *f, int64_t stream, int32_t track);
+int fwd_move_tap(forwarder_t *f, int64_t from, int64_t to);
 
 int64_t fwd_add_route(forwarder_t *f, int64_t stream, int64_t peer, const fwd_route_parameters_t *parameters);
 int fwd_remove_route(forwarder_t *f, int64_t route);

@@ -142,6 +142,7 @@ struct stream {
   int16_t payload_type, rtx_payload_type;
   uint8_t codec, audio_level_id;
   int64_t keep_ns, keep_bytes, base, highest, keyframe_extended, jitter_x16;
+  int64_t tap_from; /* whose tap moves here at the next keyframe; 0: nobody's */
   uint32_t transit;
   fwd_extension_t extensions[MAX_MAPPED];
   uint8_t extension_count;

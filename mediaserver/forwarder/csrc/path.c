@@ -138,6 +138,18 @@ bool path_send_rtcp(forwarder_t *f, struct peer *peer, const uint8_t *data, uint
 
 /* --- receiving */
 
+/* Take over another stream's tap, so that not one packet is in both or in neither. */
+static void move_tap(forwarder_t *f, struct stream *stream, const struct rtp *rtp) {
+  struct stream *from = map_get(&f->streams, (uint64_t)stream->tap_from);
+  stream->tap_from = 0;
+  if (!from || from->track < 0) return;
+  stream->track = from->track;
+  from->track = -1;
+  fwd_event_t event = {
+      .kind = FWD_EVENT_TAP_MOVED, .number = stream->track, .other = stream->number, .at_ns = rtp->arrival_ns};
+  outbox_event(f, &event);
+}
+
 static void media(forwarder_t *f, struct stream *stream, struct rtp *rtp, bool recovered) {
   if (rtp->payload_type != stream->payload_type) {
     stream->stats.other_payload++;
@@ -151,6 +163,7 @@ static void media(forwarder_t *f, struct stream *stream, struct rtp *rtp, bool r
         .kind = FWD_EVENT_GAP, .number = stream->number, .a = first, .b = last, .at_ns = rtp->arrival_ns};
     outbox_event(f, &event);
   }
+  if (stream->tap_from && (rtp->keyframe || !stream->codec)) move_tap(f, stream, rtp);
   if (stream->track >= 0) outbox_tap(f, stream->track, rtp->arrival_ns, rtp->data, rtp->size, false);
   stream_keep(f, stream, rtp);
   if (rtp->keyframe) {
