@@ -101,6 +101,9 @@ class Session:
         """Pass the link's news on to the room."""
         self.owner.session_ready(self)
 
+    def path_changed(self) -> None:
+        """Do what lets media flow on at once."""
+
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound of the client; what is malformed is counted."""
         try:
@@ -313,6 +316,12 @@ class SubscribeSession(Session):
         if free:
             return free[0]
         return next((s for s in fitting if s.publication is None), None)
+
+    def path_changed(self) -> None:
+        """Have keyframes sent: resending could not fill what was lost with the old path."""
+        for subscription in self.subscriptions:
+            if subscription.publication is not None:
+                subscription.publication.want_keyframe()
 
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
         """Pass keyframe requests on to the publishers."""
