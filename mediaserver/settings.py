@@ -15,8 +15,8 @@ import pydantic
 from pydantic import AfterValidator, Field, SecretStr
 
 from mediaserver.attest_settings import Timestamp
-from mediaserver.http_settings import Http, Port, Tls
 from mediaserver.key_settings import Crypto
+from mediaserver.network_settings import Http, Port, Tls, Turn
 from mediaserver.section import Section
 from recorder.custody import after
 from recorder.keys import ProviderConfig
@@ -388,6 +388,7 @@ class Settings(Section):
     http: Http = Http()
     tls: Tls = Tls()
     media: Media = Media()
+    turn: Turn = Turn()
     recording: Recording = Recording()
     composing: Composing = Composing()
     retention: Retention = Retention()

@@ -120,13 +120,16 @@ export class Link extends EventTarget {
         lost = setTimeout(() => this.pc === pc && this.restart("ICE stayed disconnected"), DISCONNECTED_MS);
     };
     this.#setUp(pc);
-    await pc.setLocalDescription();
-    const { sdp, location } = await this.#api.offer(this.#path, pc.localDescription.sdp);
+    // The answer names the TURN servers, so candidates are gathered after it; the server needs none of them.
+    const offer = await pc.createOffer();
+    const { sdp, location, iceServers } = await this.#api.offer(this.#path, offer.sdp);
     if (this.#closed || this.pc !== pc) {
       this.#api.hangUp(location);
       throw new Error("given up meanwhile");
     }
     this.#location = location;
+    if (iceServers.length) pc.setConfiguration({ ...pc.getConfiguration(), iceServers });
+    await pc.setLocalDescription(offer);
     await pc.setRemoteDescription({ type: "answer", sdp });
     await connected(pc);
   }

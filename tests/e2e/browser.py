@@ -107,10 +107,10 @@ async def chromium(*flags: str, program: Path = CHROMIUM) -> AsyncIterator[Brows
 
 
 @asynccontextmanager
-async def participant(base: str, camera: Path, microphone: Path) -> AsyncIterator[Participant]:
+async def participant(base: str, camera: Path, microphone: Path, *more: str) -> AsyncIterator[Participant]:
     """Run one headless Chromium whose camera and microphone play files, with the client page of ``base``."""
     flags = (f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}")
-    async with chromium(*flags) as browser:
+    async with chromium(*flags, *more) as browser:
         page = await browser.new_page(ignore_https_errors=True)
 
         async def serve(route: Route) -> None:
