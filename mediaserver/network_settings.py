@@ -74,15 +74,15 @@ class Turn(Section):
     )
     secret: SecretStr | None = Field(
         default=None,
-        description="Secret shared with the TURN server (coturn: static-auth-secret), 16 characters and more. "
-        "Who has it relays through the TURN server at will. Prefer secret_file.",
+        description="Secret shared with the TURN server (coturn: static-auth-secret), 16 characters or "
+        "more. Who has it relays through the TURN server at will. Prefer secret_file.",
     )
     secret_file: Path | None = Field(default=None, description="File that holds the secret.")
     ttl_s: int = Field(
         default=43_200,
         ge=60,
         le=604_800,
-        description="How long a client's credentials are good. Shorter than a call: it cannot renew its relay.",
+        description="How long a client's credentials are good. A call that lasts longer loses its relay.",
     )
 
     @pydantic.model_validator(mode="after")

@@ -81,11 +81,12 @@ export class Api extends EventTarget {
   }
 
   /** Restart ICE of a session (RFC 9725, 4.3.3); gives the server's fragment. */
-  async restartIce(path, fragment) {
+  async restartIce(path, fragment, signal) {
     const response = await this.#send("PATCH", path, {
       body: fragment,
       type: "application/trickle-ice-sdpfrag",
       headers: { "If-Match": "*" },
+      signal,
     });
     return response.text();
   }

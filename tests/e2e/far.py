@@ -1,4 +1,4 @@
-"""A browser on another machine, for test_namespace and test_walls: run inside a network namespace, prints JSON.
+"""A browser on another machine, for test_namespace and test_walls: in a network namespace, prints JSON.
 
 Usage: ``python -m tests.e2e.far BASE ROOM TOKEN TARGET CAMERA MICROPHONE [ONLY]``; with ONLY (``turns:``,
 ``transport=udp`` …) media goes through the TURN servers whose URL has it.

@@ -14,7 +14,7 @@ from mediaserver import turn
 from mediaserver.config import ConfigError, dump, load
 from mediaserver.network_settings import Turn
 
-SECRET = "north-south-east-west"  # noqa: S105  a test's
+SECRET = "north-south-east-west"
 
 
 def test_the_password_is_what_coturn_computes() -> None:
@@ -28,7 +28,8 @@ def test_any_identity_makes_a_header_of_plain_characters() -> None:
     settings = Turn(urls=("turn:t.example:3478?transport=udp",), secret=SecretStr(SECRET), ttl_s=60)
     for identity in ('王五"; rel="x', "a, <b>", "\r\nSet-Cookie: x", "王" * 500, ""):
         header = turn.links(settings, identity, 1000.5)
-        assert header.isascii() and header.isprintable()
+        assert header.isascii()
+        assert header.isprintable()
         assert header.count('"') == 8
         assert header.startswith('<turn:t.example:3478?transport=udp>; rel="ice-server"; username="1060:')
         assert len(header) < 500
