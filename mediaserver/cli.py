@@ -233,6 +233,8 @@ def _announce(settings: Settings) -> Secrets:
     workers = settings.media.workers or len(os.sched_getaffinity(0))
     if settings.media.port and workers > 1:
         ports += f" to {settings.media.port + workers - 1}"
+    if settings.media.tcp_port:
+        ports += f", TCP {settings.media.tcp_port}"
     err.print(f"Page and API        {addresses.public_url(settings)}", markup=False)
     err.print(f"Clients are told    {', '.join(told)}  ({ports})", markup=False)
     if made is not None:

@@ -123,7 +123,7 @@ def _override(raw: dict[str, Any], name: str, value: str) -> None:
 
 def _read_secret_files(raw: dict[str, Any]) -> None:
     """Put the content of ``…_file`` into the key it stands for."""
-    for section_name, key in (("crypto", "passphrase"), ("database", "url")):
+    for section_name, key in (("crypto", "passphrase"), ("database", "url"), ("turn", "secret")):
         section = raw.get(section_name)
         file = section.get(f"{key}_file") if isinstance(section, dict) else None
         if not isinstance(section, dict) or file is None:
@@ -166,7 +166,7 @@ def _explain(fault: Any) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}{hint}{shown}"
 
 
-SECRET_KEYS = ("crypto.passphrase", "database.url")
+SECRET_KEYS = ("crypto.passphrase", "database.url", "turn.secret")
 
 
 def keys() -> Iterator[tuple[str, Any, str]]:

@@ -83,6 +83,8 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             for index in range(count)
             for address in settings.media.bind
         ]
+    if settings.media.tcp_port:
+        wanted += [(address, settings.media.tcp_port, socket.SOCK_STREAM) for address in settings.media.bind]
     for host, port, kind in wanted:
         name = f"{'TCP' if kind is socket.SOCK_STREAM else 'UDP'} port {port}"
         error = _bind_error(host, port, kind)
@@ -92,6 +94,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             yield Finding(name, "ok", "used, and a server runs on this data directory")
         else:
             key = "http.port" if kind is socket.SOCK_STREAM else "media.port"
+            key = "media.tcp_port" if kind is socket.SOCK_STREAM and port == settings.media.tcp_port else key
             yield Finding(name, "failure", f"{host}: {error}", f"stop what uses it, or set {key} to another")
 
 

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, SecretStr
 
 from mediaserver.attest_settings import Timestamp
 from mediaserver.key_settings import Crypto
+from mediaserver.network_settings import Http, Port, Tls, Turn
 from mediaserver.section import Section
 from recorder.custody import after
 from recorder.keys import ProviderConfig
@@ -40,51 +41,9 @@ def _period(value: str) -> str:
 
 Network = Annotated[str, AfterValidator(_network)]
 Address = Annotated[str, AfterValidator(_address)]
-Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
 Period = Annotated[str, AfterValidator(_period)]
 """ISO 8601: years, months, days."""
-
-
-class Http(Section):
-    """The API, the page and the metrics, on one port."""
-
-    host: str = Field(
-        default="0.0.0.0",  # noqa: S104  phones in the same network join by this address
-        description="Address to listen on. 127.0.0.1: nobody outside this machine reaches page and API.",
-    )
-    port: Port = Field(default=8443, description="TCP port. 0: any free one, told in the log; for tests.")
-    public_url: str = Field(
-        default="",
-        description="Address that browsers use, such as https://media.example.com, put into invitations. "
-        "Empty: the first advertised address and the port.",
-    )
-    max_body_bytes: int = Field(
-        default=1 << 20,
-        ge=65536,
-        description="Larger request bodies get 413. SDP of a browser is about 10 KiB.",
-    )
-    cors_origins: tuple[str, ...] = Field(
-        default=(),
-        description="Origins whose pages may call the API from a browser. Empty: only this server's own "
-        "page.",
-    )
-
-
-class Tls(Section):
-    """HTTPS. A browser gives camera and microphone to pages over HTTPS or on localhost only."""
-
-    enabled: bool = Field(
-        default=True,
-        description="false: plain HTTP; refused unless http.host is loopback or trusted_proxy is set.",
-    )
-    cert: Path | None = Field(
-        default=None,
-        description="PEM file with the certificate chain. null: a self-signed one for all advertised "
-        "addresses "
-        "is made in the data directory, browsers warn once, and its fingerprint is printed.",
-    )
-    key: Path | None = Field(default=None, description="PEM file with the private key of tls.cert.")
 
 
 class Media(Section):
@@ -102,6 +61,11 @@ class Media(Section):
         default=7882,
         description="UDP port of the first worker; the others follow (7883 …). Open them in the firewall. "
         "0: any free ones; for tests.",
+    )
+    tcp_port: Port | None = Field(
+        default=7881,
+        description="TCP port for clients whose firewall lets no UDP through (ICE-TCP), one for all workers. "
+        "null: such clients need TURN. 0: a free one for each worker; for tests.",
     )
     bind: tuple[Address, ...] = Field(
         default=("0.0.0.0",),  # noqa: S104  calls come from the network
@@ -424,6 +388,7 @@ class Settings(Section):
     http: Http = Http()
     tls: Tls = Tls()
     media: Media = Media()
+    turn: Turn = Turn()
     recording: Recording = Recording()
     composing: Composing = Composing()
     retention: Retention = Retention()
@@ -478,6 +443,8 @@ class WorkerConfig(Section):
     bind: tuple[str, ...]
     port: int
     """UDP port on every bound address. 0: any free one, the same on all of them."""
+    tcp_port: int | None = None
+    """TCP port shared with the other workers; None: no ICE-TCP."""
     advertised: tuple[str, ...]
     """Addresses of the ICE candidates; the port is the bound one."""
     media: Media

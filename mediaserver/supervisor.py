@@ -365,6 +365,7 @@ class Workers:
             socket=self._socket(index),
             bind=settings.media.bind,
             port=settings.media.port + index if settings.media.port else 0,
+            tcp_port=settings.media.tcp_port,
             advertised=addresses.advertised(settings),
             media=settings.media,
             recording=settings.recording,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from aiohttp import web
 
+from mediaserver import turn
 from mediaserver.api.auth import require, room_of
 from mediaserver.api.problems import Problem
 from mediaserver.api.routing import Access, Call, Query, Route
@@ -22,12 +24,15 @@ def _accepts_sdp(call: Call) -> None:
         raise Problem("not_acceptable", f"answers are {SDP}")
 
 
-def _session_answer(room: Room, result: dict[str, Any]) -> web.Response:
+def _session_answer(call: Call, result: dict[str, Any]) -> web.Response:
     headers = {
         "Location": f"/v1/sessions/{result['session']}",
         "ETag": _quoted(str(result["etag"])),
         "Accept-Patch": FRAGMENT,
     }
+    if servers := turn.links(call.control.settings.turn, call.asker.identity, time.time()):
+        headers["Link"] = servers
+        headers["Cache-Control"] = "no-store"
     return web.Response(status=201, headers=headers, body=str(result["sdp"]).encode(), content_type=SDP)
 
 
@@ -65,7 +70,7 @@ async def publish(call: Call) -> web.Response:
         },
     )
     _note(call, room, result, {"kind": "whip", "source": source})
-    return _session_answer(room, result)
+    return _session_answer(call, result)
 
 
 def _note(call: Call, room: Room, result: dict[str, Any], data: dict[str, Any]) -> None:
@@ -108,7 +113,7 @@ async def subscribe(call: Call) -> web.Response:
         },
     )
     _note(call, room, result, {"kind": "whep", "target": call.path("identity")})
-    return _session_answer(room, result)
+    return _session_answer(call, result)
 
 
 def session_room(call: Call) -> Room:

@@ -42,6 +42,8 @@ class Candidate:
 
     address: str
     port: int
+    tcp: bool = False
+    """ICE-TCP, passive (RFC 6544): the client connects."""
 
 
 @dataclass(slots=True)
@@ -194,9 +196,13 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     lines = []
     for order, candidate in enumerate(candidates):
         # RFC 8445 section 5.1.2.1: host type preference 126; the first address is the one we like best.
-        priority = (126 << 24) + ((65_535 - order) << 8) + 255
+        # RFC 6544 section 4.2: over TCP a lower one (90), and 4 << 13 for a passive host candidate.
+        preference, local = (90, (4 << 13) + 8_191 - order) if candidate.tcp else (126, 65_535 - order)
+        priority = (preference << 24) + (local << 8) + 255
+        protocol, end = ("tcp", " tcptype passive") if candidate.tcp else ("udp", "")
         lines.append(
-            f"a=candidate:{order + 1} 1 udp {priority} {candidate.address} {candidate.port} typ host"
+            f"a=candidate:{order + 1} 1 {protocol} {priority} {candidate.address} {candidate.port} "
+            f"typ host{end}"
         )
     return [*lines, "a=end-of-candidates"]
 

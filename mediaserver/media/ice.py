@@ -96,16 +96,28 @@ class _Leg:
     state: IceState = IceState.WAITING
 
 
-def new_credentials() -> Credentials:
-    """Draw a name of 8 and a password of 24 characters (RFC 8445 section 5.3 asks for 24 and 128 bits)."""
-    return Credentials(secrets.token_hex(4), secrets.token_urlsafe(18))
+def new_credentials(worker: int = 0) -> Credentials:
+    """Draw a name of 10 and a password of 24 characters (RFC 8445 section 5.3 asks for 24 and 128 bits).
+
+    The name begins with the number of the worker, 0 … 255, so that each knows whose a check is (tcp.py).
+    """
+    return Credentials(f"{worker:02x}{secrets.token_hex(4)}", secrets.token_urlsafe(18))
+
+
+def worker_of(ufrag: str) -> int | None:
+    """Return the number of the worker that drew a name, None if none can have."""
+    try:
+        return int(ufrag[:2], 16) if len(ufrag) == 10 else None
+    except ValueError:
+        return None
 
 
 class IceAgent:
     """The controlled, lite side of every session of a worker."""
 
-    def __init__(self, consent_ns: int = CONSENT_NS) -> None:
+    def __init__(self, consent_ns: int = CONSENT_NS, worker: int = 0) -> None:
         """Let sessions live for ``consent_ns`` without a valid check or a packet, 30 s without a check."""
+        self._worker = worker
         self.counters = IceCounters()
         self._consent_ns = min(consent_ns, CONSENT_NS)
         self._legs: dict[str, _Leg] = {}
@@ -163,19 +175,29 @@ class IceAgent:
         leg = self._legs.get(session)
         return (leg.address, leg.socket) if leg is not None and leg.address is not None else None
 
-    def receive(self, data: bytes, address: Address, now: int, socket: int = 0) -> CheckResult:
+    def lose(self, address: Address) -> None:
+        """Take note that nothing can be sent to an address any more; the next valid check binds at once."""
+        leg = self._bound.get(address)
+        if leg is not None:
+            self._release(leg)
+
+    def receive(
+        self, data: bytes, address: Address, now: int, socket: int = 0, client: Address | None = None
+    ) -> CheckResult:
         """Answer one STUN datagram; whatever is wrong with it is counted and dropped without an answer.
 
+        ``address`` is what is bound, ``client`` who is answered and limited where that is another: on TCP.
         No error answer to unauthenticated checks (RFC 8489 section 9.1.3 has 401): it would serve reflection.
         """
-        if not self._admit(address, now):
+        client = client or address
+        if not self._admit(address, client, now):
             self.counters.limited += 1
             return CheckResult()
         try:
             request = stun.read(data)
         except stun.StunError:
             self.counters.malformed += 1
-            self._failed(address)
+            self._failed(client)
             return CheckResult()
         if request is None:
             self.counters.ignored += 1
@@ -184,14 +206,14 @@ class IceAgent:
         leg = self._by_ufrag.get(ours)
         if leg is None or not request.has_fingerprint:
             self.counters.unknown_user += 1
-            self._failed(address)
+            self._failed(client)
             return CheckResult()
         used = leg.local if ours == leg.local.ufrag or leg.old is None else leg.old
         key = used.password.encode()
         current = used is leg.local
         if not request.has_integrity(key) or (current and request.theirs != leg.remote_ufrag):
             self.counters.bad_integrity += 1
-            self._failed(address)
+            self._failed(client)
             return CheckResult()
         self.counters.checks += 1
         if request.controlled:
@@ -201,7 +223,7 @@ class IceAgent:
         if current and leg.old is not None:
             self._by_ufrag.pop(leg.old.ufrag, None)
             leg.old = None
-        return CheckResult(stun.respond(request.transaction, address, key), leg.session, bind)
+        return CheckResult(stun.respond(request.transaction, client, key), leg.session, bind)
 
     def handle_timer(
         self, now: int, heard_ns: Callable[[str], int] = lambda session: 0
@@ -237,7 +259,7 @@ class IceAgent:
 
     def _fresh(self) -> Credentials:
         while True:
-            credentials = new_credentials()
+            credentials = new_credentials(self._worker)
             if credentials.ufrag not in self._by_ufrag:
                 return credentials
 
@@ -273,14 +295,14 @@ class IceAgent:
             self._bound.pop(leg.address, None)
             leg.address = None
 
-    def _admit(self, address: Address, now: int) -> bool:
+    def _admit(self, address: Address, client: Address, now: int) -> bool:
         if now - self._window_ns >= SECOND_NS:
             self._window_ns = now
             self._budget = UNAUTHENTICATED_PER_SECOND + 50 * len(self._legs)
             self._failures.clear()
         if address in self._bound:
             return True
-        if self._failures.get(address[0], 0) >= FAILURES_PER_SOURCE:
+        if self._failures.get(client[0], 0) >= FAILURES_PER_SOURCE:
             return False
         if self._budget <= 0:
             return False

@@ -29,6 +29,9 @@ class LinkOwner(Protocol):
     def link_ready(self) -> None:
         """Learn that the client can decrypt what is sent from now on: our last handshake flight has left."""
 
+    def path_changed(self) -> None:
+        """Learn that the client's packets come and go by another path: what was sent to the old is lost."""
+
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound packet of the client."""
 

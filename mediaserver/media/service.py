@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from mediaserver.media.room import Participant, Room
 from mediaserver.media.session import SOURCES, Session, SubscribeSession
 from mediaserver.media.stats import Statistics
 from mediaserver.media.subscription import LayerWish
+from mediaserver.media.tcp import TcpDoor
 from mediaserver.media.transport import Transport
 from recorder.clock import Clock, rfc3339
 from recorder.ids import uuid7
@@ -48,6 +50,7 @@ class Service:
         clock: Clock,
         publish_event: Callable[[JsonObject], object],
         heads_ns: int = 10_000_000_000,
+        door: TcpDoor | None = None,
     ) -> None:
         self._index = index
         self._udp = list(udp)
@@ -65,6 +68,7 @@ class Service:
             forwarder,
             candidates=candidates,
             consent_ns=consent_ns,
+            worker=index,
             tapped=lambda take_batches: self.recordings.take(take_batches),
             tap_dropped=lambda event: self.recordings.lost(event),
         )
@@ -76,11 +80,19 @@ class Service:
             heads=lambda data: self._publish(self._make_event("", "", "recording.heads", data)),
             heads_ns=heads_ns,
         )
-        self._statistics = Statistics(self.transport, self.recordings)
+        self._door = door
+        self._statistics = Statistics(self.transport, self.recordings, door)
 
     def start(self) -> None:
         """Begin to move media in the running loop."""
-        self.transport.start([self._reports])
+        each_second = [self._reports]
+        if self._door is not None:
+            transport = self.transport
+            self._door.start(
+                transport.check, transport.ice.lose, transport.links.__contains__, time.monotonic_ns
+            )
+            each_second.append(self._door.sweep)
+        self.transport.start(each_second)
 
     async def close(self, reason: str) -> None:
         """Close recordings, say goodbye to every client, free the sockets' thread."""
@@ -88,6 +100,8 @@ class Service:
         for room in list(self.rooms.values()):
             room.close(reason)
         await asyncio.sleep(0.02)  # the goodbyes leave
+        if self._door is not None:
+            self._door.close()
         self.transport.close()
         await asyncio.to_thread(self.recordings.close)
 

@@ -105,6 +105,9 @@ class Session:
         """Pass the link's news on to the room."""
         self.owner.session_ready(self)
 
+    def path_changed(self) -> None:
+        """Do what lets media flow on at once."""
+
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound of the client; what is malformed is counted."""
         try:
@@ -348,6 +351,12 @@ class SubscribeSession(Session):
     def describe_layers(self) -> list[dict[str, object]]:
         """Return, for each picture that is sent, its layers, the wishes and what is sent."""
         return [one.describe_layers() for one in self.pictures() if one.publication is not None]
+
+    def path_changed(self) -> None:
+        """Have keyframes sent: resending could not fill what was lost with the old path."""
+        for subscription in self.subscriptions:
+            if subscription.publication is not None:
+                subscription.publication.want_keyframe()
 
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
         """Pass keyframe requests on to the publishers."""

@@ -12,6 +12,7 @@ from mediaserver.media.ice import SECOND_NS
 from mediaserver.media.recordings import Recordings
 from mediaserver.media.room import Room
 from mediaserver.media.session import PublishSession, SubscribeSession
+from mediaserver.media.tcp import TcpCounters, TcpDoor
 from mediaserver.media.transport import Transport
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -20,7 +21,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class Statistics:
     """Reads all counters of a worker. Totals only: no names, so that metrics carry none."""
 
-    def __init__(self, transport: Transport, recordings: Recordings) -> None:
+    def __init__(self, transport: Transport, recordings: Recordings, door: TcpDoor | None = None) -> None:
+        self._door = door
         self._transport = transport
         self._recordings = recordings
         self._cpu_s = 0.0
@@ -72,6 +74,10 @@ class Statistics:
             "rss_bytes": _resident_bytes(),
             "forwarder": asdict(forwarder.stats()),
             "ice": asdict(self._transport.ice.counters),
+            "tcp": {
+                "connections": len(self._door) if self._door is not None else 0,
+                **asdict(self._door.counters if self._door is not None else TcpCounters()),
+            },
             "dtls": asdict(self._transport.identity.counters),
             "transport": own,
             **counters,

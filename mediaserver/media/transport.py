@@ -30,7 +30,7 @@ from mediaserver.forwarder.interface import (
 )
 from mediaserver.media.answer import Candidate, Local
 from mediaserver.media.dtls import SHA1, DtlsEndpoint, DtlsIdentity, DtlsState
-from mediaserver.media.ice import SECOND_NS, IceAgent, IceState
+from mediaserver.media.ice import SECOND_NS, Address, CheckResult, IceAgent, IceState
 from mediaserver.media.link import Link, LinkOwner, LinkState, RouteOwner, StreamOwner
 from mediaserver.media.sdp import IceFragment, MediaOffer
 
@@ -50,6 +50,8 @@ class TransportCounters:
     dtls_unbound: int = 0
     unknown_datagrams: int = 0
     internal_errors: int = 0
+    paths_changed: int = 0
+    """Clients in a call that came by another address: NAT, Wi-Fi to mobile, UDP to TCP."""
     rtcp_malformed: int = 0
     nacks_sent: int = 0
     keyframe_requests: int = 0
@@ -68,11 +70,12 @@ class Transport:
         *,
         candidates: Sequence[Candidate],
         consent_ns: int,
+        worker: int = 0,
         tapped: Callable[[TakeBatches], None],
         tap_dropped: Callable[[TapDropped], None],
     ) -> None:
         self.forwarder = forwarder
-        self.ice = IceAgent(consent_ns)
+        self.ice = IceAgent(consent_ns, worker)
         self.identity = DtlsIdentity()
         self.counters = TransportCounters()
         self.candidates = list(candidates)
@@ -220,13 +223,23 @@ class Transport:
             case TapDropped():
                 self._tap_dropped(event)
 
+    def check(self, data: bytes, address: Address, client: Address | None, socket: int) -> CheckResult:
+        """Have a STUN datagram answered, and bind its session's peer where that says so; the caller sends
+        the reply. ``client`` as in ``IceAgent.receive``.
+        """
+        result = self.ice.receive(data, address, time.monotonic_ns(), socket, client)
+        link = self.links.get(result.session) if result.session is not None else None
+        if link is not None and result.bind:
+            self.forwarder.bind(link.peer, address, socket)
+            if link.state in (LinkState.CONNECTED, LinkState.DISCONNECTED):
+                self.counters.paths_changed += 1
+                link.owner.path_changed()
+        return result
+
     def _datagram(self, event: RawDatagram) -> None:
         first = event.data[0] if event.data else 255
         if first < 4:
-            result = self.ice.receive(event.data, event.address, event.arrival_ns, event.socket)
-            link = self.links.get(result.session) if result.session is not None else None
-            if link is not None and result.bind:
-                self.forwarder.bind(link.peer, event.address, event.socket)
+            result = self.check(event.data, event.address, None, event.socket)
             if result.reply is not None:
                 self.forwarder.send_raw(event.address, result.reply, event.socket)
             if link is not None and result.bind:

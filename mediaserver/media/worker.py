@@ -23,9 +23,11 @@ import uvloop
 from mediaserver import log
 from mediaserver.forwarder import open_forwarder
 from mediaserver.ipc import IpcServer
+from mediaserver.media import tcp
 from mediaserver.media.answer import Candidate
 from mediaserver.media.ice import SECOND_NS
 from mediaserver.media.service import Service
+from mediaserver.media.tcp import TcpDoor
 from mediaserver.memory import keep_tidy, settle_memory
 from mediaserver.settings import WorkerConfig
 from recorder.clock import SystemClock
@@ -54,10 +56,38 @@ def bind_sockets(config: WorkerConfig) -> list[socket.socket]:
     return sockets
 
 
-def candidates(config: WorkerConfig, port: int) -> list[Candidate]:
-    """Return what clients are told to try: the advertised addresses some socket can answer from."""
+def candidates(config: WorkerConfig, port: int, tcp_port: int | None = None) -> list[Candidate]:
+    """Return what clients are told to try: the advertised addresses some socket can answer from, by UDP,
+    then by TCP.
+    """
     families = {":" in address for address in config.bind}
-    return [Candidate(address, port) for address in config.advertised if (":" in address) in families]
+    told = [address for address in config.advertised if (":" in address) in families]
+    by_tcp = [Candidate(address, tcp_port, tcp=True) for address in told if tcp_port is not None]
+    return [Candidate(address, port) for address in told] + by_tcp
+
+
+def open_door(config: WorkerConfig, sockets: list[socket.socket]) -> TcpDoor | None:
+    """Listen for clients that come by TCP, if they may; adds their loopback socket to the forwarder's.
+
+    A port that cannot be had costs those clients, not the others: it is logged and the worker serves.
+    """
+    if config.tcp_port is None:
+        return None
+    try:
+        listeners = tcp.listen(list(config.bind), config.tcp_port)
+    except OSError as error:
+        _log.error("tcp_port_unavailable", port=config.tcp_port, error=str(error))
+        return None
+    inner = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    inner.bind(("127.0.0.1", 0))
+    sockets.append(inner)
+    return TcpDoor(
+        listeners,
+        index=config.index,
+        directory=config.socket.parent,
+        forwarder_address=inner.getsockname(),
+        forwarder_socket=len(sockets) - 1,
+    )
 
 
 def commit_maker(
@@ -86,11 +116,12 @@ async def run(config: WorkerConfig) -> None:
     """Run a worker until it is told to end."""
     sockets = bind_sockets(config)
     port = sockets[0].getsockname()[1]
+    door = open_door(config, sockets)
     clock = SystemClock()
     service = Service(
         index=config.index,
         forwarder=open_forwarder(sockets, kind=config.media.forwarder),
-        candidates=candidates(config, port),
+        candidates=candidates(config, port, door.port if door is not None else None),
         udp=[f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a in config.advertised],
         consent_ns=int(config.media.consent_s * SECOND_NS),
         codecs=config.media.codecs,
@@ -98,6 +129,7 @@ async def run(config: WorkerConfig) -> None:
         clock=clock,
         publish_event=lambda event: server.publish(event),
         heads_ns=int(config.heads_s * SECOND_NS),
+        door=door,
     )
     server = IpcServer(config.socket, service.handlers())
     service.start()

@@ -2,12 +2,15 @@
 //
 // States: connecting → connected ⇄ reconnecting → failed | closed. A connection counts as broken when ICE fails, when
 // it stays disconnected, when nothing at all has arrived for a while (a dead server process sends no goodbye), or when
-// the event stream says so. Then it is made anew: a new offer, with growing pauses.
+// the event stream says so. Then ICE is restarted, which keeps the session over a change of network; if that does not
+// help, or the session is gone, the connection is made anew: a new offer, with growing pauses.
 
 const CONNECT_TIMEOUT_MS = 8000;
 const DISCONNECTED_MS = 1500;
 const SILENCE_MS = 3200; // ICE checks of a quiet connection are answered every 2.5 s
 const FRESH_MS = 1500;
+const MEND_MS = 5000; // for an ICE restart
+const ASK_MS = 1500; // for one answer: on a dead network it never comes
 const PAUSES_MS = [0, 250, 250, 500, 500, 500, 1000, 1000, 2000];
 
 export class Link extends EventTarget {
@@ -19,6 +22,8 @@ export class Link extends EventTarget {
   #broken = null;
   #location = null;
   #connectedAt = null;
+  #mending = false;
+  #moved = () => this.pc && this.#state === "connected" && this.#mend(this.pc, "the network changed");
   #wake = () => {};
   pc = null;
 
@@ -28,6 +33,7 @@ export class Link extends EventTarget {
     this.#api = api;
     this.#path = path;
     this.#setUp = setUp;
+    window.addEventListener("online", this.#moved);
     this.#run();
   }
 
@@ -54,6 +60,7 @@ export class Link extends EventTarget {
   close() {
     if (this.#closed) return;
     this.#closed = true;
+    window.removeEventListener("online", this.#moved);
     this.#broken?.("closed");
     this.#hangUp();
     this.#become("closed");
@@ -115,20 +122,62 @@ export class Link extends EventTarget {
     pc.onconnectionstatechange = () => {
       clearTimeout(lost);
       if (this.pc !== pc) return;
-      if (pc.connectionState === "failed") this.restart("ICE failed");
+      if (pc.connectionState === "failed") this.#mend(pc, "ICE failed");
       if (pc.connectionState === "disconnected")
-        lost = setTimeout(() => this.pc === pc && this.restart("ICE stayed disconnected"), DISCONNECTED_MS);
+        lost = setTimeout(() => this.#mend(pc, "ICE stayed disconnected"), DISCONNECTED_MS);
     };
     this.#setUp(pc);
-    await describe(pc);
-    const { sdp, location } = await this.#api.offer(this.#path, pc.localDescription.sdp);
+    // The answer names the TURN servers, so candidates are gathered after it; the server needs none of them.
+    const offer = await offered(pc);
+    const { sdp, location, iceServers } = await this.#api.offer(this.#path, offer.sdp);
     if (this.#closed || this.pc !== pc) {
       this.#api.hangUp(location);
       throw new Error("given up meanwhile");
     }
     this.#location = location;
+    if (iceServers.length) pc.setConfiguration({ ...pc.getConfiguration(), iceServers });
+    await described(pc, offer);
     await pc.setRemoteDescription({ type: "answer", sdp });
     await connected(pc);
+  }
+
+  /** Restart ICE; break the link if that does not bring it back in time. */
+  async #mend(pc, reason) {
+    if (this.pc !== pc || this.#mending) return;
+    if (this.#state !== "connected") return this.restart(reason);
+    this.#mending = true;
+    const until = performance.now() + MEND_MS;
+    this.#become("reconnecting");
+    try {
+      const offer = await pc.createOffer({ iceRestart: true });
+      const fragment = (offer.sdp.match(/^a=ice-(ufrag|pwd):.*$/gm) ?? []).slice(0, 2).join("\r\n") + "\r\n";
+      const answer = await this.#askRestart(pc, fragment, until);
+      await pc.setLocalDescription(offer);
+      await pc.setRemoteDescription({ type: "answer", sdp: renewed(pc.currentRemoteDescription.sdp, answer) });
+      const [, ufrag] = offer.sdp.match(/^a=ice-ufrag:(\S+)/m);
+      while (!(await answers(pc, ufrag))) {
+        if (this.pc !== pc || performance.now() > until) throw new Error("no connection in time");
+        await new Promise((done) => setTimeout(done, 50));
+      }
+      console.info("link mended", this.#path, reason);
+      if (this.pc === pc) this.#become("connected");
+    } catch (problem) {
+      console.info("link not mended", this.#path, problem.message);
+      if (this.pc === pc) this.restart(reason);
+    } finally {
+      this.#mending = false;
+    }
+  }
+
+  async #askRestart(pc, fragment, until) {
+    for (;;) {
+      try {
+        return await this.#api.restartIce(this.#location, fragment, AbortSignal.timeout(ASK_MS));
+      } catch (problem) {
+        if (!problem.retryable || this.pc !== pc || performance.now() > until) throw problem;
+        await new Promise((done) => setTimeout(done, 200));
+      }
+    }
   }
 
   /** Break the link when nothing arrives any more, neither media nor answers to ICE checks. */
@@ -143,10 +192,28 @@ export class Link extends EventTarget {
         since = performance.now();
       } else if (this.pc === pc && performance.now() - since > SILENCE_MS) {
         since = performance.now();
-        this.restart("silence");
+        this.#mend(pc, "silence");
       }
     }, 400);
   }
+}
+
+/** Put the new names of the server's fragment into its answer; its candidates stay what they were. */
+function renewed(sdp, fragment) {
+  const said = (name) => fragment.match(new RegExp(`^a=${name}:.*$`, "m"))[0].trim();
+  return sdp
+    .replace(/^a=ice-ufrag:.*$/gm, said("ice-ufrag"))
+    .replace(/^a=ice-pwd:.*$/gm, said("ice-pwd"));
+}
+
+/** Whether the server answers checks that were sent under a name of ours. */
+async function answers(pc, ufrag) {
+  const seen = await pc.getStats();
+  for (const report of seen.values()) {
+    if (report.type !== "candidate-pair" || !report.nominated || !report.responsesReceived) continue;
+    if (seen.get(report.localCandidateId)?.usernameFragment === ufrag) return pc.connectionState === "connected";
+  }
+  return false;
 }
 
 async function arrivals(pc) {
@@ -159,14 +226,18 @@ async function arrivals(pc) {
 }
 
 /**
- * Make and set the offer, asking for lost sound to be sent again: libwebrtc does that for whoever negotiates it, but does
- * not offer it by itself. A browser that takes no changed offer sets its own.
+ * Make an offer that asks for lost sound to be sent again: libwebrtc does that for whoever negotiates it, but does not
+ * offer it by itself.
  */
-async function describe(pc) {
-  const offer = await pc.createOffer();
-  const sdp = offer.sdp.replace(/^(a=rtpmap:(\d+) opus\/.*\r\n)/gm, "$1a=rtcp-fb:$2 nack\r\n");
+async function offered(pc) {
+  const { type, sdp } = await pc.createOffer();
+  return { type, sdp: sdp.replace(/^(a=rtpmap:(\d+) opus\/.*\r\n)/gm, "$1a=rtcp-fb:$2 nack\r\n") };
+}
+
+/** Set an offer; a browser that takes no changed one sets its own. */
+async function described(pc, offer) {
   try {
-    await pc.setLocalDescription({ type: "offer", sdp });
+    await pc.setLocalDescription(offer);
   } catch (problem) {
     console.info("sound is not asked for again:", problem.message);
     await pc.setLocalDescription();

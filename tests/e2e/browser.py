@@ -125,14 +125,19 @@ async def chromium(*flags: str, program: Path = CHROMIUM) -> AsyncIterator[Brows
 
 @asynccontextmanager
 async def participant(
-    base: str, camera: Path, microphone: Path, *, program: Path = CHROMIUM, link: LossyLink | None = None
+    base: str,
+    camera: Path,
+    microphone: Path,
+    *more: str,
+    program: Path = CHROMIUM,
+    link: LossyLink | None = None,
 ) -> AsyncIterator[Participant]:
     """Run one headless Chromium whose camera and microphone play files, with the client page of ``base``.
 
     What it publishes goes through a bad line if one is given.
     """
     flags = (f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}")
-    async with chromium(*flags, program=program) as browser:
+    async with chromium(*flags, *more, program=program) as browser:
         page = await browser.new_page(ignore_https_errors=True)
 
         async def serve(route: Route) -> None:

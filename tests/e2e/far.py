@@ -1,6 +1,7 @@
-"""A browser on another machine, for test_namespace: run inside a network namespace, prints JSON.
+"""A browser on another machine, for test_namespace and test_walls: in a network namespace, prints JSON.
 
-Usage: ``python -m tests.e2e.far BASE ROOM TOKEN TARGET CAMERA MICROPHONE``
+Usage: ``python -m tests.e2e.far BASE ROOM TOKEN TARGET CAMERA MICROPHONE [ONLY]``; with ONLY (``turns:``,
+``transport=udp`` …) media goes through the TURN servers whose URL has it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from pathlib import Path
 from tests.e2e.browser import participant
 
 
-async def main(base: str, room: str, token: str, target: str, camera: str, microphone: str) -> None:
+async def main(
+    base: str, room: str, token: str, target: str, camera: str, microphone: str, only: str = ""
+) -> None:
     """Publish and subscribe, and tell what came of it."""
-    async with participant(base, Path(camera), Path(microphone)) as person:
+    trusting = ("--ignore-certificate-errors",) if only else ()
+    async with participant(base, Path(camera), Path(microphone), *trusting) as person:
+        if only:
+            await person.page.evaluate("only => { stage.only = only; stage.onlyRelay = true }", only)
         secure = await person.page.evaluate("window.isSecureContext && !!navigator.mediaDevices")
         await person.publish(room, token)
         first_s = await person.subscribe(room, target, token)
@@ -30,4 +36,4 @@ async def main(base: str, room: str, token: str, target: str, camera: str, micro
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:7]))
+    asyncio.run(main(*sys.argv[1:8]))

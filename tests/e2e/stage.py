@@ -108,6 +108,7 @@ class Stage:
             "tls.enabled": False,
             "media.workers": 1,
             "media.port": 0,
+            "media.tcp_port": 0,
             "drain_s": 3,
             "recording.min_free_bytes": 64 << 20,
             "log.format": "json",

@@ -92,23 +92,26 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def worker(tmp_path: Path, **media: Any) -> AsyncIterator[Worker]:
-    """Run a worker process on a free port of the loopback interface."""
+async def worker(
+    tmp_path: Path, *, index: int = 0, tcp_port: int = 0, bind: str = "127.0.0.1", **media: Any
+) -> AsyncIterator[Worker]:
+    """Run a worker process on free ports of the loopback interface."""
     crypto = tmp_path / "crypto"
     if not crypto.exists():
         FileProvider.create(crypto)
     config = WorkerConfig(
-        index=0,
-        socket=tmp_path / "w.sock",
-        bind=("127.0.0.1",),
+        index=index,
+        socket=tmp_path / f"w{index}.sock",
+        bind=(bind,),
         port=0,
-        advertised=("127.0.0.1",),
+        tcp_port=tcp_port,
+        advertised=(bind,),
         media=Media(**media),
         recording=Recording(),
         keys=ProviderConfig(directory=crypto).for_sealing(),
         log=Log(),
     )
-    log = (tmp_path / "worker.log").open("ab")
+    log = (tmp_path / f"worker{index}.log").open("ab")
     process = subprocess.Popen(
         [sys.executable, "-m", "mediaserver.media.worker"], stdin=subprocess.PIPE, stderr=log, stdout=log
     )
@@ -135,7 +138,7 @@ async def worker(tmp_path: Path, **media: Any) -> AsyncIterator[Worker]:
             log.close()
     problems = [
         line
-        for line in (tmp_path / "worker.log").read_text().splitlines()
+        for line in (tmp_path / f"worker{index}.log").read_text().splitlines()
         if '"level": "error"' in line or "Traceback" in line
     ]
     assert not problems, problems[0]

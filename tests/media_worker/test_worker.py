@@ -486,6 +486,6 @@ async def test_calls_and_recordings_outlive_control_and_end_cleanly(tmp_path: Pa
     records = list(JournalReader(directory, DataKey("test", secret)).records())
     assert isinstance(records[-1], EndRecord)
     assert (records[-1].final, records[-1].reason) == (False, "worker_ended")
-    log = (tmp_path / "worker.log").read_text()
+    log = (tmp_path / "worker0.log").read_text()
     assert reply["etag"].strip('"') not in log
     assert "ice-pwd" not in log

@@ -30,7 +30,7 @@ def settings_in(directory: Path, **changes: Any) -> Settings:
         "drain_s": 0,
         "http": {"host": "127.0.0.1", "port": 0, "max_body_bytes": 65536},
         "tls": {"enabled": False},
-        "media": {"workers": 1, "port": 0, "bind": ["127.0.0.1"], "advertised": ["127.0.0.1"]},
+        "media": {"workers": 1, "port": 0, "tcp_port": 0, "bind": ["127.0.0.1"], "advertised": ["127.0.0.1"]},
         "recording": {"min_free_bytes": 1 << 20},
         "composing": {"when": "on_demand"},
         "log": {"level": "error"},
