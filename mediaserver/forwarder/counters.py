@@ -112,7 +112,9 @@ class SendFeedback:
     dropped: int
     """Groups that were not kept because nobody took them."""
     groups: list[SendGroup]
-    """Oldest first, at most 256. The last burst is told once the next has begun."""
+    """Oldest first, at most 256."""
+    open: SendGroup | None
+    """The last burst, which is among the groups once the next has begun."""
 
 
 @dataclass(frozen=True, slots=True)

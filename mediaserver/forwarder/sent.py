@@ -97,6 +97,7 @@ class SendLog:
             self._lost_bytes,
             self._dropped,
             self._groups,
+            None if self._open is None else SendGroup._make(self._open),
         )
         self._groups = []
         self._packets = self._bytes = self._lost = self._lost_bytes = self._dropped = 0
@@ -160,6 +161,7 @@ def _symbol_at(chunk: int, at: int) -> int:
 
 def read_feedback(ffi: Any, totals: Any, groups: Any, count: int) -> SendFeedback:
     """Read what ``fwd_take_feedback`` wrote."""
+    last = totals.open
     return SendFeedback(
         totals.sent,
         totals.bytes_sent,
@@ -170,4 +172,5 @@ def read_feedback(ffi: Any, totals: Any, groups: Any, count: int) -> SendFeedbac
         totals.lost_bytes,
         totals.dropped,
         [SendGroup._make(one) for one in _GROUP.iter_unpack(ffi.buffer(groups, count * _GROUP.size))],
+        SendGroup._make(_GROUP.unpack(ffi.buffer(ffi.addressof(last)))) if last.packets else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mediaserver.forwarder.interface import ForwarderError, RouteParameters, Switched
@@ -48,6 +49,8 @@ class Subscription:
     source: str = ""
     """Source it last carried: its m-line is kept for it."""
     waiting: bool = False
+    began: Callable[[], None] = lambda: None
+    """Called when the route begins to send."""
 
     def __post_init__(self) -> None:
         self._heard_ns = self._reported_ns = self._reports = 0
@@ -136,6 +139,7 @@ class Subscription:
     def switched(self, event: Switched) -> None:
         """Note that the route sends now."""
         self.waiting = False
+        self.began()
 
     def report(self, now: int) -> list[rtcp.RtcpPacket]:
         """Return sender report and CNAME of the route, empty if there is nothing to say.

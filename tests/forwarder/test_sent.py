@@ -58,6 +58,8 @@ def test_bursts_are_told_with_their_times(world: World) -> None:
     assert told.bytes_sent == 12 * size
     assert [(group.packets, group.bytes) for group in told.groups] == [(4, 4 * size)] * 2
     first, second = told.groups
+    assert told.open is not None
+    assert (told.open.packets, told.open.first_arrival_ns) == (4, second.first_arrival_ns + 20 * MS)
     assert before <= first.first_sent_ns <= first.last_sent_ns < second.first_sent_ns <= after
     assert second.first_arrival_ns - first.first_arrival_ns == 20 * MS
     assert second.last_arrival_ns - second.first_arrival_ns == 3 * MS
@@ -86,6 +88,7 @@ def test_feedback_of_what_was_never_sent_tells_nothing(world: World) -> None:
     world.settle()
     told = tell(world, subscriber, {1: 1, 2: 2, 40000: 3})
     assert (told.sent, told.packets, told.lost, told.groups) == (1, 0, 0, [])
+    assert told.open is None
     assert world.forwarder.peer_stats(subscriber.peer).malformed == 0
     with pytest.raises(ForwarderError):
         world.forwarder.take_feedback(12345)

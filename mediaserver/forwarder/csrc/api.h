@@ -103,13 +103,17 @@ typedef struct {
       report_ns;
 } fwd_route_stats_t;
 
-/* What a subscriber's transport-cc feedback told since the last take, and totals of what was sent to it. */
-typedef struct { int64_t sent, bytes_sent, told_ns, packets, bytes, lost, lost_bytes, dropped; } fwd_feedback_t;
 /* Packets sent in one burst, with the times of their arrivals in the subscriber's clock. */
 typedef struct {
   int64_t first_sent_ns, last_sent_ns, first_arrival_ns, last_arrival_ns, told_ns;
   int32_t bytes, packets;
 } fwd_group_t;
+/* What a subscriber's transport-cc feedback told since the last take, totals of what was sent to it, and the burst that
+ * may still grow (no packets: none). */
+typedef struct {
+  int64_t sent, bytes_sent, told_ns, packets, bytes, lost, lost_bytes, dropped;
+  fwd_group_t open;
+} fwd_feedback_t;
 
 typedef struct {
   int64_t datagrams_received, datagrams_sent, send_messages, receive_batches, unknown_address, malformed, kernel_dropped,

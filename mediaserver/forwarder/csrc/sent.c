@@ -143,6 +143,7 @@ int fwd_take_feedback(forwarder_t *f, int64_t number, fwd_feedback_t *feedback, 
     *feedback = log->totals;
     feedback->sent = peer->number_sent;
     feedback->bytes_sent = peer->stats.bytes_sent;
+    feedback->open = log->open;
     log->totals = (fwd_feedback_t){.told_ns = log->totals.told_ns};
   }
   forwarder_leave(f);
