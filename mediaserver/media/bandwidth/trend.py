@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final
 
 _WINDOW: Final = 20
+_RENEW: Final = 128
 _SMOOTHING: Final = 0.9
 _GAIN: Final = 4.0
 _MIN_DELTAS: Final = 60
@@ -45,7 +46,10 @@ class TrendDetector:
         self.threshold_ms = _FIRST_THRESHOLD_MS
         self._deltas = 0
         self._accumulated = self._smoothed = 0.0
-        self._points: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
+        self._points: deque[tuple[float, float]] = deque()
+        self._origin_ms = 0.0
+        self._sum_x = self._sum_y = self._sum_xy = self._sum_xx = 0.0
+        """Over the points, x from ``_origin_ms`` on."""
         self._trend = 0.0
         self._over_ms = -1.0
         self._over_count = 0
@@ -61,25 +65,34 @@ class TrendDetector:
         self._accumulated += arrival_delta_ms - sent_delta_ms
         self._smoothed = _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * self._accumulated
         self._points.append((arrival_ms, self._smoothed))
+        if self._deltas % _RENEW == 1:
+            self._renew(arrival_ms)
+        else:
+            self._add(arrival_ms, self._smoothed, 1)
         trend = self._trend
+        if len(self._points) > _WINDOW:
+            self._add(*self._points.popleft(), -1)
         if len(self._points) == _WINDOW:
-            trend = self._slope(trend)
+            below = _WINDOW * self._sum_xx - self._sum_x * self._sum_x
+            if below > 0:  # least squares, ms of delay per ms
+                trend = (_WINDOW * self._sum_xy - self._sum_x * self._sum_y) / below
         self._detect(trend, sent_delta_ms)
         self._trend = trend
         return self._usage
 
-    def _slope(self, otherwise: float) -> float:
-        """Fit a line by least squares, ms of delay per ms."""
-        origin = self._points[0][0]
-        sum_x = sum_y = sum_xy = sum_xx = 0.0
+    def _add(self, x: float, y: float, sign: int) -> None:
+        x -= self._origin_ms
+        self._sum_x += sign * x
+        self._sum_y += sign * y
+        self._sum_xy += sign * x * y
+        self._sum_xx += sign * x * x
+
+    def _renew(self, origin_ms: float) -> None:
+        """Add the sums up anew: rounding must not pile up."""
+        self._origin_ms = origin_ms
+        self._sum_x = self._sum_y = self._sum_xy = self._sum_xx = 0.0
         for x, y in self._points:
-            x -= origin
-            sum_x += x
-            sum_y += y
-            sum_xy += x * y
-            sum_xx += x * x
-        below = _WINDOW * sum_xx - sum_x * sum_x
-        return (_WINDOW * sum_xy - sum_x * sum_y) / below if below > 0 else otherwise
+            self._add(x, y, 1)
 
     def _detect(self, trend: float, sent_delta_ms: float) -> None:
         if self._deltas < 2:
