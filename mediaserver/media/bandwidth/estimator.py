@@ -83,6 +83,7 @@ class Estimator:
         """Since when the queue is long, and how long it was then."""
         self._sent = 0
         self._quiet_since_ns = 0
+        self._silent = False
         self._told_ns = 0
         self._remb_bps = 0
         self._remb_ns = 0
@@ -125,11 +126,15 @@ class Estimator:
         sending = feedback.sent != self._sent
         self._sent = feedback.sent
         if feedback.told_ns != self._told_ns:
+            if self._silent:
+                self._silent = False
+                self.prober.hurry(now)
             self._told_ns = feedback.told_ns
             self._quiet_since_ns = now
             self._control(feedback, over, now)
         elif self._told_ns and sending and now - self._quiet_since_ns >= _SILENCE_NS:
             self._quiet_since_ns = now
+            self._silent = True
             self._delay.bps = max(self._delay.bps / 2, FLOOR_BPS)
         elif not sending:
             self._quiet_since_ns = now

@@ -25,6 +25,8 @@ _SLICE_PACKETS: Final = 10
 _SLICES: Final = 4
 _DECREASE_NS: Final = 300_000_000
 """kBweDecreaseInterval of libwebrtc's send_side_bandwidth_estimation.cc; a round trip more is waited for."""
+_OUTAGE_NS: Final = 350_000_000
+_OUTAGE_PACKETS: Final = 5
 _STEP: Final = 0.75
 _SAME: Final = 0.7
 _TOLERATED: Final = 0.05
@@ -64,6 +66,7 @@ class LossControl:
         """Share lost over the last second."""
         self._slices: deque[_Slice] = deque(maxlen=_SLICES)
         self._open: _Slice | None = None
+        self._outage: _Slice | None = None
         self._onset: _Onset | None = None
         self._reduced_ns = 0
         self._updated_ns = 0
@@ -82,6 +85,7 @@ class LossControl:
     ) -> None:
         """Take what was lost and what arrived since the last call, and the rate aimed at now, bit/s;
         ``calm``: there is no queue that could be full."""
+        lost, lost_bytes = self._sift(lost, packets, lost_bytes, now)
         current = self._open
         if current is None:
             current = self._open = _Slice(now)
@@ -99,6 +103,22 @@ class LossControl:
         arrived = sum(one.bytes for one in self._slices) * 8 / seconds
         sent = arrived + sum(one.lost_bytes for one in self._slices) * 8 / seconds
         self.take_loss(now, self.loss, sent, arrived, target_bps, rtt_s, calm=calm)
+
+    def _sift(self, lost: int, packets: int, lost_bytes: int, now: int) -> tuple[int, int]:
+        """Leave out an outage: most is lost at once, and nothing of what comes after it. That a line is full
+        shows in the next packets as well."""
+        outage = self._outage
+        if lost > packets:
+            self._outage = outage = outage or _Slice(now)
+            outage.lost += lost
+            outage.lost_bytes += lost_bytes
+            lost = lost_bytes = 0
+        elif outage is not None and packets > _OUTAGE_PACKETS and lost <= HIGH * packets:
+            self._outage = outage = None
+        if outage is not None and now - outage.begun_ns > _OUTAGE_NS:
+            lost, lost_bytes = lost + outage.lost, lost_bytes + outage.lost_bytes
+            self._outage = None
+        return lost, lost_bytes
 
     def take_loss(
         self,

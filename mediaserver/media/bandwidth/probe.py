@@ -130,6 +130,11 @@ class Prober:
             self._cluster = None
             self.pause(now, raised=False)
 
+    def hurry(self, now: int) -> None:
+        """Note that the line is there again after a silence: what it carries is to be found out soon."""
+        self._pause_ns = _FIRST_PAUSE_NS
+        self._next_ns = now + _SETTLE_NS
+
     def hold(self, now: int) -> None:
         """Note that the line is full: no probe for a while."""
         self._next_ns = max(self._next_ns, now + _FIRST_PAUSE_NS)

@@ -20,6 +20,8 @@ UPDATE_NS: Final = 100 * MS
 """Between two looks at the feedback; libwebrtc's receivers send it every 50 to 250 ms."""
 REST_NS: Final = SECOND_NS
 """After so long without a packet the timer rests."""
+PATIENCE_NS: Final = 5 * SECOND_NS
+"""A client that agreed to feedback and has sent none for so long is looked at once a second."""
 CHANGE: Final = 0.05
 """An estimate that moves by less than this share of what was told last is not told."""
 
@@ -50,7 +52,7 @@ class Sending:
         self._padded, self._routes, self._wake = padded, routes, wake
         self._told_bps = self.estimator.target_bps
         self._sent = self._bytes = 0
-        self._sent_ns = self._looked_ns = 0
+        self._begun_ns = self._sent_ns = self._looked_ns = 0
         self._running = False
         self._heard = False
 
@@ -86,6 +88,8 @@ class Sending:
         Raises ForwarderError when the peer has gone.
         """
         feedback = self._forwarder.take_feedback(self._peer)
+        if not self._sent_ns:
+            self._begun_ns = now
         if feedback.sent != self._sent or not self._sent_ns:
             self._sent, self._sent_ns = feedback.sent, now
         target = self.estimator.update(feedback, now)
@@ -100,19 +104,20 @@ class Sending:
         if now - self._sent_ns > REST_NS:
             self._running = False
             return None
+        if not self.estimator.has_feedback and now - self._begun_ns > PATIENCE_NS:
+            return now + SECOND_NS
         return now + UPDATE_NS
 
     def look(self, now: int) -> None:
         """See whether something is sent again; for a client without transport-cc take its reports' loss.
         Once a second."""
-        if self._running:
+        if self._running and self.estimator.has_feedback:
             return
         stats = self._forwarder.peer_stats(self._peer)
-        if self._numbered:
-            if stats.transport_cc_sent != self._sent:
-                self.begin()
-            if self.estimator.has_feedback:
-                return
+        if self._numbered and stats.transport_cc_sent != self._sent:
+            self.begin()
+        if self.estimator.has_feedback:
+            return
         sent = stats.bytes_sent - self._bytes
         elapsed_ns, self._bytes = now - self._looked_ns, stats.bytes_sent
         since_ns, self._looked_ns = self._looked_ns, now
