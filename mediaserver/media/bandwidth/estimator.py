@@ -13,7 +13,7 @@ from typing import Final
 
 from mediaserver.forwarder.counters import SendFeedback, SendGroup
 from mediaserver.media.bandwidth.aimd import BETA, RateControl
-from mediaserver.media.bandwidth.loss import LossControl
+from mediaserver.media.bandwidth.loss import LOW, LossControl
 from mediaserver.media.bandwidth.probe import FACTOR, Prober
 from mediaserver.media.bandwidth.trend import TrendDetector, Usage
 
@@ -94,6 +94,16 @@ class Estimator:
     def loss(self) -> float:
         """Share lost lately, 0 to 1."""
         return self._loss.loss
+
+    @property
+    def calm(self) -> bool:
+        """Tell whether nothing is lost, no queue stands and nothing more is wanted."""
+        return (
+            self._loss.loss < LOW
+            and self.queue_ms < _SHORT_QUEUE_MS
+            and self.wanted_bps <= self.target_bps
+            and not self._silent
+        )
 
     @property
     def has_feedback(self) -> bool:

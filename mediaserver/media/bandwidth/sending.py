@@ -1,9 +1,9 @@
 """One subscriber session's estimator with its timer: the shell between forwarder and estimate.
 
-It asks the forwarder for feedback every ``UPDATE_NS`` while something is sent and while a probe runs every
-``TICK_NS``, sends the probe's padding, and tells whoever chooses layers when the estimate has changed. While
-nothing is sent there is no timer; ``look`` (once a second, with the session's reports) finds out when that
-ends.
+It asks the forwarder for feedback every ``UPDATE_NS`` or two while something is sent and while a probe runs
+every ``TICK_NS``, sends the probe's padding, and tells whoever chooses layers when the estimate has changed.
+While nothing is sent there is no timer; ``look`` (once a second, with the session's reports) finds out when
+that ends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from recorder import rtcp
 
 UPDATE_NS: Final = 100 * MS
 """Between two looks at the feedback; libwebrtc's receivers send it every 50 to 250 ms."""
+CALM_NS: Final = 2 * UPDATE_NS
+"""The same while the line has room for all that is wanted."""
 REST_NS: Final = SECOND_NS
 """After so long without a packet the timer rests."""
 PATIENCE_NS: Final = 5 * SECOND_NS
@@ -106,7 +108,8 @@ class Sending:
             return None
         if not self.estimator.has_feedback and now - self._begun_ns > PATIENCE_NS:
             return now + SECOND_NS
-        return now + UPDATE_NS
+        interval_ns = CALM_NS if self.estimator.calm else UPDATE_NS
+        return (now // interval_ns + 1) * interval_ns  # all sessions at once: one wake-up
 
     def look(self, now: int) -> None:
         """See whether something is sent again; for a client without transport-cc take its reports' loss.
