@@ -33,6 +33,8 @@ WORKER_GAUGES = {
     "participants": "Participants connected",
     "recordings": "Recordings running",
     "journal_queue_bytes": "Bytes waiting to be written to journals",
+    "bandwidth_estimates": "Subscribers whose bandwidth is estimated",
+    "available_bps": "Sum of what their lines are estimated to carry, bit/s",
     "cpu_s_per_s": "Cores in use",
     "resident_bytes": "Resident memory",
 }

@@ -7,7 +7,14 @@ import socket
 import warnings
 from collections.abc import Sequence
 
-from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, StreamStats
+from mediaserver.forwarder.counters import (
+    ForwarderStats,
+    PeerStats,
+    RouteStats,
+    SendFeedback,
+    SendGroup,
+    StreamStats,
+)
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
     AUDIO_LEVEL,
@@ -56,6 +63,8 @@ __all__ = [
     "RouteParameters",
     "RouteStats",
     "Rtcp",
+    "SendFeedback",
+    "SendGroup",
     "StreamParameters",
     "StreamStats",
     "Switched",

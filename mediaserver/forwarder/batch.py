@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, StreamStats
+from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, SendFeedback, StreamStats
 from mediaserver.forwarder.interface import (
     MAX_ADDRESSES_PER_PEER,
     MAX_PACKET_BYTES,
@@ -377,6 +377,10 @@ class BatchForwarder:
         with self._locked() as path:
             return path.resend(self._route(route), list(sequences))
 
+    def send_padding(self, route: int, size: int) -> int:
+        with self._locked() as path:
+            return path.pad(self._route(route), size)
+
     # --- datagrams
 
     def send_rtcp(self, peer: int, data: bytes) -> bool:
@@ -402,6 +406,11 @@ class BatchForwarder:
     def take_arrivals(self, peer: int) -> list[tuple[int, int]]:
         with self._locked():
             return self._peer(peer).log.take()
+
+    def take_feedback(self, peer: int) -> SendFeedback:
+        with self._locked():
+            told = self._peer(peer)
+            return told.sent_log.take(told.number_sent, told.bytes_sent)
 
     # --- results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,49 @@ class RouteStats:
     waiting: bool
     """Waits for a keyframe, of ``pending_stream`` if that is not 0."""
     pending_stream: int
+    padding: int
+    """Bytes of datagrams sent by ``send_padding``."""
+    fraction_lost: int
+    """Of 256, as the subscriber's last receiver report says (RFC 3550 section 6.4.1)."""
+    report_ns: int
+    """When that came; 0: none yet."""
+
+
+class SendGroup(NamedTuple):
+    """Packets sent in one burst that arrived; its arrival times are in the subscriber's clock."""
+
+    first_sent_ns: int
+    last_sent_ns: int
+    first_arrival_ns: int
+    last_arrival_ns: int
+    told_ns: int
+    """When the feedback came that spoke of its last packet."""
+    bytes: int
+    """Whole datagrams, without IP and UDP headers."""
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendFeedback:
+    """What a subscriber's transport-cc feedback has told since the last ``take_feedback``."""
+
+    sent: int
+    """Packets with numbers since the beginning; likewise ``bytes_sent``, of all datagrams."""
+    bytes_sent: int
+    told_ns: int
+    """When the last feedback came; 0: none yet."""
+    packets: int
+    """Packets that arrived; their datagrams' bytes are ``bytes``."""
+    bytes: int
+    lost: int
+    """Packets told as lost; negative when more came late than were lost. Likewise ``lost_bytes``."""
+    lost_bytes: int
+    dropped: int
+    """Groups that were not kept because nobody took them."""
+    groups: list[SendGroup]
+    """Oldest first, at most 256."""
+    open: SendGroup | None
+    """The last burst, which is among the groups once the next has begun."""
 
 
 @dataclass(frozen=True, slots=True)

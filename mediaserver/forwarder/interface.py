@@ -28,6 +28,8 @@ from typing import Final, Protocol
 from mediaserver.forwarder.counters import ForwarderStats as ForwarderStats
 from mediaserver.forwarder.counters import PeerStats as PeerStats
 from mediaserver.forwarder.counters import RouteStats as RouteStats
+from mediaserver.forwarder.counters import SendFeedback as SendFeedback
+from mediaserver.forwarder.counters import SendGroup as SendGroup
 from mediaserver.forwarder.counters import StreamStats as StreamStats
 from recorder.records import PacketBatch
 
@@ -380,6 +382,14 @@ class Forwarder(Protocol):
         themselves."""
         ...
 
+    def send_padding(self, route: int, size: int) -> int:
+        """Fill the line to a subscriber with ``size`` bytes or a little more; return the bytes sent.
+
+        They are the last packets again as RTX, or RTX packets of nothing but padding; at most 64 at once,
+        none where there is no RTX or the route waits.
+        """
+        ...
+
     # datagrams
     def send_rtcp(self, peer: int, data: bytes) -> bool:
         """Encrypt and send a compound RTCP packet; ``False`` if the peer has no keys or no address yet."""
@@ -398,6 +408,13 @@ class Forwarder(Protocol):
 
         For callers that build feedback themselves: the log is kept for them only while ``set_feedback`` is
         off.
+        """
+        ...
+
+    def take_feedback(self, peer: int) -> SendFeedback:
+        """Take what the transport-cc feedback of a subscriber has told of the packets sent to it.
+
+        The last 2,048 numbers are known; times of sending are those of the batch.
         """
         ...
 

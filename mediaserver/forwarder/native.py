@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import cffi
 
 from mediaserver.forwarder import build
-from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, StreamStats
+from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, SendFeedback, StreamStats
 from mediaserver.forwarder.crypto import crypto_table
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
@@ -48,6 +48,7 @@ from mediaserver.forwarder.interface import (
     Targets,
     check_route,
 )
+from mediaserver.forwarder.sent import MAX_GROUPS, read_feedback
 from mediaserver.forwarder.sockets import pack_address, prepare, unpack_address
 from mediaserver.forwarder.srtp import SrtpDirection
 from mediaserver.forwarder.wire import CODECS
@@ -127,6 +128,7 @@ class NativeForwarder:
         self._target_array: Any = None
         self._encoded: Any = None
         self._encoded_room = 0
+        self._feedback = ffi.new("fwd_feedback_t *"), ffi.new("fwd_group_t[]", MAX_GROUPS)
         self._lock = threading.Lock()
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handle: Any = self._lib.fwd_open(
@@ -304,6 +306,9 @@ class NativeForwarder:
         numbers = ffi.new("uint16_t[]", [sequence & 0xFFFF for sequence in sequences])
         return self._call(self._lib.fwd_resend, route, numbers, len(numbers))
 
+    def send_padding(self, route: int, size: int) -> int:
+        return self._call(self._lib.fwd_send_padding, route, min(size, 1 << 20))
+
     # --- datagrams
 
     def send_rtcp(self, peer: int, data: bytes) -> bool:
@@ -324,6 +329,12 @@ class NativeForwarder:
         numbers, times = ffi.new("uint16_t[]", 4096), ffi.new("int64_t[]", 4096)
         count = self._call(self._lib.fwd_take_arrivals, peer, numbers, times, 4096)
         return list(zip(numbers[0:count], times[0:count], strict=True))
+
+    def take_feedback(self, peer: int) -> SendFeedback:
+        with self._lock:
+            totals, groups = self._feedback
+            count = self._call_locked(self._lib.fwd_take_feedback, peer, totals, groups, MAX_GROUPS)
+            return read_feedback(ffi, totals, groups, count)
 
     # --- results
 

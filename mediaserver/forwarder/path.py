@@ -25,7 +25,7 @@ from mediaserver.forwarder.interface import (
 from mediaserver.forwarder.outbox import Outbox
 from mediaserver.forwarder.peer import Peer, Role, Source
 from mediaserver.forwarder.receive import CacheBudget, Stream
-from mediaserver.forwarder.route import Route
+from mediaserver.forwarder.route import Epoch, Route
 from mediaserver.forwarder.sockets import SLOT_BYTES, Destination, Receiver, Sender, ffi, unpack_address
 from mediaserver.forwarder.srtp import OK, REPLAYED, TRAILER_BYTES, lib, srtp_ffi
 from mediaserver.forwarder.wire import RtpPacket, element, parse_rtp, rtcp_packets
@@ -37,6 +37,7 @@ _BYE: Final = 203
 _TRANSPORT_FEEDBACK: Final = 205
 _NACK: Final = 1
 _TRANSPORT_CC: Final = 15
+MAX_PADDING: Final = 64
 
 
 class PacketPath:
@@ -231,7 +232,11 @@ class PacketPath:
         epoch = route.epoch
         if route.waiting or epoch is None or epoch.stream is not stream or packet.extended < epoch.floor:
             return
-        self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds))
+        self._first(route, packet, epoch)
+
+    def _first(self, route: Route, packet: RtpPacket, epoch: Epoch) -> None:
+        number = route.peer.number_sent
+        self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds), number)
 
     def _begin(self, route: Route, stream: Stream, packet: RtpPacket) -> None:
         """Begin with ``packet``, then send what came before its time and what came since it."""
@@ -241,9 +246,9 @@ class PacketPath:
         self.outbox.put(Switched(route.number, stream.number, self.now_ns))
         epoch = route.epoch
         assert epoch is not None
-        self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds))
+        self._first(route, packet, epoch)
         for extended in sorted(e for e in stream.cache if e > packet.extended):
-            self._emit(route.peer, route.first(stream.cache[extended], epoch, self.now_ns, self._seconds))
+            self._first(route, stream.cache[extended], epoch)
 
     def replay(self, route: Route) -> None:
         """Begin a waiting route with the last keyframe, if the cache still holds it and it is fresh."""
@@ -254,22 +259,26 @@ class PacketPath:
         if packet is not None and self.now_ns - packet.arrival_ns <= REPLAY_NS:
             self._begin(route, stream, packet)
 
-    def _emit(self, peer: Peer, data: bytes) -> None:
+    def _emit(self, peer: Peer, data: bytes, number: int) -> int:
+        """Encrypt and queue; return the length. ``number``: the peer's next before ``data`` was made."""
         destination, tx = peer.destination, peer.tx
         sender = self.sender
         if destination is None or tx is None or len(data) > SLOT_BYTES - TRAILER_BYTES:
             peer.send_failed += 1
-            return
+            return 0
         pointer = sender.pointers[sender.next]
         ffi.memmove(pointer, data, len(data))
         length = self._length
         length[0] = len(data)
         if lib.srtp_protect(tx.session, pointer, length) != OK:
             peer.send_failed += 1
-            return
+            return 0
         peer.packets_sent += 1
         peer.bytes_sent += length[0]
+        if peer.number_sent != number:
+            peer.sent_log.note(number, self.now_ns, length[0])
         sender.add(destination, length[0])
+        return int(length[0])
 
     def resend(self, route: Route, sequences: list[int]) -> int:
         """Answer a NACK; return how many packets were sent."""
@@ -277,11 +286,29 @@ class PacketPath:
             return 0
         count = 0
         for sequence in sequences:
+            number = route.peer.number_sent
             data = route.again(sequence & 0xFFFF, self.now_ns, self._seconds)
             if data is not None:
-                self._emit(route.peer, data)
+                self._emit(route.peer, data, number)
                 count += 1
         return count
+
+    def pad(self, route: Route, size: int) -> int:
+        """Fill the line; return the bytes sent."""
+        if route.paused or route.waiting or route.last < 0 or not route.peer.ready:
+            return 0
+        at, sent = route.last, 0
+        for _ in range(MAX_PADDING):
+            if sent >= size:
+                break
+            number = route.peer.number_sent
+            data, at = route.filler(at, self._seconds)
+            length = self._emit(route.peer, data, number) if data else 0
+            if not length:
+                break
+            sent += length
+        route.padding += sent
+        return sent
 
     def send_rtcp(self, peer: Peer, data: bytes) -> bool:
         """Encrypt and queue a compound."""
@@ -342,7 +369,10 @@ class PacketPath:
                 reported, lost = read_feedback(data, start, size)
                 peer.reported += reported
                 peer.reported_lost += lost
-            elif kind not in (_RECEIVER_REPORT, _DESCRIPTION):
+                peer.sent_log.told(data, start, size, peer.number_sent, arrival_ns)
+            elif kind == _RECEIVER_REPORT:
+                self._note_reports(peer, data, start, count, size, arrival_ns)
+            elif kind != _DESCRIPTION:
                 deliver = True
                 if kind in (_SENDER_REPORT, _BYE):
                     source = peer.sources.get(int.from_bytes(data[start + 4 : start + 8], "big"))
@@ -353,6 +383,15 @@ class PacketPath:
             self.outbox.tap(track, arrival_ns, data, True)
         if deliver:
             self.outbox.put(Rtcp(peer.number, data, arrival_ns))
+
+    def _note_reports(
+        self, peer: Peer, data: bytes, start: int, count: int, size: int, arrival_ns: int
+    ) -> None:
+        for at in range(start + 8, min(start + 8 + 24 * count, start + size - 23), 24):
+            ssrc = int.from_bytes(data[at : at + 4], "big")
+            route = peer.routes.get(ssrc)
+            if route is not None and route.ssrc == ssrc:
+                route.fraction_lost, route.report_ns = data[at + 4], arrival_ns
 
     def feedback(self) -> int | None:
         """Send the transport-cc feedback that is due; return when the next is (ns), ``None`` if never."""

@@ -16,6 +16,7 @@ from mediaserver.forwarder.interface import (
     TRANSPORT_CC,
     ForwarderError,
 )
+from mediaserver.forwarder.sent import SendLog
 from mediaserver.forwarder.wire import RtpPacket, element
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Peer:
         there: under the same key a number must not be used for a second packet (RFC 3711 section 9.1, RFC
         7714 section 5.2)."""
         self.log = ArrivalLog()
+        self.sent_log = SendLog()
         self.number_sent = 0
         self.packets_received = self.bytes_received = self.packets_sent = self.bytes_sent = 0
         self.last_received_ns = 0

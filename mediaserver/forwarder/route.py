@@ -46,6 +46,10 @@ RESEND_INTERVAL_NS: Final = 10_000_000
 loss."""
 
 
+MIN_FILLER_BYTES: Final = 200
+"""Shorter packets fill the line badly."""
+
+
 class Epoch:
     """One stretch of a route; see the module's text."""
 
@@ -109,7 +113,8 @@ class Route:
         self.last = -1
         self.last_timestamp = 0
         self.last_sent_ns = 0
-        self.packets = self.bytes = self.retransmitted = self.missed = 0
+        self.packets = self.bytes = self.retransmitted = self.missed = self.padding = 0
+        self.fraction_lost = self.report_ns = 0
         self.sent: list[Sent | None] = [None] * SENT_RING
         self.budget = RESEND_BUDGET
         extensions = parameters.extensions
@@ -187,19 +192,42 @@ class Route:
             return self.build(
                 packet, epoch, self.ssrc, epoch.payload_type, sequence, sent.number, sent.seconds, None
             )
-        number = self.peer.next_number() if self.transport_cc_id else 0
-        rtx_sequence = self.next_rtx & 0xFFFF
-        self.next_rtx += 1
-        return self.build(
-            packet,
-            epoch,
-            self.parameters.rtx_ssrc,
-            epoch.rtx_payload_type,
-            rtx_sequence,
-            number,
-            seconds,
-            sequence,
+        return self._as_rtx(
+            packet, epoch, self.parameters.rtx_ssrc, epoch.rtx_payload_type, sequence, seconds
         )
+
+    def _as_rtx(
+        self, packet: RtpPacket, epoch: Epoch, ssrc: int, payload_type: int, original: int, seconds: int
+    ) -> bytes:
+        number = self.peer.next_number() if self.transport_cc_id else 0
+        sequence = self.next_rtx & 0xFFFF
+        self.next_rtx += 1
+        return self.build(packet, epoch, ssrc, payload_type, sequence, number, seconds, original)
+
+    def filler(self, at: int, seconds: int) -> tuple[bytes, int]:
+        """Make a packet that only fills the line: a cached one, from the extended number ``at`` downwards, as
+        RTX, else one of nothing but padding. Return it with where to look next; empty if there is no RTX."""
+        ssrc, current = self.parameters.rtx_ssrc, self.epoch
+        if ssrc is None or current is None or current.rtx_payload_type is None:
+            return b"", at
+        while at > self.last - SENT_RING and at >= 0:
+            sent = self.sent[at % SENT_RING]
+            at -= 1
+            if sent is None or sent.extended != at + 1 or sent.epoch.rtx_payload_type is None:
+                continue
+            packet = sent.epoch.stream.cache.get(sent.received)
+            if packet is None or packet.payload_end - packet.payload_start < MIN_FILLER_BYTES:
+                continue
+            original = sent.extended & 0xFFFF
+            return self._as_rtx(packet, sent.epoch, ssrc, sent.epoch.rtx_payload_type, original, seconds), at
+        number = self.peer.next_number() if self.transport_cc_id else 0
+        extension = self._written(self._own(number, seconds), two_byte=self._two_byte)
+        first = 0xB0 if extension else 0xA0
+        head = _HEADER.pack(
+            first, current.rtx_payload_type, self.next_rtx & 0xFFFF, self.last_timestamp, ssrc
+        )
+        self.next_rtx += 1
+        return head + extension + bytes(254) + b"\xff", at
 
     def build(
         self,
@@ -261,6 +289,14 @@ class Route:
                 for found, at, length in packet.elements
                 if found in mapping
             ]
+        two_byte = self._two_byte or (
+            packet.two_byte
+            and self.parameters.allow_mixed
+            and any(len(value) > 16 or not value for _, value in copied)
+        )
+        return self._written(self._own(number, seconds) + copied, two_byte=two_byte)
+
+    def _own(self, number: int, seconds: int) -> list[tuple[int, bytes]]:
         values: list[tuple[int, bytes]] = []
         if self._mid_id:
             values.append((self._mid_id, self._mid))
@@ -268,12 +304,10 @@ class Route:
             values.append((self._abs_id, seconds.to_bytes(3, "big")))
         if self.transport_cc_id:
             values.append((self.transport_cc_id, number.to_bytes(2, "big")))
-        values += copied
-        if self._two_byte or (
-            packet.two_byte
-            and self.parameters.allow_mixed
-            and any(len(value) > 16 or not value for _, value in copied)
-        ):
+        return values
+
+    def _written(self, values: list[tuple[int, bytes]], *, two_byte: bool) -> bytes:
+        if two_byte:
             body = b"".join([bytes((i, len(v))) + v for i, v in values])
             profile = b"\x10\x00"
         else:
@@ -303,6 +337,9 @@ class Route:
             paused=self.paused,
             waiting=self.waiting or self.pending is not None,
             pending_stream=self.pending.number if self.pending else 0,
+            padding=self.padding,
+            fraction_lost=self.fraction_lost,
+            report_ns=self.report_ns,
         )
 
 

@@ -19,7 +19,7 @@ AUDIO_LEVEL = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
 ORIENTATION = "urn:3gpp:video-orientation"
 
 PUBLISH_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION, RID, REPAIRED_RID)
-SUBSCRIBE_EXTENSIONS = (MID, AUDIO_LEVEL, ORIENTATION)
+SUBSCRIBE_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION)
 _FEEDBACK = ("nack", "nack pli", "ccm fir", "transport-cc", "goog-remb")
 START_KBPS = 1_200
 """Where libwebrtc's estimator begins, kbit/s. With its own 300 Chromium 156 begins 720p
@@ -136,15 +136,18 @@ def names(media: MediaOffer) -> list[str]:
     return list(dict.fromkeys(c.name for c in media.codecs.values() if c.name.lower() not in helpers))[:16]
 
 
-def feedback(codec: Codec, *, publishing: bool) -> list[str]:
-    """Return what we answer to the offered feedback: transport-cc from publishers, REMB where there is
-    none."""
-    kept = [item for item in _FEEDBACK if item in codec.feedback]
-    if not publishing or "transport-cc" in kept:
-        kept = [item for item in kept if item != "goog-remb"]
-    if not publishing:
-        kept = [item for item in kept if item != "transport-cc"]
-    return kept
+def feedback(codec: Codec) -> list[str]:
+    """Return what we answer to the offered feedback: transport-cc, REMB where there is none."""
+    unused = "goog-remb" if "transport-cc" in codec.feedback else ""
+    return [item for item in _FEEDBACK if item in codec.feedback and item != unused]
+
+
+def subscribe_extensions(media: MediaOffer, codecs: Sequence[Codec]) -> dict[str, int]:
+    """Return the header extensions of what is sent on an m-line: transport-cc numbers if the client answers
+    them with feedback, else the sending time that a client's REMB is made of."""
+    numbered = TRANSPORT_CC in media.extensions and any("transport-cc" in c.feedback for c in codecs)
+    unused = ABS_SEND_TIME if numbered else TRANSPORT_CC
+    return extensions(media.extensions, [uri for uri in SUBSCRIBE_EXTENSIONS if uri != unused])
 
 
 def extensions(offered: Mapping[str, int], supported: Iterable[str]) -> dict[str, int]:
@@ -248,7 +251,7 @@ def _codec(codec: Codec, *, publishing: bool) -> list[str]:
     number = codec.payload_type
     channels = f"/{codec.channels}" if codec.channels > 1 else ""
     lines = [f"a=rtpmap:{number} {codec.name}/{codec.clock_rate}{channels}"]
-    lines += [f"a=rtcp-fb:{number} {item}" for item in feedback(codec, publishing=publishing)]
+    lines += [f"a=rtcp-fb:{number} {item}" for item in feedback(codec)]
     settings = dict(codec.fmtp)
     if codec.name.lower() == "opus":
         settings.setdefault("useinbandfec", "1")

@@ -55,6 +55,13 @@ class StreamOwner(Protocol):
         """Ask for what is due; returns when more will be (monotonic ns), None if nothing is to come."""
 
 
+class TimerOwner(Protocol):
+    """Whom only the clock concerns: a subscriber's bandwidth."""
+
+    def handle_timer(self, now: int) -> int | None:
+        """Do what is due; returns when more will be (monotonic ns), None if nothing is to come."""
+
+
 class RouteOwner(Protocol):
     """Whom the forwarder's news of a route concern: its subscription."""
 

@@ -73,6 +73,7 @@ class Participant:
             "connected": any(s.state is LinkState.CONNECTED for s in self.sessions.values()),
             "sessions": [
                 {"session": s.id, "kind": s.kind, "state": s.state.value, "token_id": s.token_id}
+                | ({"available_bps": s.sending.available_bps} if isinstance(s, SubscribeSession) else {})
                 for s in self.sessions.values()
             ],
             "tracks": [p.summary() for p in self.publications if p.stream is not None],

@@ -10,6 +10,7 @@ from mediaserver.forwarder.interface import NewSsrc, Rtcp
 from mediaserver.ipc import IpcError
 from mediaserver.media import answer
 from mediaserver.media.answer import MediaAnswer
+from mediaserver.media.bandwidth import Sending
 from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, SERVER_SSRC, Line, RateByLoss, heeded
 from mediaserver.media.layer import Layer
 from mediaserver.media.link import Link, LinkState
@@ -171,7 +172,7 @@ class PublishSession(Session):
         line = Line()
         for reply, tap in zip([a for a in answers if a.codecs], taps, strict=False):
             codec = reply.codecs[0]
-            feedback = answer.feedback(codec, publishing=True)
+            feedback = answer.feedback(codec)
             kind_source = "microphone" if reply.offer.kind == "audio" and source == "camera" else source
             self.publications.append(
                 Publication(
@@ -268,6 +269,8 @@ class SubscribeSession(Session):
     heeds: ClassVar[frozenset[int]] = frozenset({rtcp.PSFB})
     target: str = ""
     hidden: bool = False
+    sending: Sending
+    """What may be sent to the client: the seam to layer choice (docs/bandwidth.md)."""
 
     def open(self, offer: Offer, room_codecs: list[str], target: str) -> None:
         """Answer an offer; every receiving m-line gets its SSRCs now and stays silent until there is a
@@ -283,7 +286,7 @@ class SubscribeSession(Session):
             if not media.is_media or media.direction not in ("recvonly", "sendrecv"):
                 continue
             reply.codecs, reply.direction = fitting_codecs(media, room_codecs), "sendonly"
-            reply.extensions = answer.extensions(media.extensions, answer.SUBSCRIBE_EXTENSIONS)
+            reply.extensions = answer.subscribe_extensions(media, reply.codecs)
             extensions.update(reply.extensions)
         if not any(reply.codecs for reply in answers):
             raise IpcError("sdp_invalid", "the offer receives neither audio nor video", 400)
@@ -310,7 +313,31 @@ class SubscribeSession(Session):
                 f"{subscription.kind}-{reply.offer.mid}",
             )
             self.subscriptions.append(subscription)
+        self.sending = Sending(
+            self.transport.forwarder,
+            link.peer,
+            numbered=answer.TRANSPORT_CC in extensions,
+            padded=self._padded_route,
+            routes=self._live_routes,
+            wake=lambda: self.transport.wake(link.peer),
+        )
+        self.transport.watch_timer(link.peer, self.sending)
+        for subscription in self.subscriptions:
+            subscription.began = self.sending.begin
         self.sdp = answer.write(offer, answers, self.transport.local(link))
+
+    def _padded_route(self) -> int | None:
+        """Return the route that a probe's padding goes on: one of pictures, with RTX."""
+        for subscription in self.subscriptions:
+            publication = subscription.publication
+            if subscription.kind != "video" or publication is None or publication.muted:
+                continue
+            if subscription.rtx_ssrc is not None and not subscription.waiting:
+                return subscription.route
+        return None
+
+    def _live_routes(self) -> list[int]:
+        return [s.route for s in self.subscriptions if s.publication is not None and s.route is not None]
 
     def mids(self) -> list[str]:
         """Return the mids of the accepted m-lines."""
@@ -359,7 +386,8 @@ class SubscribeSession(Session):
                 subscription.publication.want_keyframe()
 
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
-        """Pass keyframe requests on to the publishers."""
+        """Pass keyframe requests on to the publishers, and a REMB to the estimator."""
+        self.sending.take_rtcp(packets, arrival_ns)
         for packet in packets:
             wanted: list[int] = []
             if isinstance(packet, rtcp.PictureLossIndication):
@@ -371,7 +399,9 @@ class SubscribeSession(Session):
                     subscription.want_keyframe()
 
     def report(self, now: int) -> None:
-        """Send the sender reports of all m-lines in one compound."""
+        """Send the sender reports of all m-lines in one compound; see whether something is being sent."""
+        if self._live_routes():
+            self.sending.look(now)
         packets = [packet for subscription in self.subscriptions for packet in subscription.report(now)]
         if packets:
             self.transport.forwarder.send_rtcp(self.link.peer, rtcp.build(packets))

@@ -40,6 +40,7 @@ class Statistics:
         sessions = [session for person in people for session in person.sessions.values()]
         publishing = [session for session in sessions if isinstance(session, PublishSession)]
         subscribing = [session for session in sessions if isinstance(session, SubscribeSession)]
+        estimates = [bps for s in subscribing if (bps := s.sending.available_bps) is not None]
         subscriptions = [subscription for session in subscribing for subscription in session.subscriptions]
         counters = asdict(self._transport.counters)
         for link in self._transport.links.values() if each else ():
@@ -66,6 +67,8 @@ class Statistics:
             "publications": sum(1 for s in publishing for p in s.publications if p.stream is not None),
             "layers": sum(1 for s in publishing for layer in s.layers() if layer.stream is not None),
             "subscriptions": sum(1 for s in subscriptions if s.publication is not None),
+            "bandwidth_estimates": len(estimates),
+            "available_bps": sum(estimates),
             "recordings": len(self._recordings),
             "journal_bytes": self._recordings.journal_bytes,
             "journal_queue_bytes": self._recordings.queued_bytes,

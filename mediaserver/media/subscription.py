@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mediaserver.forwarder.interface import ForwarderError, RouteParameters, Switched
@@ -64,6 +65,8 @@ class Subscription:
     layer: Layer | None = None
     """What of the publication is sent, or will be from its next keyframe on."""
     policy: LayerPolicy = field(default_factory=LayerPolicy)
+    began: Callable[[], None] = lambda: None
+    """Called when the route begins to send."""
 
     def __post_init__(self) -> None:
         self._heard_ns = self._reported_ns = self._reports = 0
@@ -153,6 +156,7 @@ class Subscription:
     def switched(self, event: Switched) -> None:
         """Note that the route sends now."""
         self.waiting = False
+        self.began()
 
     def want_keyframe(self) -> None:
         """Have the sender asked for a keyframe of the layer that is sent or waited for."""

@@ -31,7 +31,7 @@ from mediaserver.forwarder.interface import (
 from mediaserver.media.answer import Candidate, Local
 from mediaserver.media.dtls import SHA1, DtlsEndpoint, DtlsIdentity, DtlsState
 from mediaserver.media.ice import SECOND_NS, Address, CheckResult, IceAgent, IceState
-from mediaserver.media.link import Link, LinkOwner, LinkState, RouteOwner, StreamOwner
+from mediaserver.media.link import Link, LinkOwner, LinkState, RouteOwner, StreamOwner, TimerOwner
 from mediaserver.media.sdp import IceFragment, MediaOffer
 
 TICK_S = 0.02
@@ -83,9 +83,11 @@ class Transport:
         self._by_peer: dict[int, Link] = {}
         self._streams: dict[int, StreamOwner] = {}
         self._routes: dict[int, RouteOwner] = {}
+        self._timers: dict[int, TimerOwner] = {}
+        """By peer; the forwarder gives no number to both a peer and a stream."""
         self._shaking: set[str] = set()
         self._busy: dict[int, int] = {}
-        """Streams whose owner asks for something, and when to let it do so again (monotonic ns)."""
+        """Streams and peers whose owner has something to do, and when to let it do so (monotonic ns)."""
         self._tapped = tapped
         self._tap_dropped = tap_dropped
         self._second_ns = 0
@@ -143,6 +145,8 @@ class Transport:
         self._shaking.discard(link.session)
         link.owner.link_changed(LinkState.CLOSED, reason)
         self._by_peer.pop(link.peer, None)
+        self._timers.pop(link.peer, None)
+        self._busy.pop(link.peer, None)
         stats = self.forwarder.peer_stats(link.peer)
         self.counters.bytes_received += stats.bytes_received
         self.counters.bytes_sent += stats.bytes_sent
@@ -167,10 +171,14 @@ class Transport:
         """Send no more news of a route."""
         self._routes.pop(route, None)
 
-    def wake(self, stream: int) -> None:
-        """Have the owner of ``stream`` asked for its due work soon."""
-        if stream in self._streams:
-            self._busy[stream] = 0
+    def watch_timer(self, peer: int, owner: TimerOwner) -> None:
+        """Let ``owner`` be woken by a peer's number."""
+        self._timers[peer] = owner
+
+    def wake(self, number: int) -> None:
+        """Have the owner of a stream, or who watches the timer of a peer, asked for its due work soon."""
+        if number in self._streams or number in self._timers:
+            self._busy[number] = 0
             loop, timer = self._loop, self._timer
             if loop is not None and timer is not None and timer.when() - loop.time() > TICK_S:
                 timer.cancel()
@@ -302,17 +310,17 @@ class Transport:
             if due is not None and due <= now:
                 self._send(link, link.dtls.handle_timer(now))
                 self._after_dtls(link)
-        for stream, when in list(self._busy.items()):
+        for number, when in list(self._busy.items()):
             if when > now:
                 continue
-            owner = self._streams.get(stream)
+            owner = self._streams.get(number) or self._timers.get(number)
             again = None
             with contextlib.suppress(ForwarderError):  # the stream ended between two ticks
                 again = owner.handle_timer(now) if owner is not None else None
             if again is None:
-                self._busy.pop(stream, None)
+                self._busy.pop(number, None)
             else:
-                self._busy[stream] = again
+                self._busy[number] = again
         if now - self._second_ns >= SECOND_NS:
             self._second_ns = now
             self._second(now)

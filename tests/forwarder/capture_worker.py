@@ -41,9 +41,8 @@ def listen(directory: Path) -> None:
             note(what="packet", peer=peer.number, data=bytes(srtp_ffi.buffer(pointer, size)).hex())
         return size
 
-    def losing_emit(self: PacketPath, peer: Peer, data: bytes) -> None:
-        if rng.random() >= LOSS:
-            emit(self, peer, data)
+    def losing_emit(self: PacketPath, peer: Peer, data: bytes, number: int) -> int:
+        return emit(self, peer, data, number) if rng.random() >= LOSS else 0
 
     def noting_add_stream(self: BatchForwarder, peer: int, ssrc: int, parameters: Any) -> int:
         stream = add_stream(self, peer, ssrc, parameters)

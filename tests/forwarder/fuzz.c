@@ -305,7 +305,7 @@ static void call(const uint8_t *data, size_t size) {
   memcpy(a, data, size < sizeof a ? size : sizeof a);
   int peer = a[1] % PEERS, stream = a[2] % STREAMS, route = a[1] % ROUTES;
   uint32_t ssrc = get32(a + 2);
-  switch (a[0] % 20) {
+  switch (a[0] % 22) {
     case 0: fwd_pause(f, routes[route], a[2] & 1); break;
     case 1: fwd_switch(f, routes[route], streams[stream], a[3] & 1 ? 110 : -1, -1); break;
     case 2: {
@@ -355,6 +355,18 @@ static void call(const uint8_t *data, size_t size) {
       break;
     }
     case 18: gso_fails = a[1] & 1; break;
+    case 19: fwd_send_padding(f, routes[route], get16(a + 2) % 5000); break;
+    case 20: {
+      fwd_feedback_t feedback;
+      fwd_group_t groups[MAX_GROUPS];
+      int taken = fwd_take_feedback(f, peers[peer], &feedback, groups, a[2] & 1 ? MAX_GROUPS : a[3]);
+      insist(taken >= 0 && taken <= MAX_GROUPS && feedback.packets >= 0 && feedback.bytes >= 0, "feedback is counted");
+      for (int i = 0; i < taken; i++)
+        insist(groups[i].packets > 0 && groups[i].first_sent_ns <= groups[i].last_sent_ns &&
+                   groups[i].first_arrival_ns <= groups[i].last_arrival_ns,
+               "a group of packets begins before it ends");
+      break;
+    }
     default: fwd_set_extensions(f, peers[peer], a[2] & 1 ? extensions : other, 5);
   }
 }

@@ -79,8 +79,9 @@ def made() -> bytes:
         nack(0x2224, (100, 0xFFFF)),
         nack(0x2226, (3, 0xFFFF), (200, 1)),
         feedback([1] * 9 + [0] * 3 + [1]),
+        bytes.fromhex("81c90007 00000007 00002224 40000005") + bytes(16),  # a receiver report of one block
     ]
-    calls = [bytes((number, at, at + 1, 5, *range(8))) for number in range(20) for at in (1, 2)]
+    calls = [bytes((number, at, at + 1, 5, *range(8))) for number in range(22) for at in (1, 2)]
     plain = [nack(0x2223 + 2 * codec, (100, 0xFFFF)) for codec in range(5)]
     return b"".join(
         [*(step(packet) for packet in sent), *(step(packet, SUBSCRIBER, 4) for packet in asked)]

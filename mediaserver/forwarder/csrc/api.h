@@ -99,8 +99,21 @@ typedef struct {
 
 typedef struct {
   int64_t stream, peer, ssrc, packets, bytes, retransmitted, retransmit_missed, last_sequence, last_timestamp,
-      last_sent_ns, sequence_offset, timestamp_offset, paused, waiting, pending_stream;
+      last_sent_ns, sequence_offset, timestamp_offset, paused, waiting, pending_stream, padding, fraction_lost,
+      report_ns;
 } fwd_route_stats_t;
+
+/* Packets sent in one burst, with the times of their arrivals in the subscriber's clock. */
+typedef struct {
+  int64_t first_sent_ns, last_sent_ns, first_arrival_ns, last_arrival_ns, told_ns;
+  int32_t bytes, packets;
+} fwd_group_t;
+/* What a subscriber's transport-cc feedback told since the last take, totals of what was sent to it, and the burst that
+ * may still grow (no packets: none). */
+typedef struct {
+  int64_t sent, bytes_sent, told_ns, packets, bytes, lost, lost_bytes, dropped;
+  fwd_group_t open;
+} fwd_feedback_t;
 
 typedef struct {
   int64_t datagrams_received, datagrams_sent, send_messages, receive_batches, unknown_address, malformed, kernel_dropped,
@@ -140,6 +153,10 @@ int fwd_send_rtcp(forwarder_t *f, int64_t peer, const uint8_t *data, int32_t siz
 int fwd_send_raw(forwarder_t *f, const uint8_t *name, int32_t name_length, int32_t socket, const uint8_t *data,
                  int32_t size);
 int fwd_set_feedback(forwarder_t *f, int64_t peer, int32_t interval_ms, uint32_t sender_ssrc);
+/* Write up to `room` groups, oldest first; what is left over is thrown away. */
+int fwd_take_feedback(forwarder_t *f, int64_t peer, fwd_feedback_t *feedback, fwd_group_t *groups, int32_t room);
+/* Return the bytes sent; at most 64 packets at once. */
+int fwd_send_padding(forwarder_t *f, int64_t route, int32_t bytes);
 /* Write up to `room` numbers and times; the log is emptied. */
 int fwd_take_arrivals(forwarder_t *f, int64_t peer, uint16_t *numbers, int64_t *times, int32_t room);
 

@@ -39,6 +39,9 @@ enum {
   RESEND_INTERVAL_MS = 10,
   EPOCHS = 16,
   MAX_LOG = 4096,
+  SENT_LOG = 2048,
+  MAX_GROUPS = 256,
+  MAX_PADDING = 64,
   WINDOW_WORDS = 16,
 };
 #define CACHE_TOTAL_BYTES (256ll << 20)
@@ -106,6 +109,17 @@ struct log {
   uint32_t sender_ssrc, media_ssrc, feedbacks;
 };
 
+/* One number given to a peer; `state` is of sent.c, 0: the place is unused. */
+struct logged { int64_t sent_ns; uint32_t extended; uint16_t size; uint8_t state; };
+struct sent_log {
+  struct logged *entries; /* SENT_LOG, made when the first number is given */
+  fwd_group_t *groups, open;
+  uint32_t group_count, group_room;
+  int64_t reference; /* of the last feedback, in 64 ms, unrolled */
+  bool referenced;
+  fwd_feedback_t totals;
+};
+
 /* `base`: the extended number (a multiple of 2^16) that has SRTP index 0 under the
  * present key; -1 until the first number is sent under it. */
 struct sent_ssrc { uint32_t ssrc; int64_t next, base; };
@@ -128,6 +142,7 @@ struct peer {
   struct sent_ssrc *sent_ssrcs;
   uint32_t sent_count;
   struct log log;
+  struct sent_log sent_log;
   int16_t first_queued, last_queued; /* send slots of this batch, -1: none */
   int64_t number_sent, told_take;
   uint32_t told; /* datagrams and RTCP of this peer among the events that wait, if told_take is the present take */
@@ -182,7 +197,7 @@ struct route {
   int64_t next, next_rtx, base, rtx_base, last, last_sent_ns;
   uint32_t last_timestamp;
   int32_t picture, index, budget;
-  int64_t packets, bytes, retransmitted, missed;
+  int64_t packets, bytes, retransmitted, missed, padding, fraction_lost, report_ns;
   struct sent sent[SENT_RING];
 };
 
@@ -267,12 +282,20 @@ void route_begin(struct route *route, struct stream *stream, const struct rtp *r
 /* Write the packet to send and its SRTP index; return its length, 0 if there is none to send. */
 uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, uint64_t *index);
 uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, uint64_t *index);
+/* Likewise a packet that only fills the line: a cached one from `*at` downwards as RTX, else one of nothing but padding. */
+uint32_t route_padding(forwarder_t *f, struct route *route, int64_t *at, uint8_t *out, uint64_t *index);
 
 /* feedback.c */
 void log_add(struct log *log, uint16_t number, int64_t at_ns, uint32_t ssrc);
 /* Write one compound, at most 1,200 bytes, of what is logged; 0 when all is told. */
 uint32_t log_build(struct log *log, uint8_t *out);
 void feedback_read(const uint8_t *data, uint32_t length, int64_t *reported, int64_t *lost);
+
+/* sent.c */
+void sent_note(struct peer *peer, int64_t number, int64_t at_ns, int size);
+/* Read one transport-cc feedback of the peer, whose length is checked. */
+void sent_told(struct peer *peer, const uint8_t *data, uint32_t length, int64_t told_ns);
+void sent_free(struct sent_log *log);
 
 /* outbox.c */
 uint8_t *outbox_event(forwarder_t *f, const fwd_event_t *head);
@@ -297,6 +320,7 @@ int path_receive(forwarder_t *f, int socket);
 void path_datagram(forwarder_t *f, int socket, const uint8_t *name, uint8_t *data, int length, int64_t arrival_ns);
 void path_dispatch(forwarder_t *f, struct peer *peer, struct source *source, struct rtp *rtp);
 void path_replay(forwarder_t *f, struct route *route);
+int path_padding(forwarder_t *f, struct route *route, int32_t bytes);
 int path_resend(forwarder_t *f, struct route *route, uint16_t sequence);
 bool path_send_rtcp(forwarder_t *f, struct peer *peer, const uint8_t *data, uint32_t size);
 struct peer *path_peer(forwarder_t *f, const uint8_t *name, int socket);

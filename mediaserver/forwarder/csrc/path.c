@@ -41,21 +41,26 @@ struct route *peer_route(const struct peer *peer, uint32_t ssrc) {
 
 /* --- sending */
 
-static void emit(forwarder_t *f, struct peer *peer, uint64_t index, uint32_t length) {
+/* Encrypt and queue what stands in the next slot; return its length. `number` is the transport-cc number that the peer
+ * would have been given next before the packet was made: if it was used, what becomes of the packet will be told. */
+static int emit(forwarder_t *f, struct peer *peer, uint64_t index, uint32_t length, int64_t number) {
   int sealed = length ? srtp_seal(f, peer, index, sender_slot(f), (int)length) : -1;
   if (sealed < 0) {
     peer->stats.send_failed++;
-    return;
+    return 0;
   }
   peer->stats.packets_sent++;
   peer->stats.bytes_sent += sealed;
+  if (peer->number_sent != number) sent_note(peer, number, f->now_ns, sealed);
   sender_queue(f, peer, (uint32_t)sealed);
+  return sealed;
 }
 
 static void send_first(forwarder_t *f, struct route *route, const struct rtp *rtp) {
   uint64_t index = 0;
+  int64_t number = route->peer->number_sent;
   uint32_t length = route_first(f, route, rtp, sender_slot(f), &index);
-  emit(f, route->peer, index, length);
+  emit(f, route->peer, index, length, number);
 }
 
 static int by_extended(const void *left, const void *right) {
@@ -115,10 +120,27 @@ void path_replay(forwarder_t *f, struct route *route) {
 int path_resend(forwarder_t *f, struct route *route, uint16_t sequence) {
   if (route->paused || !peer_ready(route->peer)) return 0;
   uint64_t index = 0;
+  int64_t number = route->peer->number_sent;
   uint32_t length = route_again(f, route, sequence, sender_slot(f), &index);
   if (!length) return 0;
-  emit(f, route->peer, index, length);
+  emit(f, route->peer, index, length, number);
   return 1;
+}
+
+int path_padding(forwarder_t *f, struct route *route, int32_t bytes) {
+  if (route->paused || route->waiting || route->last < 0 || !peer_ready(route->peer)) return 0;
+  int64_t at = route->last;
+  int sent = 0;
+  for (int packets = 0; sent < bytes && packets < MAX_PADDING; packets++) {
+    uint64_t index = 0;
+    int64_t number = route->peer->number_sent;
+    uint32_t length = route_padding(f, route, &at, sender_slot(f), &index);
+    int sealed = length ? emit(f, route->peer, index, length, number) : 0;
+    if (!sealed) break;
+    sent += sealed;
+  }
+  route->padding += sent;
+  return sent;
 }
 
 bool path_send_rtcp(forwarder_t *f, struct peer *peer, const uint8_t *data, uint32_t size) {
@@ -301,6 +323,16 @@ static void answer_nack(forwarder_t *f, struct route *route, const uint8_t *data
   }
 }
 
+/* What a subscriber says that it lost of each route since its last report (RFC 3550 section 6.4.2). */
+static void note_reports(struct peer *peer, const uint8_t *data, uint32_t length, int64_t arrival_ns) {
+  for (uint32_t at = 8, left = data[0] & 31; left && at + 24 <= length; at += 24, left--) {
+    struct route *route = peer_route(peer, get32(data + at));
+    if (!route) continue;
+    route->fraction_lost = data[at + 4];
+    route->report_ns = arrival_ns;
+  }
+}
+
 /* A peer that floods fills its own share of what waits for Python, nobody else's. */
 static bool may_tell(forwarder_t *f, struct peer *peer) {
   if (peer->told_take != f->outbox.take) {
@@ -354,7 +386,9 @@ static void receive_rtcp(forwarder_t *f, struct peer *peer, uint8_t *data, int l
         deliver = urgent = true;
     } else if (type == TRANSPORT_FEEDBACK && format == TRANSPORT_CC) {
       feedback_read(packet, step, &peer->stats.transport_cc_reported, &peer->stats.transport_cc_lost);
+      sent_told(peer, packet, step, arrival_ns);
     } else {
+      if (type == RECEIVER_REPORT) note_reports(peer, packet, step, arrival_ns);
       deliver |= type != RECEIVER_REPORT && type != DESCRIPTION;
       urgent |= type < SENDER_REPORT || type > DESCRIPTION;
       if (type != SENDER_REPORT && type != BYE) continue;

@@ -1,6 +1,8 @@
 /* How a subscriber sees a stream; the twin of route.py, whose text explains epochs. */
 #include "internal.h"
 
+enum { MIN_FILLER_BYTES = 200 }; /* shorter packets fill the line badly */
+
 static struct epoch *current(struct route *route) {
   return &route->epochs[(route->epoch_count - 1) % EPOCHS];
 }
@@ -174,6 +176,31 @@ uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp,
   return build(route, epoch, rtp, out, to, newest);
 }
 
+/* The cached packet that was sent as this, NULL if it is gone. Sets its epoch and parses it. */
+static struct kept *find_kept(forwarder_t *f, struct route *route, const struct sent *sent, struct epoch **epoch,
+                              struct rtp *rtp) {
+  *epoch = &route->epochs[sent->epoch % EPOCHS];
+  struct stream *stream = map_get(&f->streams, (uint64_t)(*epoch)->stream);
+  /* The ring keeps 32 bits of the received number; the epoch's first gives the rest. */
+  int64_t received = (*epoch)->floor + (int64_t)(uint32_t)(sent->received - (uint32_t)(*epoch)->floor);
+  struct kept *kept = stream ? stream_cached(stream, received) : NULL;
+  if (!kept || !rtp_parse(rtp, kept->data, kept->size, kept->arrival_ns)) return NULL;
+  rtp->extended = received;
+  return kept;
+}
+
+/* Draw the next number of the RTX SSRC. */
+static struct outgoing next_rtx(forwarder_t *f, struct route *route, uint8_t payload_type, uint64_t *index) {
+  int64_t extended = route->next_rtx++;
+  if (route->rtx_base < 0) route->rtx_base = extended & ~0xffffll;
+  *index = (uint64_t)(extended - route->rtx_base);
+  return (struct outgoing){.ssrc = route->rtx_ssrc,
+                           .payload_type = payload_type,
+                           .sequence = (uint16_t)extended,
+                           .number = next_number(route),
+                           .seconds = f->seconds};
+}
+
 uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, uint64_t *index) {
   struct sent *sent = &route->sent[sequence & (SENT_RING - 1)];
   uint32_t now_ms = (uint32_t)(f->now_ns / 1000000) | 1; /* never 0, which says "not yet" */
@@ -182,17 +209,12 @@ uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uin
       route->epoch_count - 1 - sent->epoch >= EPOCHS ||
       (sent->resent_ms && now_ms - sent->resent_ms < RESEND_INTERVAL_MS))
     return 0;
-  struct epoch *epoch = &route->epochs[sent->epoch % EPOCHS];
-  struct stream *stream = map_get(&f->streams, (uint64_t)epoch->stream);
-  /* The ring keeps 32 bits of the received number; the epoch's first gives the rest. */
-  int64_t received = epoch->floor + (int64_t)(uint32_t)(sent->received - (uint32_t)epoch->floor);
-  struct kept *kept = stream ? stream_cached(stream, received) : NULL;
+  struct epoch *epoch;
   struct rtp rtp;
-  int64_t extended = received + epoch->sequence_offset;
+  if (!find_kept(f, route, sent, &epoch, &rtp)) return 0;
+  int64_t extended = rtp.extended + epoch->sequence_offset;
   bool plain = epoch->rtx_payload_type < 0;
-  if (!kept || (plain && (route->base < 0 || extended < route->base)) || !rtp_parse(&rtp, kept->data, kept->size, kept->arrival_ns))
-    return 0;
-  rtp.extended = received;
+  if (plain && (route->base < 0 || extended < route->base)) return 0;
   route->missed--;
   route->retransmitted++;
   route->budget--;
@@ -207,14 +229,35 @@ uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uin
                           .original = -1};
     return build(route, epoch, &rtp, out, to, false);
   }
-  extended = route->next_rtx++;
-  if (route->rtx_base < 0) route->rtx_base = extended & ~0xffffll;
-  *index = (uint64_t)(extended - route->rtx_base);
-  struct outgoing to = {.ssrc = route->rtx_ssrc,
-                        .payload_type = (uint8_t)epoch->rtx_payload_type,
-                        .sequence = (uint16_t)extended,
-                        .number = next_number(route),
-                        .seconds = f->seconds,
-                        .original = sequence};
+  struct outgoing to = next_rtx(f, route, (uint8_t)epoch->rtx_payload_type, index);
+  to.original = sequence;
   return build(route, epoch, &rtp, out, to, false);
+}
+
+uint32_t route_padding(forwarder_t *f, struct route *route, int64_t *at, uint8_t *out, uint64_t *index) {
+  if (!route->has_rtx || !route->epoch_count || current(route)->rtx_payload_type < 0) return 0;
+  for (; *at > route->last - SENT_RING && *at >= 0; --*at) {
+    const struct sent *sent = &route->sent[*at & (SENT_RING - 1)];
+    struct epoch *epoch;
+    struct rtp rtp;
+    if (!sent->used || sent->extended != (uint32_t)*at || route->epoch_count - 1 - sent->epoch >= EPOCHS ||
+        !find_kept(f, route, sent, &epoch, &rtp) || epoch->rtx_payload_type < 0 ||
+        rtp.payload_end - rtp.payload_start < MIN_FILLER_BYTES)
+      continue;
+    struct outgoing to = next_rtx(f, route, (uint8_t)epoch->rtx_payload_type, index);
+    to.original = (uint16_t)(*at)--;
+    return build(route, epoch, &rtp, out, to, false);
+  }
+  const struct epoch *epoch = current(route);
+  struct outgoing to = next_rtx(f, route, (uint8_t)epoch->rtx_payload_type, index);
+  const struct rtp nothing = {0};
+  uint32_t extension = put_extension(route, epoch, &nothing, out + 12, to.number, to.seconds), end = 12 + extension + 255;
+  out[0] = (uint8_t)(0xa0 | (extension ? 0x10 : 0));
+  out[1] = to.payload_type;
+  put16(out + 2, to.sequence);
+  put32(out + 4, route->last_timestamp);
+  put32(out + 8, to.ssrc);
+  memset(out + 12 + extension, 0, 254);
+  out[end - 1] = 255;
+  return end;
 }

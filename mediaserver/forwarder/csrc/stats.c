@@ -63,6 +63,9 @@ int fwd_route_stats(forwarder_t *f, int64_t number, fwd_route_stats_t *stats) {
         .paused = route->paused,
         .waiting = route->waiting || route->pending,
         .pending_stream = route->pending ? route->pending->number : 0,
+        .padding = route->padding,
+        .fraction_lost = route->fraction_lost,
+        .report_ns = route->report_ns,
     };
   }
   forwarder_leave(f);

@@ -66,5 +66,6 @@ void tables_remove_peer(forwarder_t *f, struct peer *peer) {
   free(peer->routes.items);
   free(peer->sent_ssrcs);
   free(peer->log.entries);
+  sent_free(&peer->sent_log);
   free(peer);
 }

@@ -1,0 +1,159 @@
+/* What was sent to a peer under transport-cc numbers, and what its feedback says of it; the twin of sent.py. */
+#include "internal.h"
+
+enum { TICK_NS = 250000, UNUSED = 0, SENT, LOST, RECEIVED };
+#define BURST_NS 5000000ll
+#define MAX_BURST_NS 100000000ll
+
+void sent_note(struct peer *peer, int64_t number, int64_t at_ns, int size) {
+  struct sent_log *log = &peer->sent_log;
+  if (!log->entries && !(log->entries = calloc(SENT_LOG, sizeof *log->entries))) return;
+  log->entries[number & (SENT_LOG - 1)] =
+      (struct logged){.sent_ns = at_ns, .extended = (uint32_t)number, .size = (uint16_t)size, .state = SENT};
+}
+
+static struct logged *find(const struct sent_log *log, int64_t number) {
+  if (number < 0) return NULL;
+  struct logged *entry = &log->entries[number & (SENT_LOG - 1)];
+  return entry->state != UNUSED && entry->extended == (uint32_t)number ? entry : NULL;
+}
+
+static void lost(struct sent_log *log, int64_t number) {
+  struct logged *entry = find(log, number);
+  if (!entry || entry->state != SENT) return;
+  entry->state = LOST;
+  log->totals.lost++;
+  log->totals.lost_bytes += entry->size;
+}
+
+static void close_group(struct sent_log *log) {
+  if (log->group_count == MAX_GROUPS) {
+    log->totals.dropped++;
+    return;
+  }
+  if (log->group_count == log->group_room) {
+    uint32_t room = log->group_room ? 2 * log->group_room : 16;
+    fwd_group_t *groups = realloc(log->groups, room * sizeof *groups);
+    if (!groups) {
+      log->totals.dropped++;
+      return;
+    }
+    log->groups = groups;
+    log->group_room = room;
+  }
+  log->groups[log->group_count++] = log->open;
+}
+
+static void received(struct sent_log *log, int64_t number, int64_t arrival_ns, int64_t told_ns) {
+  struct logged *entry = find(log, number);
+  if (!entry || entry->state == RECEIVED) return;
+  if (entry->state == LOST) {
+    log->totals.lost--;
+    log->totals.lost_bytes -= entry->size;
+  }
+  entry->state = RECEIVED;
+  log->totals.packets++;
+  log->totals.bytes += entry->size;
+  fwd_group_t *open = &log->open;
+  int64_t sent_ns = entry->sent_ns;
+  if (open->packets) {
+    bool late = sent_ns < open->first_sent_ns;
+    int64_t gap = arrival_ns - open->last_arrival_ns;
+    bool burst = gap <= BURST_NS && gap < sent_ns - open->last_sent_ns &&
+                 arrival_ns - open->first_arrival_ns < MAX_BURST_NS;
+    if (late || burst || sent_ns - open->first_sent_ns <= BURST_NS) {
+      open->packets++;
+      open->bytes += entry->size;
+      open->told_ns = told_ns;
+      if (late) return;
+      if (sent_ns > open->last_sent_ns) open->last_sent_ns = sent_ns;
+      if (arrival_ns > open->last_arrival_ns) open->last_arrival_ns = arrival_ns;
+      return;
+    }
+    close_group(log);
+  }
+  *open = (fwd_group_t){.first_sent_ns = sent_ns,
+                        .last_sent_ns = sent_ns,
+                        .first_arrival_ns = arrival_ns,
+                        .last_arrival_ns = arrival_ns,
+                        .told_ns = told_ns,
+                        .bytes = entry->size,
+                        .packets = 1};
+}
+
+static uint32_t symbols_in(uint32_t chunk) { return chunk & 0x8000 ? (chunk & 0x4000 ? 7 : 14) : chunk & 0x1fff; }
+
+static uint32_t symbol_at(uint32_t chunk, uint32_t at) {
+  if (!(chunk & 0x8000)) return chunk >> 13 & 3;
+  return chunk & 0x4000 ? chunk >> (12 - 2 * at) & 3 : chunk >> (13 - at) & 1;
+}
+
+/* Work is bounded by the bytes and the log, not by the 65,535 packets that a feedback may claim to speak of. */
+void sent_told(struct peer *peer, const uint8_t *data, uint32_t length, int64_t told_ns) {
+  struct sent_log *log = &peer->sent_log;
+  if (length < 20 || !log->entries) return;
+  uint32_t count = get16(data + 14), deltas = 20;
+  for (uint32_t told = 0; told < count && deltas + 2 <= length; deltas += 2) told += symbols_in(get16(data + deltas));
+  log->totals.told_ns = told_ns;
+  int64_t newest = peer->number_sent - 1, oldest = newest - SENT_LOG + 1;
+  int64_t number = newest - (uint16_t)((uint16_t)newest - get16(data + 12));
+  uint32_t raw = get32(data + 16) >> 8;
+  int64_t step = (raw - (uint32_t)log->reference) & 0xffffff;
+  log->reference = log->referenced ? log->reference + (step & 0x800000 ? step - 0x1000000 : step) : raw;
+  log->referenced = true;
+  int64_t ticks = log->reference * 256;
+  for (uint32_t place = 20, told = 0; told < count && place + 2 <= length; place += 2) {
+    uint32_t chunk = get16(data + place), symbols = symbols_in(chunk);
+    if (symbols > count - told) symbols = count - told;
+    told += symbols;
+    if (!(chunk & 0xe000)) {
+      int64_t end = number + symbols;
+      for (int64_t n = number > oldest ? number : oldest; n < end && n <= newest; n++) lost(log, n);
+      number = end;
+      continue;
+    }
+    for (uint32_t i = 0; i < symbols; i++, number++) {
+      uint32_t symbol = symbol_at(chunk, i);
+      if (!symbol) {
+        lost(log, number);
+        continue;
+      }
+      if (symbol == 3 || deltas + symbol > length) return; /* what follows has no times */
+      ticks += symbol == 1 ? data[deltas] : (int16_t)get16(data + deltas);
+      deltas += symbol;
+      received(log, number, ticks * TICK_NS, told_ns);
+    }
+  }
+}
+
+void sent_free(struct sent_log *log) {
+  free(log->entries);
+  free(log->groups);
+}
+
+int fwd_take_feedback(forwarder_t *f, int64_t number, fwd_feedback_t *feedback, fwd_group_t *groups, int32_t room) {
+  forwarder_enter(f);
+  struct peer *peer = number > 0 ? map_get(&f->peers, (uint64_t)number) : NULL;
+  int count = FWD_NO_PEER;
+  if (peer) {
+    struct sent_log *log = &peer->sent_log;
+    count = (int)log->group_count < room ? (int)log->group_count : room;
+    if (count) memcpy(groups, log->groups, (size_t)count * sizeof *groups);
+    log->group_count = 0;
+    *feedback = log->totals;
+    feedback->sent = peer->number_sent;
+    feedback->bytes_sent = peer->stats.bytes_sent;
+    feedback->open = log->open;
+    log->totals = (fwd_feedback_t){.told_ns = log->totals.told_ns};
+  }
+  forwarder_leave(f);
+  return count;
+}
+
+int fwd_send_padding(forwarder_t *f, int64_t number, int32_t bytes) {
+  forwarder_enter(f);
+  struct route *route = number > 0 ? map_get(&f->routes, (uint64_t)number) : NULL;
+  int sent = route ? path_padding(f, route, bytes) : FWD_NO_ROUTE;
+  forwarder_leave(f);
+  return sent;
+}

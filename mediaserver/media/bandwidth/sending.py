@@ -1,0 +1,148 @@
+"""One subscriber session's estimator with its timer: the shell between forwarder and estimate.
+
+It asks the forwarder for feedback every ``UPDATE_NS`` or two while something is sent and while a probe runs
+every ``TICK_NS``, sends the probe's padding, and tells whoever chooses layers when the estimate has changed.
+While nothing is sent there is no timer; ``look`` (once a second, with the session's reports) finds out when
+that ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from mediaserver.forwarder.interface import Forwarder
+from mediaserver.media.bandwidth.estimator import MS, SECOND_NS, Estimator
+from mediaserver.media.bandwidth.probe import TICK_NS
+from recorder import rtcp
+
+UPDATE_NS: Final = 100 * MS
+"""Between two looks at the feedback; libwebrtc's receivers send it every 50 to 250 ms."""
+CALM_NS: Final = 2 * UPDATE_NS
+"""The same while the line has room for all that is wanted."""
+REST_NS: Final = SECOND_NS
+"""After so long without a packet the timer rests."""
+PATIENCE_NS: Final = 5 * SECOND_NS
+"""A client that agreed to feedback and has sent none for so long is looked at once a second."""
+CHANGE: Final = 0.05
+"""An estimate that moves by less than this share of what was told last is not told."""
+
+
+class Sending:
+    """What is sent to one subscriber, and how much may be.
+
+    ``target_bps`` is the seam to layer choice: what may be sent now, all streams and retransmissions
+    together. ``wanted_bps`` says what would be sent if it fitted (0: what is sent is all there is): only
+    then is more probed for. ``on_change`` is called with the new target whenever it moved by ``CHANGE``.
+    """
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        peer: int,
+        *,
+        numbered: bool,
+        padded: Callable[[], int | None],
+        routes: Callable[[], list[int]],
+        wake: Callable[[], None],
+    ) -> None:
+        """``numbered``: transport-cc was agreed. ``padded`` gives the route that padding goes on, ``routes``
+        all that send, ``wake`` has ``handle_timer`` called soon."""
+        self.estimator = Estimator()
+        self.on_change: Callable[[int], None] | None = None
+        self._forwarder, self._peer, self._numbered = forwarder, peer, numbered
+        self._padded, self._routes, self._wake = padded, routes, wake
+        self._told_bps = self.estimator.target_bps
+        self._sent = self._bytes = 0
+        self._begun_ns = self._sent_ns = self._looked_ns = 0
+        self._running = False
+        self._heard = False
+
+    @property
+    def target_bps(self) -> int:
+        """Return what may be sent now, bit/s."""
+        return self.estimator.target_bps
+
+    @property
+    def wanted_bps(self) -> int:
+        """Return what would be sent if it fitted, bit/s; 0: no more than is sent."""
+        return self.estimator.wanted_bps
+
+    @wanted_bps.setter
+    def wanted_bps(self, bps: int) -> None:
+        self.estimator.wanted_bps = bps
+
+    @property
+    def available_bps(self) -> int | None:
+        """Return the estimate, bit/s; ``None`` while the client has said nothing that it rests on."""
+        return self.target_bps if self._heard or self.estimator.has_feedback else None
+
+    def begin(self) -> None:
+        """Begin to look: a route has begun to send."""
+        if self._numbered and not self._running:
+            self._running = True
+            self._sent_ns = 0
+            self._wake()
+
+    def handle_timer(self, now: int) -> int | None:
+        """Do what is due; returns when to be called again (monotonic ns), None when nothing is sent any more.
+
+        Raises ForwarderError when the peer has gone.
+        """
+        feedback = self._forwarder.take_feedback(self._peer)
+        if not self._sent_ns:
+            self._begun_ns = now
+        if feedback.sent != self._sent or not self._sent_ns:
+            self._sent, self._sent_ns = feedback.sent, now
+        target = self.estimator.update(feedback, now)
+        padding = self.estimator.padding(feedback.bytes_sent, now)
+        if padding:
+            route = self._padded()
+            if route is None or not self._forwarder.send_padding(route, padding):
+                self.estimator.prober.give_up(now)
+        self._tell(target)
+        if self.estimator.prober.padding_until() > now:
+            return now + TICK_NS
+        if now - self._sent_ns > REST_NS:
+            self._running = False
+            return None
+        if not self.estimator.has_feedback and now - self._begun_ns > PATIENCE_NS:
+            return now + SECOND_NS
+        interval_ns = CALM_NS if self.estimator.calm else UPDATE_NS
+        return (now // interval_ns + 1) * interval_ns  # all sessions at once: one wake-up
+
+    def look(self, now: int) -> None:
+        """See whether something is sent again; for a client without transport-cc take its reports' loss.
+        Once a second."""
+        if self._running and self.estimator.has_feedback:
+            return
+        stats = self._forwarder.peer_stats(self._peer)
+        if self._numbered and stats.transport_cc_sent != self._sent:
+            self.begin()
+        if self.estimator.has_feedback:
+            return
+        sent = stats.bytes_sent - self._bytes
+        elapsed_ns, self._bytes = now - self._looked_ns, stats.bytes_sent
+        since_ns, self._looked_ns = self._looked_ns, now
+        if not sent or not since_ns:
+            return
+        fractions = []
+        for route in self._routes():
+            report = self._forwarder.route_stats(route)
+            if report.report_ns > since_ns:
+                fractions.append(report.fraction_lost)
+        if fractions:
+            self._heard = True
+            self._tell(self.estimator.take_report(max(fractions), sent * 8 * SECOND_NS / elapsed_ns, now))
+
+    def take_rtcp(self, packets: list[rtcp.RtcpPacket], now: int) -> None:
+        """Take a REMB (draft-alvestrand-rmcat-remb-03)."""
+        for packet in packets:
+            if isinstance(packet, rtcp.Remb) and not self.estimator.has_feedback:
+                self._heard = True
+                self._tell(self.estimator.take_remb(packet.bitrate_bps, now))
+
+    def _tell(self, target: int) -> None:
+        if self.on_change is not None and abs(target - self._told_bps) >= CHANGE * self._told_bps:
+            self._told_bps = target
+            self.on_change(target)

@@ -1,0 +1,180 @@
+"""A subscriber's line for the tests of the bandwidth estimator: simulated, seeded, in virtual time.
+
+A sender that obeys the estimator, the Python forwarder's send log, a link with rate, queue, delay, jitter and
+loss that may carry other traffic, and a receiver that makes transport-cc feedback as libwebrtc does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from mediaserver.forwarder.sent import SendLog
+from mediaserver.media.bandwidth.estimator import Estimator
+from mediaserver.media.bandwidth.probe import TICK_NS
+from recorder.rtcp_transport import TransportFeedback
+
+MS = 1_000_000
+SECOND_NS = 1_000 * MS
+STEP_NS = 5 * MS
+
+
+@dataclass
+class Link:
+    """A queue before a link whose rate is a function of the time in seconds."""
+
+    rate: Callable[[float], float]
+    queue_bytes: int = 64_000
+    delay_ms: float = 25.0
+    jitter_ms: float = 0.0
+    loss: float = 0.0
+    seed: int = 1
+    _free_ns: float = 0.0
+    _last_ns: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+
+    def queue_ms(self, now: int) -> float:
+        """How long a packet would wait that came now."""
+        return max(self._free_ns - now, 0) / MS
+
+    def carry(self, size: int, now: int) -> int | None:
+        """Return when a datagram sent now arrives, None if it is lost."""
+        size += 28  # IPv4 and UDP
+        rate = self.rate(now / SECOND_NS)
+        if self.queue_ms(now) / 1000 * rate / 8 + size > self.queue_bytes:
+            return None
+        self._free_ns = max(self._free_ns, now) + size * 8 * SECOND_NS / rate
+        if self._rng.random() < self.loss:
+            return None
+        arrival = self._free_ns + (self.delay_ms + self._rng.random() * self.jitter_ms) * MS
+        self._last_ns = max(self._last_ns, arrival)  # jitter of queues does not reorder
+        return int(self._last_ns)
+
+
+@dataclass
+class Flow:
+    """A subscriber: pictures and sound towards it, as much as its estimator says."""
+
+    link: Link
+    seed: int = 1
+    max_bps: float = 2_500_000
+    steps: tuple[float, ...] = ()
+    """Rates of simulcast layers; empty: the sender follows the estimate exactly."""
+    feedback_ns: int = 100 * MS
+    clock_offset_ns: int = 123_456_789_000
+    estimator: Estimator = field(default_factory=Estimator)
+    wants: bool = True
+    samples: list[tuple[float, float, float, float]] = field(default_factory=list)
+    """Every 100 ms: s, target bit/s, rate arriving bit/s, queue in ms."""
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+        self._log = SendLog()
+        self._number = self._bytes = 0
+        self._arrivals: list[tuple[int, int]] = []
+        self._flying: list[tuple[int, int, int]] = []
+        self._feedbacks: list[tuple[int, int, bytes]] = []
+        self._order = count()
+        self._frame_ns = self._sound_ns = self._tick_ns = self._update_ns = 0
+        self._reported_ns = self._received = self._told = 0
+        self.padding = 0
+
+    def media_bps(self) -> float:
+        """What is sent at the present estimate."""
+        allowed = min(self.estimator.target_bps, self.max_bps)
+        if not self.steps:
+            return allowed
+        return max((rate for rate in self.steps if rate <= allowed), default=min(self.steps))
+
+    def run(self, now: int) -> None:
+        """Do what is due."""
+        if now >= self._frame_ns:
+            self._frame_ns += 33_333_333
+            size = max(self.media_bps() - 40_000, 10_000) / 30 / 8 * self._rng.uniform(0.8, 1.2)
+            while size > 0:
+                self._send(int(min(size, 1150)) + 50, now)
+                size -= 1200
+        if now >= self._sound_ns:
+            self._sound_ns += 20 * MS
+            self._send(120, now)
+        if now >= self._tick_ns:
+            self._tick_ns += TICK_NS
+            left = self.estimator.padding(self._bytes, now)
+            while left > 0:
+                self._send(1200, now)
+                self.padding += 1200
+                left -= 1200
+        while self._flying and self._flying[0][0] <= now:
+            arrival, number, size = heapq.heappop(self._flying)
+            self._arrivals.append((number, arrival + self.clock_offset_ns))
+            self._received += size
+        if now >= self._reported_ns and self._arrivals:
+            self._reported_ns = now + self.feedback_ns
+            self._report(now)
+        while self._feedbacks and self._feedbacks[0][0] <= now:
+            _, _, data = heapq.heappop(self._feedbacks)
+            self._log.told(data, 0, len(data), self._number, now)
+        if now >= self._update_ns:
+            self._update_ns = now + 100 * MS
+            self.estimator.wanted_bps = int(self.max_bps) if self.wants else 0
+            target = self.estimator.update(self._log.take(self._number, self._bytes), now)
+            self.samples.append((now / SECOND_NS, target, self._received * 80, self.link.queue_ms(now)))
+            self._received = 0
+
+    def _report(self, now: int) -> None:
+        numbers = sorted(self._arrivals)
+        self._arrivals = []
+        for feedback in TransportFeedback.from_arrivals(5, 6, 0, numbers):
+            base = feedback.base_sequence
+            missing = (base - self._told) & 0xFFFF
+            deltas = (*[None] * missing, *feedback.deltas) if missing < 1000 else feedback.deltas
+            made = TransportFeedback(
+                5,
+                6,
+                (base - missing) & 0xFFFF if missing < 1000 else base,
+                0,
+                feedback.reference_time,
+                deltas,
+            )
+            self._told = base + len(feedback.deltas)
+            due = now + int(self.link.delay_ms * MS)
+            heapq.heappush(self._feedbacks, (due, next(self._order), made.build()))
+
+    def _send(self, size: int, now: int) -> None:
+        self._log.note(self._number, now, size)
+        self._bytes += size
+        arrival = self.link.carry(size, now)
+        if arrival is not None:
+            heapq.heappush(self._flying, (arrival, self._number, size))
+        self._number += 1
+
+    def between(self, begin_s: float, end_s: float) -> list[tuple[float, float, float, float]]:
+        """Return the samples of a stretch."""
+        return [sample for sample in self.samples if begin_s <= sample[0] < end_s]
+
+    def mean_target(self, begin_s: float, end_s: float) -> float:
+        """Return the mean estimate of a stretch, bit/s."""
+        found = self.between(begin_s, end_s)
+        return sum(sample[1] for sample in found) / len(found)
+
+    def mean_rate(self, begin_s: float, end_s: float) -> float:
+        """Return the mean rate that arrived in a stretch, bit/s."""
+        found = self.between(begin_s, end_s)
+        return sum(sample[2] for sample in found) / len(found)
+
+
+def run(flows: list[Flow], seconds: float, cross: Callable[[float], float] | None = None) -> None:
+    """Let time pass; ``cross`` is other traffic on the first flow's link, bit/s at a time in s."""
+    for now in range(0, int(seconds * SECOND_NS), STEP_NS):
+        for flow in flows if now // STEP_NS % 2 else reversed(flows):  # nobody is always first in the queue
+            flow.run(now)
+        if cross is not None:
+            left = cross(now / SECOND_NS) * STEP_NS / SECOND_NS / 8
+            while left > 0:
+                flows[0].link.carry(int(min(left, 1200)), now)
+                left -= 1200
