@@ -89,7 +89,11 @@ class Service:
         if self._door is not None:
             transport = self.transport
             self._door.start(
-                transport.check, transport.ice.lose, transport.links.__contains__, time.monotonic_ns
+                transport.check,
+                transport.begin_dtls,
+                transport.ice.lose,
+                transport.links.__contains__,
+                time.monotonic_ns,
             )
             each_second.append(self._door.sweep)
         self.transport.start(each_second)

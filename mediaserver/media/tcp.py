@@ -159,6 +159,7 @@ class _Connection:
         if result.reply is not None:
             self._queue(result.reply)
             self.flush()
+        self.door.answered(result)
 
     def relay(self) -> None:
         """Send on what the forwarder has for the client."""
@@ -234,15 +235,18 @@ class TcpDoor:
     def start(
         self,
         check: Check,
+        answered: Callable[[CheckResult], None],
         lost: Callable[[Address], None],
         alive: Callable[[str], bool],
         now: Callable[[], int],
     ) -> None:
-        """Accept connections in the running loop. ``check`` answers STUN, ``lost`` hears of inner addresses
-        that are gone, ``alive`` tells whether a session still is.
+        """Accept connections in the running loop. ``check`` answers STUN, ``answered`` hears when the
+        answer is on its way, ``lost`` of inner addresses that are gone, ``alive`` tells whether a session
+        still is.
         """
         self.loop = asyncio.get_running_loop()
-        self.check, self._lost, self._alive, self.now = check, lost, alive, now
+        self.check, self.answered = check, answered
+        self._lost, self._alive, self.now = lost, alive, now
         for listener in self._listeners:
             self.loop.add_reader(listener, self._accept, listener)
         path = self._path(self._index)

@@ -244,14 +244,19 @@ class Transport:
                 link.owner.path_changed()
         return result
 
+    def begin_dtls(self, result: CheckResult) -> None:
+        """Begin the handshake where we are its client; after the reply to the check that bound it."""
+        link = self.links.get(result.session) if result.session is not None else None
+        if link is not None and result.bind:
+            self._send(link, link.dtls.begin(time.monotonic_ns()))
+
     def _datagram(self, event: RawDatagram) -> None:
         first = event.data[0] if event.data else 255
         if first < 4:
             result = self.check(event.data, event.address, None, event.socket)
             if result.reply is not None:
                 self.forwarder.send_raw(event.address, result.reply, event.socket)
-            if link is not None and result.bind:
-                self._send(link, link.dtls.begin(event.arrival_ns))
+            self.begin_dtls(result)
         elif 20 <= first <= 63:
             link = self._by_peer.get(event.peer) if event.peer is not None else None
             if link is None:
