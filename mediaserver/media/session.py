@@ -258,7 +258,7 @@ class SubscribeSession(Session):
         track."""
         self.target = target
         self.subscriptions: list[Subscription] = []
-        cname = secrets.token_hex(8)
+        cname = self.cname = secrets.token_hex(8)
         answers: list[MediaAnswer] = []
         extensions: dict[str, int] = {}
         for media in offer.media:
@@ -292,6 +292,7 @@ class SubscribeSession(Session):
                 f"{subscription.kind}-{reply.offer.mid}",
             )
             self.subscriptions.append(subscription)
+        self.answers = answers
         self.sdp = answer.write(offer, answers, self.transport.local(link))
 
     def mids(self) -> list[str]:
