@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from aiortc import RTCBundlePolicy, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from mediaserver.api.signal import MAX_FAULTS
 from mediaserver.signal import line as lines
 from mediaserver.signal.messages import documentation
+from tests.media_worker.rig import Tone
 from tests.mediaserver.running import Client, make_keys, running, settings_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -239,3 +243,61 @@ async def test_who_is_removed_and_whose_room_closes_is_disconnected(api: Client)
     await sockets[1].event("participant.removed")
     await api.ok("DELETE", "/v1/rooms/cell")
     assert await sockets[1].closed() == (4410, "room_closed")
+
+
+async def test_offers_follow_tracks_and_only_their_own_answer_is_taken(api: Client) -> None:
+    socket, _ = await joined(api, "viewer")
+    async with contextlib.AsyncExitStack() as leaving:
+        viewer = RTCPeerConnection(RTCConfiguration(bundlePolicy=RTCBundlePolicy.MAX_BUNDLE))
+        leaving.push_async_callback(viewer.close)
+        for kind in ("audio", "video"):
+            viewer.addTransceiver(kind, direction="recvonly")
+        await viewer.setLocalDescription(await viewer.createOffer())
+        number = await socket.send("subscribe", sdp=viewer.localDescription.sdp)
+        answered = await socket.wait("answered", re=number)
+        await viewer.setRemoteDescription(RTCSessionDescription(answered["sdp"], "answer"))
+        session = answered["session"]
+
+        speaker, _ = await joined(api, "speaker")
+        sender = RTCPeerConnection()
+        leaving.push_async_callback(sender.close)
+        sender.addTransceiver(Tone(), direction="sendonly")
+        await sender.setLocalDescription(await sender.createOffer())
+        number = await speaker.send("publish", sdp=sender.localDescription.sdp)
+        published = await speaker.wait("answered", re=number)
+        await sender.setRemoteDescription(RTCSessionDescription(published["sdp"], "answer"))
+
+        offer = await socket.wait("offer", session=session, version=1)
+        assert [one["identity"] for one in offer["tracks"]] == ["speaker"]
+        await viewer.setRemoteDescription(RTCSessionDescription(offer["sdp"], "offer"))
+        await viewer.setLocalDescription(await viewer.createAnswer())
+        good = viewer.localDescription.sdp
+        bad: JSON = {"session": session, "version": 1}
+        await socket.refused("answer", "sdp_invalid", **{**bad, "version": 2}, sdp=good)
+        await socket.refused("answer", "sdp_invalid", **bad, sdp="v=0\r\nnonsense\r\n")
+        await socket.refused("answer", "sdp_invalid", **bad, sdp=good[: good.rindex("m=")])
+        mid = offer["tracks"][0]["mid"]
+        await socket.refused("answer", "sdp_invalid", **bad, sdp=good.replace(f"a=mid:{mid}", "a=mid:other"))
+        await speaker.refused("answer", "session_not_found", **bad, sdp=good)
+        await socket.send("answer", **bad, sdp=good)
+        await socket.wait("done")
+        await socket.refused("answer", "sdp_invalid", **bad, sdp=good)  # answered before
+        wishes = [{"track": offer["tracks"][0]["track"], "preferred": 0}]
+        number = await socket.send("layers", session=session, wishes=wishes)
+        await socket.wait("done", re=number)
+
+        received = viewer.getTransceivers()[-1].receiver.track
+        assert (await asyncio.wait_for(received.recv(), 20)).sample_rate == 48_000
+
+        number = await speaker.send("hangup", session=published["session"])
+        await speaker.wait("done", re=number)
+        closing = await socket.wait("offer", session=session, version=2)
+        assert closing["tracks"] == []
+        assert "m=audio 0 " in closing["sdp"]
+        opened = [
+            event
+            for event in await api.control.events.after("one", 0, room="hall", limit=1000)
+            if event["type"] == "audit.session_opened"
+        ]
+        kinds = {(event["actor"], event["data"]["kind"]) for event in opened}
+        assert kinds >= {("viewer", "view"), ("speaker", "whip")}
