@@ -1,4 +1,4 @@
-"""Calls of more than two in Chromium by the signalling socket: late comers, a hidden supervisor, lost sockets."""
+"""Calls of more than two in Chromium over one socket: late comers, a hidden supervisor, lost sockets."""
 
 from __future__ import annotations
 
