@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiortc import RTCBundlePolicy, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from av import AudioFrame
 
 from mediaserver.api.signal import MAX_FAULTS
 from mediaserver.signal import line as lines
@@ -287,7 +288,7 @@ async def test_offers_follow_tracks_and_only_their_own_answer_is_taken(api: Clie
         await socket.wait("done", re=number)
 
         received = viewer.getTransceivers()[-1].receiver.track
-        assert (await asyncio.wait_for(received.recv(), 20)).sample_rate == 48_000
+        assert isinstance(await asyncio.wait_for(received.recv(), 20), AudioFrame)
 
         number = await speaker.send("hangup", session=published["session"])
         await speaker.wait("done", re=number)
