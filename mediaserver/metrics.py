@@ -158,6 +158,31 @@ class Metrics:
             "0: room enough, 1: below recording.low_free_bytes, 2: no recording starts",
             registry=self.registry,
         )
+        self.signal_lines = Gauge(
+            "shuanglu_signal_sessions", "Signalling sessions, those in grace included", registry=self.registry
+        )
+        self.signal_closed = Counter(
+            "shuanglu_signal_closed",
+            "Signalling sockets the server closed for a fault",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.client_rtt = Histogram(
+            "shuanglu_client_rtt_seconds",
+            "Round-trip times that clients report",
+            registry=self.registry,
+            buckets=(0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 2),
+        )
+        self.client_lost = Histogram(
+            "shuanglu_client_lost_ratio",
+            "Share of packets lost on the way to a client since its last report, by stream",
+            ["kind"],
+            registry=self.registry,
+            buckets=(0.001, 0.01, 0.05, 0.1, 0.2, 0.5),
+        )
+        self.client_freeze = Counter(
+            "shuanglu_client_freeze_seconds", "Time pictures stood still at clients", registry=self.registry
+        )
         self.draining = Gauge("shuanglu_draining", "1 while the server drains", registry=self.registry)
 
     def from_worker(self, index: int, pid: int, stats: Mapping[str, Any]) -> None:

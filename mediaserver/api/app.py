@@ -22,6 +22,7 @@ from mediaserver.api import (
     layers,
     recordings,
     rooms,
+    signal,
     system,
     whip,
 )
@@ -32,6 +33,7 @@ from mediaserver.errors import Refused
 from mediaserver.events import ORIGIN, Origin
 from mediaserver.ipc import IpcError
 from mediaserver.recordings.evidence import EvidenceProblem
+from mediaserver.signal.line import Lines
 from mediaserver.supervisor import NoWorker
 from recorder.keys import KeysUnavailable, SealedOnly
 
@@ -44,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
     *rooms.ROUTES,
     *whip.ROUTES,
     *layers.ROUTES,
+    *signal.ROUTES,
     *recordings.ROUTES,
     *files.ROUTES,
     *custody.ROUTES,
@@ -81,6 +84,8 @@ def build(control: Control) -> web.Application:
         middlewares=[_outermost(control), _cors(control)],
     )
     app[system.ROUTES_KEY] = ROUTES
+    app[signal.LINES] = Lines()
+    app.on_shutdown.append(signal.close_lines)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _handler(control, route))
     app.on_response_prepare.append(_secured(control))
@@ -134,7 +139,8 @@ def _outermost(control: Control) -> Middleware:
             response = await handler(seen)
         except Exception as error:
             response = problem_of(error).response()
-        if response.content_type != events.EVENT_STREAM:
+        stream = response.content_type == events.EVENT_STREAM or isinstance(response, web.WebSocketResponse)
+        if not stream:
             control.metrics.request_seconds.observe(time.monotonic() - started)
         method = request.method if request.method in METHODS else "other"
         control.metrics.requests.labels(method, str(response.status)).inc()

@@ -483,6 +483,12 @@ class AuditEntries(Answer):
     next: int
 
 
+class RoomQuality(Answer):
+    reports: list[dict[str, Any]] = Field(
+        description="The last of each participant, as docs/signal.md has it."
+    )
+
+
 class Invite(Answer):
     code: str
     url: str

@@ -49,6 +49,7 @@ CODES: dict[str, tuple[int, str]] = {
     "review_state": (409, "The state of review does not allow this"),
     "reviewer_is_agent": (403, "Nobody reviews a recording he took part in as agent"),
     "destroyed": (410, "The recording was destroyed"),
+    "resume_expired": (410, "The signalling session is over"),
     "room_closed": (410, "The room is closing"),
     "part_exists": (409, "This part of the recording is on disk already"),
     "idempotency_in_progress": (409, "The first request with this key is still at work"),

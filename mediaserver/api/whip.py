@@ -44,33 +44,43 @@ async def publish(call: Call) -> web.Response:
     """Take a publisher's offer (WHIP)."""
     _accepts_sdp(call)
     room = room_of(call, call.path("room"))
-    asker = call.asker
-    if asker.kind != "client":
-        raise Problem("forbidden", "publishing needs a client token, because it names the participant")
-    require(call, "publish")
     source = call.request.query.get("source", "camera")
     if source not in SOURCES:
         raise Problem("bad_request", f"source must be one of {', '.join(SOURCES)}")
+    return _session_answer(call, await begin_publishing(call, room, source, call.body))
+
+
+async def begin_publishing(call: Call, room: Room, source: str, sdp: str) -> dict[str, Any]:
+    """Begin a publishing session of who asks; returns ``{session, sdp, etag}``, raises Problem."""
+    if call.asker.kind != "client":
+        raise Problem("forbidden", "publishing needs a client token, because it names the participant")
+    require(call, "publish")
+    return await begin(call, room, "whip", sdp, {"source": source})
+
+
+async def begin(call: Call, room: Room, method: str, sdp: str, given: dict[str, str]) -> dict[str, Any]:
+    """Have the room's worker begin a session of who asks, and note it (audit included)."""
+    asker = call.asker
     await call.control.note_token(asker)
     one = await call.control.rooms.admit(
         room, asker.identity, asker.role, asker.name, hidden=asker.grants.hidden
     )
     result = await call.control.call_worker(
         room,
-        "whip",
+        method,
         {
+            **given,
             "identity": asker.identity,
             "role": asker.role,
             "seat": one.seat,
             "name": asker.name,
-            "source": source,
             "hidden": asker.grants.hidden,
-            "sdp": call.body,
+            "sdp": sdp,
             "token_id": asker.token_id,
         },
     )
-    _note(call, room, result, {"kind": "whip", "source": source})
-    return _session_answer(call, result)
+    _note(call, room, result, {"kind": method, **given})
+    return result
 
 
 def _note(call: Call, room: Room, result: dict[str, Any], data: dict[str, Any]) -> None:
@@ -90,30 +100,12 @@ async def subscribe(call: Call) -> web.Response:
     """Take a subscriber's offer for all tracks of one participant (WHEP)."""
     _accepts_sdp(call)
     room = room_of(call, call.path("room"))
-    asker = call.asker
-    if asker.kind != "client":
+    if call.asker.kind != "client":
         raise Problem("forbidden", "subscribing needs a client token, because it names the participant")
     require(call, "subscribe")
-    await call.control.note_token(asker)
-    one = await call.control.rooms.admit(
-        room, asker.identity, asker.role, asker.name, hidden=asker.grants.hidden
+    return _session_answer(
+        call, await begin(call, room, "whep", call.body, {"target": call.path("identity")})
     )
-    result = await call.control.call_worker(
-        room,
-        "whep",
-        {
-            "target": call.path("identity"),
-            "identity": asker.identity,
-            "role": asker.role,
-            "seat": one.seat,
-            "name": asker.name,
-            "hidden": asker.grants.hidden,
-            "sdp": call.body,
-            "token_id": asker.token_id,
-        },
-    )
-    _note(call, room, result, {"kind": "whep", "target": call.path("identity")})
-    return _session_answer(call, result)
 
 
 def session_room(call: Call) -> Room:

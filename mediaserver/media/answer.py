@@ -175,6 +175,26 @@ def write(offer: Offer, answers: Sequence[MediaAnswer], local: Local) -> str:
     return "\r\n".join(lines) + "\r\n"
 
 
+def write_offer(sections: Sequence[MediaAnswer], local: Local, origin: str, *, mixed: bool) -> str:
+    """Write an offer of ours that renegotiates a connection; ``origin`` is the value of its ``o=`` line.
+
+    A section without codecs is closed: its port is zero, and its place may be recycled (RFC 8829
+    section 5.2.2).
+    """
+    lines = ["v=0", f"o={origin}", "s=-", "t=0 0", "a=ice-lite"]
+    lines.append(" ".join(["a=group:BUNDLE", *(one.offer.mid for one in sections if one.codecs)]))
+    if mixed:
+        lines.append("a=extmap-allow-mixed")
+    lines.append("a=msid-semantic: WMS *")
+    for one in sections:
+        if one.codecs:
+            # RFC 8842 section 5.3: who offers anew says actpass, and the roles stay as they are.
+            lines += ["a=setup:actpass" if x == "a=setup:passive" else x for x in _section(one, local)]
+        else:
+            lines += _refusal(one.offer)
+    return "\r\n".join(lines) + "\r\n"
+
+
 def fragment(local: Local, mids: Sequence[str]) -> str:
     """Write the body that answers an ICE restart (RFC 9725 section 4.3.3)."""
     lines = [

@@ -12,6 +12,7 @@ from mediaserver.media.publication import Publication, Sender
 from mediaserver.media.sdp import Offer
 from mediaserver.media.session import PublishSession, Session, SubscribeSession
 from mediaserver.media.transport import Transport
+from mediaserver.media.view import ViewSession
 
 JsonObject = dict[str, Any]
 MAX_SESSIONS_PER_ROOM = 256
@@ -135,6 +136,24 @@ class Room:
             raise
         self._enter(person, session)
         return session
+
+    def view(self, offer: Offer, person: Participant, token_id: str) -> ViewSession:
+        """Begin a session that receives everybody's tracks on one connection; raises IpcError."""
+        self._admit()
+        session = ViewSession(self, self.transport, person.identity, token_id)
+        session.hidden = person.hidden
+        session.open_view(offer, self.codecs)
+        self._enter(person, session)
+        return session
+
+    def visible_to(self, identity: str) -> list[Publication]:
+        """Return the tracks that a participant may see on his one connection: none of who is hidden."""
+        return [
+            publication
+            for person in self.participants.values()
+            if person.identity != identity and not person.hidden
+            for publication in self.live(person.identity)
+        ]
 
     def participant(
         self, identity: str, *, role: str = "", seat: str = "", name: str = "", hidden: bool = False

@@ -148,6 +148,24 @@ def parse_fragment(text: str) -> IceFragment:
 
 def parse_offer(text: str) -> Offer:
     """Read an offer; raises ``SdpError`` if it is no usable WebRTC offer."""
+    offer, session = _read(text)
+    _finish(offer, session)
+    return offer
+
+
+def parse_answer(text: str) -> Offer:
+    """Read the answer to an offer of ours; raises ``SdpError``.
+
+    Of an answer only mids, ports and directions are asked: transport and codecs are those of the first offer.
+    """
+    answer, session = _read(text)
+    for media in answer.media:
+        if session.direction != "sendrecv" and media.direction == "sendrecv":
+            media.direction = session.direction
+    return answer
+
+
+def _read(text: str) -> tuple[Offer, MediaOffer]:
     offer = Offer()
     session = MediaOffer(-1, "session", 0, "", [])
     current = session
@@ -172,8 +190,7 @@ def parse_offer(text: str) -> Offer:
                 offer.mixed_extensions = True
             else:
                 _attribute(current, name, value.strip(), number)
-    _finish(offer, session)
-    return offer
+    return offer, session
 
 
 def _matching(pattern: re.Pattern[str], value: str, what: str, number: int) -> str:

@@ -24,6 +24,7 @@ from mediaserver.media.stats import Statistics
 from mediaserver.media.subscription import LayerWish
 from mediaserver.media.tcp import TcpDoor
 from mediaserver.media.transport import Transport
+from mediaserver.media.view import ViewSession
 from recorder.clock import Clock, rfc3339
 from recorder.ids import uuid7
 from recorder.journal import GroupCommit, JournalTrouble
@@ -117,6 +118,10 @@ class Service:
             "room.close": self.room_close,
             "whip": self.whip,
             "whep": self.whep,
+            "view": self.view,
+            "view.offer": self.view_offer,
+            "view.answer": self.view_answer,
+            "view.layers": self.view_layers,
             "session.patch": self.session_patch,
             "session.delete": self.session_delete,
             "session.layers": self.session_layers,
@@ -215,6 +220,40 @@ class Service:
         person = self._person(room, params)
         session = room.subscribe(offer, person, target, str(params.get("token_id") or ""))
         return self._entered(session, room)
+
+    async def view(self, params: JsonObject) -> JsonObject:
+        """Begin to receive everybody's tracks on one connection: answers the offer."""
+        room = self._room(params)
+        offer = _offer(params)
+        session = room.view(offer, self._person(room, params), str(params.get("token_id") or ""))
+        return self._entered(session, room)
+
+    async def view_offer(self, params: JsonObject) -> JsonObject:
+        """Return the offer a view's client has to answer next, ``sdp`` empty if nothing has changed."""
+        session, room = self._view(params)
+        return session.next_offer(room.visible_to(session.identity))
+
+    async def view_answer(self, params: JsonObject) -> JsonObject:
+        """Take a client's answer to the last ``view.offer`` and begin to send what it agreed to."""
+        session, _ = self._view(params)
+        version = params.get("version")
+        if not isinstance(version, int):
+            raise IpcError("bad_request", "version must be a whole number", 400)
+        try:
+            reply = sdp.parse_answer(_text(params, "sdp", limit=sdp.MAX_BYTES))
+        except sdp.SdpError as error:
+            raise IpcError("sdp_invalid", f"the answer {error}", 400) from None
+        session.answered(version, reply)
+        return {}
+
+    async def view_layers(self, params: JsonObject) -> JsonObject:
+        """Note which layers a view's client wishes."""
+        session, _ = self._view(params)
+        wishes = params.get("wishes")
+        if not isinstance(wishes, list) or not all(isinstance(one, dict) for one in wishes):
+            raise IpcError("bad_request", "wishes must be a list of objects", 400)
+        session.wish(wishes)
+        return {}
 
     async def session_patch(self, params: JsonObject) -> JsonObject:
         """Take a trickle candidate or restart ICE."""
@@ -321,6 +360,12 @@ class Service:
         if found is None:
             raise IpcError("session_not_found", name, 404)
         return found
+
+    def _view(self, params: JsonObject) -> tuple[ViewSession, Room]:
+        session, room = self._session(params)
+        if not isinstance(session, ViewSession):
+            raise IpcError("session_not_found", "the session is not one for everybody's tracks", 404)
+        return session, room
 
     def _person(self, room: Room, params: JsonObject) -> Participant:
         return room.participant(

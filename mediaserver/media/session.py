@@ -277,7 +277,7 @@ class SubscribeSession(Session):
         track."""
         self.target = target
         self.subscriptions: list[Subscription] = []
-        cname = secrets.token_hex(8)
+        cname = self.cname = secrets.token_hex(8)
         answers: list[MediaAnswer] = []
         extensions: dict[str, int] = {}
         for media in offer.media:
@@ -324,6 +324,7 @@ class SubscribeSession(Session):
         self.transport.watch_timer(link.peer, self.sending)
         for subscription in self.subscriptions:
             subscription.began = self.sending.begin
+        self.answers = answers
         self.sdp = answer.write(offer, answers, self.transport.local(link))
 
     def _padded_route(self) -> int | None:

@@ -2,6 +2,8 @@
 
 import { roleName, t } from "./i18n.js";
 import { Link } from "./link.js";
+import { Signal } from "./signal.js";
+import { View } from "./view.js";
 
 const REFRESH_MS = 60; // events come in bursts; one look at the list serves them all
 const HERE = ["participant.", "track.", "room.", "session."];
@@ -55,32 +57,18 @@ class Tile {
   }
 }
 
-/** Another participant: one connection that brings all of its tracks. */
+/** Another participant: the pictures and sounds of one person, from the connection that brings everybody's. */
 class Other {
   constructor(call, identity) {
     this.call = call;
     this.identity = identity;
     this.streams = { camera: new MediaStream(), screen: new MediaStream() };
     this.tiles = { camera: new Tile(call.stage, { identity, source: "camera", own: false }), screen: null };
-    const path = `/v1/whep/${encodeURIComponent(call.room)}/${encodeURIComponent(identity)}`;
-    this.link = new Link(call.api, path, (pc) => {
-      // The server puts the camera on the first picture and the screen on the second.
-      for (const kind of ["audio", "video", "video"]) pc.addTransceiver(kind, { direction: "recvonly" });
-    });
-    this.link.addEventListener("track", ({ track: event }) => this.#take(event));
-    this.link.addEventListener("state", ({ detail }) => {
-      this.show();
-      call.linkChanged(detail);
-    });
   }
 
-  #take({ track, transceiver }) {
-    const videos = this.link.pc.getTransceivers().filter((one) => one.receiver.track.kind === "video");
-    const source = track.kind === "video" && videos.indexOf(transceiver) === 1 ? "screen" : "camera";
-    const stream = this.streams[source];
-    for (const old of stream.getTracks()) if (old.kind === track.kind) stream.removeTrack(old);
-    stream.addTrack(track);
-    this.show();
+  #fill(stream, tracks) {
+    for (const old of stream.getTracks()) if (!tracks.includes(old)) stream.removeTrack(old);
+    for (const track of tracks) stream.addTrack(track);
   }
 
   /** Take what the list says of this participant. */
@@ -92,9 +80,13 @@ class Other {
   show() {
     if (!this.listed) return;
     const { name, role, tracks, connected } = this.listed;
+    const { view } = this.call;
+    this.#fill(this.streams.camera, view?.tracks(this.identity, "camera", "microphone") ?? []);
+    this.#fill(this.streams.screen, view?.tracks(this.identity, "screen") ?? []);
+    const link = view?.link.state ?? "connecting";
     const shown = name || this.identity;
     const find = (source) => tracks.find((track) => track.source === source);
-    const state = connected && this.link.state === "connected" ? "live" : this.link.state === "connecting" ? "connecting" : "reconnecting";
+    const state = connected && link === "connected" ? "live" : link === "connecting" ? "connecting" : "reconnecting";
     const camera = find("camera");
     const microphone = find("microphone");
     this.tiles.camera.show({
@@ -119,13 +111,13 @@ class Other {
   }
 
   leave() {
-    this.link.close();
     this.tiles.camera.remove();
     this.tiles.screen?.remove();
   }
 }
 
 export class Call extends EventTarget {
+  view = null;
   #others = new Map();
   #refreshing = 0;
   #stale = false;
@@ -135,6 +127,7 @@ export class Call extends EventTarget {
   #screen = null;
   #screenTrack = null;
   #left = false;
+  #signal = null;
   #joinedMs;
 
   constructor(api, devices, stage) {
@@ -162,6 +155,16 @@ export class Call extends EventTarget {
   }
 
   join() {
+    this.#signal = new Signal(this.api);
+    if (this.api.session.grants.subscribe) {
+      this.view = new View(this.#signal, this.api);
+      this.view.addEventListener("change", () => this.show());
+      this.view.addEventListener("problem", ({ detail }) => this.dispatchEvent(new CustomEvent("problem", { detail })));
+      this.view.link.addEventListener("state", ({ detail }) => {
+        this.show();
+        this.linkChanged(detail);
+      });
+    }
     if (this.api.session.grants.publish) {
       this.#ownTile = new Tile(this.stage, { identity: this.identity, source: "camera", own: true });
       this.#camera = this.#publish("camera", (pc) => {
@@ -182,6 +185,8 @@ export class Call extends EventTarget {
     this.devices.removeEventListener("change", this.onDevices);
     this.stopScreen();
     this.#camera?.close();
+    this.view?.close();
+    this.#signal?.close();
     this.#ownTile?.remove();
     for (const other of this.#others.values()) other.leave();
     this.#others.clear();
@@ -286,11 +291,18 @@ export class Call extends EventTarget {
   *#links() {
     if (this.#camera) yield this.#camera;
     if (this.#screen) yield this.#screen;
-    for (const other of this.#others.values()) yield other.link;
+    if (this.view) yield this.view.link;
   }
 
   #publish(source, setUp) {
-    const link = new Link(this.api, `/v1/whip/${encodeURIComponent(this.room)}?source=${source}`, setUp);
+    const exchange = {
+      offer: async (_, sdp) => {
+        const { session, sdp: answer } = await this.#signal.request("publish", { source, sdp });
+        return { sdp: answer, location: `/v1/sessions/${session}` };
+      },
+      hangUp: (location) => this.api.hangUp(location),
+    };
+    const link = new Link(exchange, source, setUp);
     link.addEventListener("state", ({ detail }) => {
       this.linkChanged(detail);
       if (detail.state === "connected" && source === "camera") this.#repeatMuted();
@@ -346,8 +358,7 @@ export class Call extends EventTarget {
   /** Others and the recording must know that silence and darkness are meant. */
   async #tellMuted(kind, source, muted) {
     try {
-      const path = `/v1/rooms/${encodeURIComponent(this.room)}/participants/${encodeURIComponent(this.identity)}`;
-      await this.api.patch(path, { kind, source, muted });
+      await this.#signal.request("mute", { kind, source, muted });
     } catch (problem) {
       console.info("muting was not told", problem.message);
     }

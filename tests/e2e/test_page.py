@@ -230,9 +230,8 @@ async def test_it_names_both_sides_codecs_when_they_share_none(api: Api, room: s
         context = await browser.new_context(locale="en-GB")
         # A browser without VP9, as some builds of Safari are.
         await context.add_init_script(
-            "const send = window.fetch; window.fetch = (url, options) => send(url,"
-            " typeof options?.body === 'string' && options.body.startsWith('v=0')"
-            " ? {...options, body: options.body.replaceAll('VP9/90000', 'XVP9/90000')} : options);"
+            "const {send} = WebSocket.prototype; WebSocket.prototype.send = function (text) {"
+            " return send.call(this, text.replaceAll('VP9/90000', 'XVP9/90000')); };"
         )
         page = await context.new_page()
         await page.goto(await invite(api, room, "customer", "C"))

@@ -1,0 +1,90 @@
+// Everybody's tracks on one connection. We offer once, one receiving line of each kind; then the server offers as tracks
+// come and go (docs/signal.md).
+
+import { Link } from "./link.js";
+
+/** Events: "change" when tracks came or went, "problem" for a track that cannot be taken; link has the rest. */
+export class View extends EventTarget {
+  #signal;
+  #waiting = null;
+  #applying = false;
+  #told = new Set();
+  #tracks = [];
+
+  constructor(signal, api) {
+    super();
+    this.#signal = signal;
+    const exchange = {
+      offer: async (_, sdp) => {
+        this.#waiting = null;
+        const { session, sdp: answer } = await signal.request("subscribe", { sdp });
+        return { sdp: answer, location: `/v1/sessions/${session}` };
+      },
+      hangUp: (location) => api.hangUp(location),
+    };
+    this.onOffer = ({ detail }) => {
+      this.#waiting = detail;
+      this.#apply();
+    };
+    this.onJoined = () => this.#takeUp();
+    signal.addEventListener("offer", this.onOffer);
+    signal.addEventListener("joined", this.onJoined);
+    this.link = new Link(exchange, "view", (pc) => {
+      for (const kind of ["audio", "video"]) pc.addTransceiver(kind, { direction: "recvonly" });
+      pc.addEventListener("signalingstatechange", () => this.#apply());
+    });
+  }
+
+  /** What a participant sends from a source, as tracks to play. */
+  tracks(identity, ...sources) {
+    return this.#tracks.filter((one) => one.identity === identity && sources.includes(one.source)).map(({ track }) => track);
+  }
+
+  close() {
+    this.#signal.removeEventListener("offer", this.onOffer);
+    this.#signal.removeEventListener("joined", this.onJoined);
+    this.link.close();
+  }
+
+  /** The server does not know us any more (it was restarted), but the media may flow on. */
+  async #takeUp() {
+    const session = this.link.session;
+    if (!session || this.link.state !== "connected") return;
+    try {
+      await this.#signal.request("subscribe", { session });
+    } catch (problem) {
+      if (this.link.session === session) this.link.restart(problem.message);
+    }
+  }
+
+  /** Apply the server's offer once the exchange before it is over. */
+  async #apply() {
+    const { pc, session } = this.link;
+    const offer = this.#waiting;
+    if (this.#applying || !offer || offer.session !== session || !pc.remoteDescription || pc.signalingState !== "stable") return;
+    this.#waiting = null;
+    this.#applying = true;
+    try {
+      if (offer.sdp) {
+        await pc.setRemoteDescription({ type: "offer", sdp: offer.sdp });
+        await pc.setLocalDescription();
+      }
+      const places = new Map(pc.getTransceivers().map((one) => [one.mid, one.receiver.track]));
+      this.#tracks = offer.tracks.filter(({ mid }) => places.has(mid)).map((one) => ({ ...one, track: places.get(one.mid) }));
+      this.dispatchEvent(new Event("change"));
+      for (const one of offer.skipped) {
+        if (!this.#told.has(one.track)) this.dispatchEvent(new CustomEvent("problem", { detail: one }));
+        this.#told.add(one.track);
+      }
+      if (offer.sdp) {
+        const { version } = offer;
+        await this.#signal.request("answer", { session, version, sdp: pc.localDescription.sdp });
+      }
+    } catch (error) {
+      if (this.link.pc === pc) this.link.restart(error.message);
+    } finally {
+      this.#applying = false;
+      this.#apply();
+    }
+  }
+}
