@@ -19,7 +19,7 @@ from mediaserver.media.answer import MediaAnswer
 from mediaserver.media.publication import Publication
 from mediaserver.media.sdp import MAX_MEDIA, Offer
 from mediaserver.media.session import SubscribeSession
-from mediaserver.media.subscription import Subscription
+from mediaserver.media.subscription import LayerWish, Subscription
 
 JsonObject = dict[str, Any]
 
@@ -117,11 +117,21 @@ class ViewSession(SubscribeSession):
         self._begin()
 
     def wish(self, wishes: list[JsonObject]) -> None:
-        """Note which layers the client wishes of which ``track``; unknown tracks are left out."""
-        known = {slot.publication.id for slot in self._slots if slot.publication is not None}
+        """Take which layers the client wishes of which ``track``; unknown tracks are left out."""
+        known = {slot.publication.id: slot for slot in self._slots if slot.publication is not None}
         for one in wishes:
-            if one.get("track") in known:
+            slot = known.get(str(one.get("track")))
+            if slot is not None:
                 self.wishes[str(one["track"])] = one
+                self._heed(slot)
+
+    def _heed(self, slot: Slot) -> None:
+        """Let a wish count for the picture it is about."""
+        subscription, publication = slot.subscription, slot.publication
+        if subscription is None or publication is None or publication.kind != "video":
+            return
+        if (one := self.wishes.get(publication.id)) is not None:
+            subscription.set_layers(LayerWish(one.get("preferred"), one.get("maximum")))
 
     def tracks(self) -> list[JsonObject]:
         """Return what each open m-line carries, by mid."""
@@ -230,4 +240,6 @@ class ViewSession(SubscribeSession):
         else:
             slot.section, slot.publication, slot.subscription = section, publication, subscription
             slot.settled = slot.refused = False
+        if self.hidden and publication.kind == "video":
+            subscription.policy.preferred = 0  # a supervisor's thumbnail
         return True

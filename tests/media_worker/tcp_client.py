@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 
 from aioice import stun
 
@@ -45,6 +46,17 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
+async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect with a small window, which can be closed by not reading for a moment."""
+    sock = socket.socket()
+    sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10
+    )  # counts only before the connection is there
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    return await asyncio.open_connection(sock=sock)
+
+
 class Proxy(asyncio.DatagramProtocol):
     """Carries an aiortc client's datagrams over one TCP connection: aiortc knows UDP candidates only."""
 
@@ -55,7 +67,7 @@ class Proxy(asyncio.DatagramProtocol):
 
     async def redirect(self, sdp: str) -> str:
         """Connect to the answer's TCP candidate; returns the answer with the proxy as its only candidate."""
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", tcp_port(sdp))
+        self.reader, self.writer = await connect(tcp_port(sdp))
         loop = asyncio.get_running_loop()
         self.transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
         port = self.transport.get_extra_info("sockname")[1]
@@ -78,7 +90,7 @@ class Proxy(asyncio.DatagramProtocol):
         self.pump.cancel()
         self.writer.close()
         self.checked = False
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", port)
+        self.reader, self.writer = await connect(port)
         self.pump = asyncio.create_task(self._pump())
 
     async def _pump(self) -> None:

@@ -165,8 +165,6 @@ async def test_a_client_that_does_not_read_costs_no_memory(server: Worker) -> No
     away = await over_tcp(server, viewer.peer, "whep", room="slow", identity="agent", target="customer")
     await viewer.wait_frames("video1", 5)
     away.pump.cancel()  # the window closes; checks still go out
-    kernel = away.writer.get_extra_info("socket")
-    kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     rss = (await server.call("stats"))["rss_bytes"]
     deadline = time.monotonic() + 60
     while not (await server.call("stats"))["tcp"]["dropped"]:
