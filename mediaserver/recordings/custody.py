@@ -18,7 +18,7 @@ from mediaserver.errors import Refused
 from mediaserver.recordings import evidence
 from mediaserver.recordings.lifecycle import Recordings
 from mediaserver.recordings.retention import begin_until
-from mediaserver.recordings.states import changed
+from mediaserver.recordings.states import changed, require_ended, require_kept
 from recorder.atomic import locked
 from recorder.catalog import Entry
 from recorder.clock import rfc3339
@@ -62,7 +62,7 @@ class RecordingCustody:
 
     async def show(self, entry: Entry) -> Custody:
         """Read a recording's state. Raises Refused, EvidenceProblem."""
-        _ended(entry)
+        require_ended(entry)
         return await _thread(lambda: read_custody(self._directory(entry), self._accepted()))
 
     async def begin(self, entry: Entry) -> None:
@@ -101,7 +101,7 @@ class RecordingCustody:
         self, entry: Entry, actor: str, operator: str, purpose: str, act: Act
     ) -> tuple[Custody, Statement]:
         """Let somebody act on a recording. Raises Refused, EvidenceProblem."""
-        _ended(entry)
+        require_ended(entry)
         keeper = await self._keeper(entry, actor, operator, purpose)
         statement = await _thread(lambda: act(keeper))
         await self._index(entry)
@@ -120,7 +120,7 @@ class RecordingCustody:
             owed = self._owed.get(entry.id)
             if owed is None or owed.proposal != proposal:
                 entry = await self._recordings.find(entry.id) or entry
-                _ended(entry)
+                require_ended(entry)
                 _at_rest(entry)
                 owed = await self._tombstone(entry, proposal, actor, operator)
             page = await self._certificate(entry, owed)
@@ -205,8 +205,7 @@ class RecordingCustody:
         return evidence.own_points(self._recordings.provider)
 
     async def _keeper(self, entry: Entry, actor: str, operator: str, purpose: str) -> Keeper:
-        if entry.state == "destroyed":
-            raise Refused("destroyed", "the recording was destroyed")
+        require_kept(entry)
         key = await self._recordings.data_key(entry, purpose=purpose, actor=actor)
         signer = self._recordings.provider.signer()
         return Keeper(self._directory(entry), key, signer, self._accepted(), actor, operator)
@@ -228,11 +227,6 @@ async def _thread(work: Callable[[], Result]) -> Result:
         raise Refused(error.code, error.detail) from error
     except (StatementError, ManifestError, Sm2Error, FileNotFoundError) as error:
         raise evidence.EvidenceProblem(str(error)) from error
-
-
-def _ended(entry: Entry) -> None:
-    if entry.active or entry.state == "failed":
-        raise Refused("recording_state", f"the recording is {entry.state}: there is no signed manifest")
 
 
 def _at_rest(entry: Entry) -> None:

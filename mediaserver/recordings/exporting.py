@@ -11,13 +11,14 @@ from typing import Any
 from mediaserver.errors import Refused
 from mediaserver.recordings.evidence import EvidenceProblem
 from mediaserver.recordings.lifecycle import Recordings
+from mediaserver.recordings.states import require_ended, require_kept
 from recorder.catalog import Entry
 from recorder.court.parcel import streamed
 from recorder.export import ExportError, Sealed, export_into
 from recorder.gm.sm2 import Sm2Error
 from recorder.manifest import ManifestError
 from recorder.sealed import SealedError
-from recorder.statements import Statement, StatementError
+from recorder.statements import StatementError
 
 AT_ONCE = 2
 """Exports at a time; each keeps a thread busy as long as its receiver reads."""
@@ -50,16 +51,14 @@ class Exporting:
         names: list[str] | None,
         sealed: Sealed,
         report: bool,
-    ) -> Statement:
-        """Send a recording's package as a zip; returns the statement that records it.
+    ) -> None:
+        """Send a recording's package as a zip.
 
         What refuses the export is raised before anything is sent: Refused, EvidenceProblem, KeyProblem,
         SealedOnly, SiteError. Later: EvidenceProblem where a file is not what was signed, ReceiverGone.
         """
-        if entry.state == "destroyed":
-            raise Refused("destroyed", "the recording was destroyed")
-        if entry.active or entry.state == "failed":
-            raise Refused("recording_state", f"the recording is {entry.state}: there is no signed manifest")
+        require_ended(entry)
+        require_kept(entry)
         recordings = self._recordings
         have = {file.name for file in entry.files}
         if names is not None and (unknown := sorted(set(names) - have)):
@@ -80,10 +79,10 @@ class Exporting:
                     sending.cancel()
                     raise ReceiverGone(f"{type(error).__name__} {error}".strip()) from error
 
-            def make() -> Statement:
+            def make() -> None:
                 buffered = _Buffered(put)
                 with streamed(buffered.put, entry.id) as package:
-                    statement, _ = export_into(
+                    export_into(
                         package,
                         directory,
                         data_key=key,
@@ -96,10 +95,9 @@ class Exporting:
                         report=report,
                     )
                 buffered.flush()
-                return statement
 
             try:
-                return await asyncio.to_thread(make)
+                await asyncio.to_thread(make)
             except (ExportError, StatementError, ManifestError, SealedError, Sm2Error, OSError) as error:
                 raise EvidenceProblem(str(error)) from error
             finally:

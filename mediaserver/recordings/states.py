@@ -65,6 +65,18 @@ def next_attempt(earlier: Sequence[Entry], attempt: int | None, supersedes: str 
     return attempt
 
 
+def require_ended(entry: Entry) -> None:
+    """Raise Refused while a recording has no signed manifest, or never will have one."""
+    if entry.active or entry.state == "failed":
+        raise Refused("recording_state", f"the recording is {entry.state}: there is no signed manifest")
+
+
+def require_kept(entry: Entry) -> None:
+    """Raise Refused for a recording whose key was destroyed."""
+    if entry.state == "destroyed":
+        raise Refused("destroyed", "the recording was destroyed")
+
+
 def duration_ms(entry: Entry) -> int | None:
     """Give the recording's length, up to now while it runs; None before it is armed."""
     if entry.armed_ns is None:

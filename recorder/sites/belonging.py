@@ -9,8 +9,8 @@ from recorder.canonical import CanonicalError, as_int
 from recorder.keys import SIDECAR, SIDECAR_TYPE
 from recorder.keys.succession import successors
 from recorder.manifest import MANIFEST, SEALED_PART
-from recorder.sealed.source import RecordSource
 from recorder.signed import SignedError, open_page, read_page
+from recorder.sites.contents import has_end
 from recorder.statements import STATEMENTS
 from recorder.storage import SegmentName
 
@@ -64,7 +64,7 @@ def why_kept(here: Path, size: int) -> str | None:
     if here.name == SIDECAR:
         return None
     have = here.stat().st_size
-    if SegmentName.parse(here.name) is not None and have < size and not _has_end(here):
+    if SegmentName.parse(here.name) is not None and have < size and not has_end(here):
         return None
     return f"it is here with {have} bytes, there with {size}, and is never replaced"
 
@@ -99,14 +99,6 @@ def why_not_instead(here: Path, came: Path) -> str | None:
     ):
         return "the one there is signed by a key that the signer here does not vouch for"
     return None
-
-
-def _has_end(path: Path) -> bool:
-    source = RecordSource(path)
-    try:
-        return source.end_record() is not None
-    finally:
-        source.close()
 
 
 def _begins_with(longer: Path, shorter: Path) -> bool:

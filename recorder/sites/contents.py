@@ -55,7 +55,7 @@ def _segments(directory: Path) -> Iterator[Outgoing]:
     folder = segments_directory(directory).name
     for _, path in listed[:-1]:
         yield Outgoing(f"{folder}/{path.name}", path)
-    if listed and ((directory / MANIFEST).exists() or _has_end(listed[-1][1])):
+    if listed and ((directory / MANIFEST).exists() or has_end(listed[-1][1])):
         yield Outgoing(f"{folder}/{listed[-1][1].name}", listed[-1][1])
 
 
@@ -71,7 +71,8 @@ def _others(directory: Path) -> Iterator[Outgoing]:
                 yield Outgoing(path.relative_to(directory).as_posix(), path)
 
 
-def _has_end(path: Path) -> bool:
+def has_end(path: Path) -> bool:
+    """Tell whether a sealed file's writer closed it. Raise OSError."""
     source = RecordSource(path)
     try:
         return source.end_record() is not None

@@ -12,6 +12,21 @@ from mediaserver.recordings import jobs
 from mediaserver.recordings.jobs import Jobs
 
 
+async def nothing(*_: Any) -> Any:
+    return {}
+
+
+def make_jobs(tmp_path: Path, **work: Any) -> Jobs:
+    """Make the runner of one directory; what ``work`` does not name does nothing."""
+    return Jobs(
+        f"sqlite:///{tmp_path / 'jobs.sqlite'}",
+        "node-1",
+        **{"compose": nothing, "conclude": nothing, "deliver": nothing, **work},
+        retry_s=1.0,
+        max_parallel=1,
+    )
+
+
 async def test_it_rests_without_work_and_wakes_for_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,15 +51,7 @@ async def test_it_rests_without_work_and_wakes_for_more(
         while work.is_up is not up:
             await asyncio.sleep(0.01)
 
-    work = Jobs(
-        f"sqlite:///{tmp_path / 'jobs.sqlite'}",
-        "node-1",
-        compose=compose,
-        conclude=conclude,
-        deliver=deliver,
-        retry_s=1.0,
-        max_parallel=1,
-    )
+    work = make_jobs(tmp_path, compose=compose, conclude=conclude, deliver=deliver)
     async with asyncio.timeout(30):
         assert await work.launch() == []
         await until(False)
@@ -77,18 +84,7 @@ async def test_a_task_is_tried_until_it_returns(tmp_path: Path, monkeypatch: pyt
             raise OSError("not yet")
         done.set()
 
-    async def nothing(*_: Any) -> Any:
-        return {}
-
-    work = Jobs(
-        f"sqlite:///{tmp_path / 'jobs.sqlite'}",
-        "node-1",
-        compose=nothing,
-        conclude=nothing,
-        deliver=nothing,
-        retry_s=1.0,
-        max_parallel=1,
-    )
+    work = make_jobs(tmp_path)
     work.handle("moody", moody)
     async with asyncio.timeout(30):
         await work.launch()
@@ -119,19 +115,8 @@ async def test_what_waits_for_one_server_holds_up_nothing_else(
             await asyncio.Event().wait()
         await done.put(argument)
 
-    async def nothing(*_: Any) -> Any:
-        return {}
-
     for run in range(2):
-        work = Jobs(
-            f"sqlite:///{tmp_path / 'jobs.sqlite'}",
-            "node-1",
-            compose=nothing,
-            conclude=nothing,
-            deliver=nothing,
-            retry_s=1.0,
-            max_parallel=1,
-        )
+        work = make_jobs(tmp_path)
         work.handle("attest", attest)
         work.handle("upload", upload)
         async with asyncio.timeout(30):

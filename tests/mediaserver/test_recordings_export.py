@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import shutil
 import subprocess
 import zipfile
 from collections.abc import AsyncIterator
@@ -16,13 +15,11 @@ import pytest
 import pytest_asyncio
 
 from mediaserver.recordings import exporting
-from mediaserver.secrets import open_secrets
 from mediaserver.settings import Settings
-from recorder.keys import FileProvider
 from recorder.statements import read_sealed, read_statements
-from recorder.storage import recording_directory
 from recorder.verify import verify
-from tests.compositor.real_recording import RealRecording, make_real_recording
+from tests.compositor.real_recording import RealRecording
+from tests.mediaserver.finished import lay_down
 from tests.mediaserver.running import KEYS, Client, make_keys, running, settings_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,15 +35,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def recording(settings: Settings) -> RealRecording:
-    """Lay a finished recording down; the server's index is built from it at its start."""
-    open_secrets(settings)
-    provider = FileProvider.open(settings.crypto_dir)
-    made = make_real_recording(settings.data_dir / "made", provider, tenant="one")
-    place = recording_directory(settings.data_dir, "one", made.recording)
-    place.parent.mkdir(parents=True)
-    shutil.move(made.path, place)
-    made.path = place
-    return made
+    return lay_down(settings)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

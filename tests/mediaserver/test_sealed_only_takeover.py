@@ -79,6 +79,15 @@ async def test_a_kms_token_that_may_not_open(tmp_path: Path) -> None:
         }
 
 
+async def recovers(control: Control, recording: str) -> None:
+    """Wait until a recording has ended; it is whole."""
+    async with asyncio.timeout(60):
+        while (entry := await control.recordings.find(recording)) is None or entry.active:
+            await asyncio.sleep(0.1)
+    assert entry.state == "recovered"
+    assert verify(control.recordings.directory(entry)).ok
+
+
 async def test_keys_that_are_down_at_the_take_over(tmp_path: Path) -> None:
     with reference_kms(tmp_path / "kms") as kms:
         crypto = {"provider": "kms", "kms": kms.settings(timeout_s=2.0)}
@@ -108,11 +117,7 @@ async def test_keys_that_are_down_at_the_take_over(tmp_path: Path) -> None:
             assert entry is not None
             assert entry.state == "recording"  # not failed: it waits
             kms.fail()
-            async with asyncio.timeout(60):
-                while (entry := await third.recordings.find(one["id"])) is None or entry.active:
-                    await asyncio.sleep(0.1)
-            assert entry.state == "recovered"
-            assert verify(third.recordings.directory(entry)).ok
+            await recovers(third, one["id"])
         finally:
             await third.close()
 
@@ -149,10 +154,6 @@ async def test_keys_that_are_refused_or_unreadable_at_the_take_over(tmp_path: Pa
             assert entry is not None
             assert entry.state == "recording"
             aside.rename(keys)
-            async with asyncio.timeout(60):
-                while (entry := await third.recordings.find(one["id"])) is None or entry.active:
-                    await asyncio.sleep(0.1)
-            assert entry.state == "recovered"
-            assert verify(third.recordings.directory(entry)).ok
+            await recovers(third, one["id"])
         finally:
             await third.close()
