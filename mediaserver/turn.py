@@ -22,14 +22,25 @@ def credentials(secret: bytes, identity: str, expires_s: int) -> tuple[str, str]
     return username, base64.b64encode(hmac.digest(secret, username.encode(), "sha1")).decode()
 
 
-def links(turn: Turn, identity: str, now_s: float) -> str:
-    """Return the ``Link`` header that tells a client its ICE servers (RFC 9725 section 4.6); empty: none."""
+def servers(turn: Turn, identity: str, now_s: float) -> list[dict[str, str]]:
+    """Return a client's ICE servers, each ``{urls}`` or ``{urls, username, credential}`` (W3C RTCIceServer)."""
     told = []
     for url in turn.urls:
-        link = f'<{url}>; rel="ice-server"'
+        one = {"urls": url}
         if not url.startswith("stun:") and turn.secret is not None:
             secret = turn.secret.get_secret_value().encode()
             username, password = credentials(secret, identity, int(now_s) + turn.ttl_s)
-            link += f'; username="{username}"; credential="{password}"; credential-type="password"'
+            one |= {"username": username, "credential": password}
+        told.append(one)
+    return told
+
+
+def links(turn: Turn, identity: str, now_s: float) -> str:
+    """Return the ``Link`` header that tells a client its ICE servers (RFC 9725 section 4.6); empty: none."""
+    told = []
+    for one in servers(turn, identity, now_s):
+        link = f'<{one["urls"]}>; rel="ice-server"'
+        if "username" in one:
+            link += f'; username="{one["username"]}"; credential="{one["credential"]}"; credential-type="password"'
         told.append(link)
     return ", ".join(told)

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from mediaserver import turn
 from mediaserver.api import models, views, whip
 from mediaserver.api.auth import require, room_of
 from mediaserver.api.problems import Problem
@@ -63,7 +64,7 @@ async def _carry_out(call: Call, line: Line, lines: Lines, request: Request) -> 
         case Publish():
             result = await whip.begin_publishing(call, room, request.source, request.sdp)
             line.media.add(str(result["session"]))
-            line.put(Answered, re=request.id, **_answered(result))
+            line.put(Answered, re=request.id, **_answered(call, result))
             return
         case Subscribe():
             await _subscribe(call, line, room, request)
@@ -92,8 +93,9 @@ async def _carry_out(call: Call, line: Line, lines: Lines, request: Request) -> 
         await negotiate(call, line)
 
 
-def _answered(result: dict[str, Any]) -> dict[str, str]:
-    return {name: str(result[name]) for name in ("session", "sdp", "etag")}
+def _answered(call: Call, result: dict[str, Any]) -> dict[str, Any]:
+    ice_servers = turn.servers(call.control.settings.turn, call.asker.identity, time.time())
+    return {name: str(result[name]) for name in ("session", "sdp", "etag")} | {"ice_servers": ice_servers}
 
 
 def _own(call: Call, line: Line, session: str, *, view: bool = False) -> None:
@@ -121,7 +123,7 @@ async def _subscribe(call: Call, line: Line, room: Room, request: Subscribe) -> 
         result = await whip.begin(call, room, "view", request.sdp, {})
         former, line.view = line.view, str(result["session"])
         line.media.add(line.view)
-        line.put(Answered, re=request.id, **_answered(result))
+        line.put(Answered, re=request.id, **_answered(call, result))
         if former:
             await _end_session(call, line, room, former)
     line.unanswered, line.told = 0, []

@@ -157,7 +157,7 @@ export class Call extends EventTarget {
   join() {
     this.#signal = new Signal(this.api);
     if (this.api.session.grants.subscribe) {
-      this.view = new View(this.#signal, this.api);
+      this.view = new View(this.#signal);
       this.view.addEventListener("change", () => this.show());
       this.view.addEventListener("problem", ({ detail }) => this.dispatchEvent(new CustomEvent("problem", { detail })));
       this.view.link.addEventListener("state", ({ detail }) => {
@@ -295,14 +295,7 @@ export class Call extends EventTarget {
   }
 
   #publish(source, setUp) {
-    const exchange = {
-      offer: async (_, sdp) => {
-        const { session, sdp: answer } = await this.#signal.request("publish", { source, sdp });
-        return { sdp: answer, location: `/v1/sessions/${session}` };
-      },
-      hangUp: (location) => this.api.hangUp(location),
-    };
-    const link = new Link(exchange, source, setUp);
+    const link = new Link(this.#signal.exchange("publish", { source }), source, setUp);
     link.addEventListener("state", ({ detail }) => {
       this.linkChanged(detail);
       if (detail.state === "connected" && source === "camera") this.#repeatMuted();

@@ -36,6 +36,18 @@ export class Signal extends EventTarget {
     });
   }
 
+  /** What a Link needs of whoever carries its offers (api.js: Api); type and members say what is begun. */
+  exchange(type, members = {}) {
+    return {
+      offer: async (_, sdp) => {
+        const { session, sdp: answer, ice_servers: iceServers } = await this.request(type, { ...members, sdp });
+        return { sdp: answer, location: `/v1/sessions/${session}`, iceServers };
+      },
+      restartIce: (...given) => this.#api.restartIce(...given),
+      hangUp: (location) => this.#api.hangUp(location),
+    };
+  }
+
   close() {
     if (this.#closed) return;
     if (this.#open) this.#socket.send(JSON.stringify({ type: "leave", id: ++this.#id }));

@@ -11,17 +11,9 @@ export class View extends EventTarget {
   #told = new Set();
   #tracks = [];
 
-  constructor(signal, api) {
+  constructor(signal) {
     super();
     this.#signal = signal;
-    const exchange = {
-      offer: async (_, sdp) => {
-        this.#waiting = null;
-        const { session, sdp: answer } = await signal.request("subscribe", { sdp });
-        return { sdp: answer, location: `/v1/sessions/${session}` };
-      },
-      hangUp: (location) => api.hangUp(location),
-    };
     this.onOffer = ({ detail }) => {
       this.#waiting = detail;
       this.#apply();
@@ -29,7 +21,8 @@ export class View extends EventTarget {
     this.onJoined = () => this.#takeUp();
     signal.addEventListener("offer", this.onOffer);
     signal.addEventListener("joined", this.onJoined);
-    this.link = new Link(exchange, "view", (pc) => {
+    this.link = new Link(signal.exchange("subscribe"), "view", (pc) => {
+      this.#waiting = null;
       for (const kind of ["audio", "video"]) pc.addTransceiver(kind, { direction: "recvonly" });
       pc.addEventListener("signalingstatechange", () => this.#apply());
     });

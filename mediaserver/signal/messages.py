@@ -196,13 +196,16 @@ class Welcome(ServerMessage):
 
 
 class Answered(ServerMessage):
-    """The server's SDP answer to `publish` or `subscribe`."""
+    """The server's SDP answer to `publish` or `subscribe`. `ice_servers` are STUN and TURN servers, as
+    RTCPeerConnection takes them. PATCH `/v1/sessions/{session}` restarts ICE, `etag` is for its If-Match.
+    """
 
     type: Literal["answered"] = "answered"
     re: int
     session: str
     sdp: str
     etag: str
+    ice_servers: list[dict[str, str]]
 
 
 class Done(ServerMessage):

@@ -43,6 +43,16 @@ def test_stun_servers_get_no_credentials_and_several_are_one_header() -> None:
     assert turn.links(Turn(), "li", 0) == ""
 
 
+def test_signalling_tells_the_same_servers_as_the_header() -> None:
+    urls = ("stun:s.example", "turn:t.example?transport=tcp")
+    settings = Turn(urls=urls, secret=SecretStr(SECRET))
+    stun, relay = turn.servers(settings, "li", 0)
+    assert stun == {"urls": "stun:s.example"}
+    assert set(relay) == {"urls", "username", "credential"}
+    header = turn.links(settings, "li", 0)
+    assert f'username="{relay["username"]}"; credential="{relay["credential"]}"' in header
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
