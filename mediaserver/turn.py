@@ -23,7 +23,7 @@ def credentials(secret: bytes, identity: str, expires_s: int) -> tuple[str, str]
 
 
 def servers(turn: Turn, identity: str, now_s: float) -> list[dict[str, str]]:
-    """Return a client's ICE servers, each ``{urls}`` or ``{urls, username, credential}`` (W3C RTCIceServer)."""
+    """Return a client's ICE servers, ``{urls}`` or ``{urls, username, credential}`` (RTCIceServer)."""
     told = []
     for url in turn.urls:
         one = {"urls": url}
@@ -41,6 +41,7 @@ def links(turn: Turn, identity: str, now_s: float) -> str:
     for one in servers(turn, identity, now_s):
         link = f'<{one["urls"]}>; rel="ice-server"'
         if "username" in one:
-            link += f'; username="{one["username"]}"; credential="{one["credential"]}"; credential-type="password"'
+            link += f'; username="{one["username"]}"; credential="{one["credential"]}"'
+            link += '; credential-type="password"'
         told.append(link)
     return ", ".join(told)
