@@ -2,6 +2,7 @@
 
 import { roleName, t } from "./i18n.js";
 import { Link } from "./link.js";
+import { Quality } from "./quality.js";
 import { Signal } from "./signal.js";
 import { View } from "./view.js";
 
@@ -21,7 +22,7 @@ class Tile {
       <video autoplay playsinline></video>
       <div class="face" aria-hidden="true"></div>
       <p class="note" role="status"></p>
-      <div class="label"><svg class="muted"><use href="#i-mic-off"></use></svg><span class="name"></span><span class="role"></span></div>`;
+      <div class="label"><span class="bars" role="img"><i></i><i></i><i></i></span><svg class="muted"><use href="#i-mic-off"></use></svg><span class="name"></span><span class="role"></span></div>`;
     this.video = this.element.querySelector("video");
     this.video.muted = own;
     if (own && source === "camera") this.element.classList.add("mirrored");
@@ -29,8 +30,11 @@ class Tile {
     stage.append(this.element);
   }
 
-  show({ name, role, state, hasPicture, muted }) {
+  show({ name, role, state, hasPicture, muted, quality = "good" }) {
     this.element.dataset.state = state;
+    this.element.dataset.quality = quality;
+    this.element.querySelector(".bars").setAttribute("aria-label", t(`quality.${quality}`));
+    this.element.querySelector(".bars").title = t(`quality.${quality}`);
     this.element.dataset.picture = hasPicture ? "on" : "off";
     this.element.dataset.sound = muted ? "off" : "on";
     this.element.querySelector(".name").textContent = name;
@@ -95,6 +99,7 @@ class Other {
       state,
       hasPicture: Boolean(camera && !camera.muted),
       muted: !microphone || microphone.muted,
+      quality: this.call.quality.of(this.identity),
     });
     this.tiles.camera.play(this.streams.camera, this.call.onBlocked);
     const screen = find("screen");
@@ -118,6 +123,7 @@ class Other {
 
 export class Call extends EventTarget {
   view = null;
+  quality = null;
   #others = new Map();
   #refreshing = 0;
   #stale = false;
@@ -156,6 +162,12 @@ export class Call extends EventTarget {
 
   join() {
     this.#signal = new Signal(this.api);
+    this.quality = new Quality(
+      () => this.#links(),
+      (pc, mid) => (pc === this.view?.link.pc ? this.view.sender(mid) : null),
+      (report) => this.#signal.request("quality", report).catch((problem) => console.info("not told", problem.message)),
+    );
+    this.quality.addEventListener("change", () => this.show());
     if (this.api.session.grants.subscribe) {
       this.view = new View(this.#signal);
       this.view.addEventListener("change", () => this.show());
@@ -185,6 +197,7 @@ export class Call extends EventTarget {
     this.devices.removeEventListener("change", this.onDevices);
     this.stopScreen();
     this.#camera?.close();
+    this.quality?.close();
     this.view?.close();
     this.#signal?.close();
     this.#ownTile?.remove();
@@ -339,7 +352,7 @@ export class Call extends EventTarget {
     const { name, role } = this.api.session;
     const shown = (name || this.identity) + t("tile.you");
     const state = { connected: "live", connecting: "connecting" }[this.#camera.state] ?? "reconnecting";
-    this.#ownTile.show({ name: shown, role: roleName(role), state, hasPicture: this.camOn, muted: !this.micOn });
+    this.#ownTile.show({ name: shown, role: roleName(role), state, hasPicture: this.camOn, muted: !this.micOn, quality: this.quality.of(null) });
     const current = this.#ownTile.video.srcObject?.getVideoTracks()[0] ?? null;
     if (current !== this.devices.camera) {
       this.#ownTile.video.srcObject = null;

@@ -33,6 +33,12 @@ export class View extends EventTarget {
     return this.#tracks.filter((one) => one.identity === identity && sources.includes(one.source)).map(({ track }) => track);
   }
 
+  /** Who sends what comes by a mid: {identity, track}, the latter an id; null for nobody. */
+  sender(mid) {
+    const one = this.#tracks.find((track) => track.mid === mid);
+    return one ? { identity: one.identity, track: one.id } : null;
+  }
+
   close() {
     this.#signal.removeEventListener("offer", this.onOffer);
     this.#signal.removeEventListener("joined", this.onJoined);

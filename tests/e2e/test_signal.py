@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -60,6 +61,20 @@ async def heard(page: Page, kind: str) -> list[dict[str, Any]]:
     return messages
 
 
+async def reported(api: Api, room: str, identity: str, wanted: dict[tuple[str, str], int]) -> None:
+    """Wait until what a page measures of its call has come to the server, with at least so many streams."""
+    async with asyncio.timeout(PATIENCE_MS / 1000):
+        while True:
+            answer = await api.call("GET", f"/v1/rooms/{room}/quality")
+            report = next((one for one in answer["reports"] if one["identity"] == identity), {"streams": []})
+            count = Counter((stream["direction"], stream["kind"]) for stream in report["streams"])
+            if all(count[key] >= number for key, number in wanted.items()):
+                break
+            await asyncio.sleep(0.5)
+    assert report["rtt_ms"] < 5000
+    assert all("track" in one for one in report["streams"] if one["direction"] == "in" and one["packets"])
+
+
 async def test_customers_a_late_expert_and_a_hidden_supervisor(api: Api, room: str) -> None:
     async with (
         chromium() as browser,
@@ -94,6 +109,9 @@ async def test_customers_a_late_expert_and_a_hidden_supervisor(api: Api, room: s
                     assert await page.evaluate(RECEIVING) == 1, "one connection for everybody's tracks"
                 lines = await wife.evaluate(LINES)
                 assert lines == 2 + 4, "her own two, then sound and picture of two others"
+                await reported(
+                    api, room, "wife", {("in", "audio"): 2, ("in", "video"): 2, ("out", "video"): 1}
+                )
 
                 await expert.get_by_test_id("mic").click()
                 await expect(tile(wife, "expert")).to_have_attribute("data-sound", "off")
