@@ -216,5 +216,19 @@ def test_a_layer_that_is_announced_and_soon_comes_back_loses_nothing(announced: 
         assert left_out > 0
 
 
+def test_a_new_ssrc_whose_first_packet_is_lost_gives_no_half_picture() -> None:
+    """Also when packets of the former one still wait for their turn."""
+    for seed in range(20):
+        sender = Sender(1, "video", Network(jitter_ns=5 * MS, loss=0.2, duplicates=0.1, resend_ns=2500 * MS))
+        sender.new_ssrc = [2 * SECOND]
+        timeline = Timeline()
+        for record in simulate([sender], 3 * SECOND, seed):
+            timeline.feed(record)
+        timeline.end()
+        frames = timeline.ready(1 << 62)
+        assert len(frames) > 20
+        assert {len(frame.data) for frame in frames} == {49}, seed
+
+
 def _ssrc(record: RtpRecord) -> int:
     return RtpPacket.parse(record.packet).ssrc
