@@ -39,8 +39,8 @@ PER_SESSION = 8
 """Connections of one session: a client moves from one to the next and has few at once. One more costs the one
 that was checked longest ago its place, so that nobody fills the door with one token."""
 MAX_FAULTS = 32
-"""Checks of one connection that prove nothing, since its last good one. One read of a stream may bring 20,000,
-10 us each, during which nobody else is served."""
+"""Checks of one connection that prove nothing, since its last good one. One read of a stream may bring
+20,000, 10 us each, during which nobody else is served."""
 PROVE_NS = 10 * SECOND_NS
 CONSENT_NS = 30 * SECOND_NS
 """RFC 7675 section 5.1: without a valid check for so long nobody is there any more."""
