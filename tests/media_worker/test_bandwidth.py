@@ -213,8 +213,9 @@ def test_no_feedback_breaks_it(rounds: list[tuple[list[SendGroup], int, int, int
     for groups, told_ns, packets, lost in rounds:
         now += 100 * MS
         opened = groups[0] if groups else None
-        feedback = SendFeedback(now, now, told_ns, packets, packets, lost, lost, 0, groups, opened)
+        feedback = SendFeedback(now, now, told_ns, packets, packets, lost, lost, 0, told_ns // 2, groups, opened)
         assert FLOOR_BPS <= estimator.update(feedback, now) <= CEILING_BPS
+        assert FLOOR_BPS <= estimator.rest(feedback, now + 50 * MS) <= CEILING_BPS
         assert estimator.padding(now, now) >= 0
 
 

@@ -43,6 +43,7 @@ class Call:
             routes=lambda: [self.route],
             wake=self._wake,
         )
+        self.sending.start()
 
     def _wake(self) -> None:
         self.woken += 1
@@ -77,7 +78,6 @@ def test_a_probe_pads_the_line_and_raises_the_estimate(kind: str) -> None:
         call.sending.on_change = told.append
         assert call.sending.available_bps is None
         assert call.sending.target_bps == START_BPS
-        call.sending.begin()
         assert call.woken == 1
         call.sending.wanted_bps = 3_000_000
         deadline = time.monotonic() + 20
@@ -98,7 +98,6 @@ def test_the_timer_rests_when_nothing_is_sent_and_wakes_again() -> None:
     world = World("native")
     try:
         call = Call(world)
-        call.sending.begin()
         call.step()
         begun = time.monotonic_ns()
         assert call.sending.handle_timer(begun) is not None
@@ -119,7 +118,6 @@ def test_a_client_without_rtx_is_not_probed() -> None:
         call = Call(world)
         call.sending._padded = lambda: None
         call.sending.wanted_bps = 3_000_000
-        call.sending.begin()
         for _ in range(60):
             call.step()
             time.sleep(0.005)
