@@ -1,7 +1,8 @@
 """A subscriber's line for the tests of the bandwidth estimator: simulated, seeded, in virtual time.
 
-A sender that obeys the estimate, with the real shell and the Python forwarder's send log, a link with rate, queue, delay, jitter and
-loss that may carry other traffic, and a receiver that makes transport-cc feedback as libwebrtc does.
+A sender that obeys the estimate, with the real shell and the Python forwarder's send log, a link with rate,
+queue, delay, jitter and loss that may carry other traffic, and a receiver that makes transport-cc feedback as
+libwebrtc does.
 """
 
 from __future__ import annotations
@@ -133,6 +134,10 @@ class Flow:
             return allowed
         return max((rate for rate in self.steps if rate <= allowed), default=min(self.steps))
 
+    def wanted_bps(self) -> int:
+        """What would be sent if it fitted."""
+        return int(self.max_bps) if self.wants else 0
+
     def run(self, now: int) -> None:
         """Do what is due."""
         self._now = now
@@ -157,7 +162,7 @@ class Flow:
             if self._log.told(data, 0, len(data), self._number, now):
                 self.sending.trouble()
         if now >= self._wake_ns:
-            self.sending.wanted_bps = int(self.max_bps) if self.wants else 0
+            self.sending.wanted_bps = self.wanted_bps()
             self.updates += 1
             self._wake_ns = self.sending.handle_timer(now) or 1 << 62
         if now >= self._sample_ns:

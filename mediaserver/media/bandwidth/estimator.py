@@ -12,6 +12,7 @@ from collections import deque
 from typing import Final
 
 from mediaserver.forwarder.counters import SendFeedback, SendGroup
+from mediaserver.forwarder.sent import BURST_NS
 from mediaserver.media.bandwidth.aimd import BETA, RateControl
 from mediaserver.media.bandwidth.loss import LOW, LossControl
 from mediaserver.media.bandwidth.probe import FACTOR, Prober
@@ -37,8 +38,15 @@ _NO_QUEUE_MS: Final = 15.0
 _SHORT_QUEUE_MS: Final = 40.0
 _LONG_QUEUE_MS: Final = 150.0
 """While a queue is longer, the rate does not rise."""
+_RISING_MS: Final = 60.0
+_RISE_MS: Final = 30.0
+_RISES: Final = 2
+"""A queue above the first that grew by the second in so many feedbacks in a row is that of a line that fell:
+too few packets come through it for the trend to see it soon, and each 0.1 s costs half a second of queue."""
 _FULL_QUEUE_MS: Final = 300.0
 """While it is longer, less than what arrives is sent, so that it is gone in a second or two."""
+_CLEAR_QUEUE_MS: Final = 80.0
+"""A probe is not put on top of a longer one."""
 _DRAIN_SHARE: Final = 0.3
 _PATIENCE_NS: Final = 3 * SECOND_NS
 """A queue that does not shrink for so long is a longer way (a handover) or others' queue, and is got used
@@ -85,6 +93,9 @@ class Estimator:
         self._base_ns = 0
         self._drained_ns = 0
         self._newest_sent_ns = 0
+        self._before = (0.0, 0)
+        """Queue (ms) and newest packet of the feedback before."""
+        self._rises = 0
         self._long_ms = 0.0
         self._long_ns = 0
         """Since when the queue is long, and how long it was then."""
@@ -223,7 +234,7 @@ class Estimator:
             rtt_s = (group.told_ns - group.last_sent_ns) / SECOND_NS
             self.rtt_s += 0.1 * (min(max(rtt_s, 0.0), 2.0) - self.rtt_s)
             self._note_way(group.last_sent_ns, group.last_arrival_ns, now)
-            if fresh:
+            if group.told_ns == feedback.told_ns:
                 lowest_ms = min(lowest_ms, self.queue_ms)
             if self.prober.takes(group):
                 self._last = None  # its queue is the probe's own, and told by its result
@@ -276,9 +287,15 @@ class Estimator:
 
     def _control(self, feedback: SendFeedback, over: bool, now: int) -> None:
         usage = Usage.OVER if over else self._usage
+        before_ms, before_ns = self._before
         probing = bool(self.prober.padding_until())
         if feedback.open is not None:
             self._note_way(feedback.open.last_sent_ns, feedback.open.last_arrival_ns, now)
+        self._before = (self.queue_ms, self._newest_sent_ns)
+        higher = self.queue_ms > _RISING_MS and self.queue_ms - before_ms > _RISE_MS
+        self._rises = self._rises + 1 if higher and self._newest_sent_ns - before_ns > BURST_NS else 0
+        if self._rises >= _RISES and not probing:
+            usage = Usage.OVER
         long_queue = self.queue_ms > _LONG_QUEUE_MS and not probing
         if long_queue and self._is_way(now):
             self._base = []
@@ -331,7 +348,7 @@ class Estimator:
             self.has_feedback
             and self.wanted_bps > _ROOM * self.target_bps
             and self._usage is not Usage.OVER
-            and self.queue_ms < _LONG_QUEUE_MS
+            and self.queue_ms < _CLEAR_QUEUE_MS
             and self._arrived
             and now - self._quiet_since_ns < _SILENCE_NS
             and self.prober.may_begin(now)
