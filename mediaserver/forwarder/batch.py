@@ -407,6 +407,15 @@ class BatchForwarder:
         with self._locked():
             return self._peer(peer).log.take()
 
+    def set_measured(self, peer: int, measured: bool) -> None:
+        with self._locked():
+            self._peer(peer).measured = measured
+
+    def watch_feedback(self, peer: int, way_ns: int, lost: int) -> SendFeedback:
+        with self._locked():
+            told = self._peer(peer)
+            return told.sent_log.take(told.number_sent, told.bytes_sent, (way_ns, lost))
+
     def take_feedback(self, peer: int) -> SendFeedback:
         with self._locked():
             told = self._peer(peer)

@@ -110,7 +110,9 @@ class SendFeedback:
     """Packets told as lost; negative when more came late than were lost. Likewise ``lost_bytes``."""
     lost_bytes: int
     dropped: int
-    """Groups that were not kept because nobody took them."""
+    """Groups that were not kept because nobody took them: the oldest."""
+    shortest_ns: int
+    """The shortest way of a packet that arrived (arrival less sending, clocks apart); 0 if none did."""
     groups: list[SendGroup]
     """Oldest first, at most 256."""
     open: SendGroup | None

@@ -243,7 +243,15 @@ class TapMoved:
     """Arrival of the keyframe's first packet."""
 
 
-Event = RawDatagram | Rtcp | NewSsrc | Keyframe | Gap | Switched | TapDropped | TapMoved
+@dataclass(frozen=True, slots=True)
+class FeedbackTrouble:
+    """What ``watch_feedback`` watches for has come. Said once for a watch."""
+
+    peer: int
+    at_ns: int
+
+
+Event = RawDatagram | Rtcp | NewSsrc | Keyframe | Gap | Switched | TapDropped | TapMoved | FeedbackTrouble
 
 Tapped = tuple[int, int, bytes, bool]
 """``(track, arrival_ns, packet, is_rtcp)``: one decrypted RTP packet, or one compound RTCP packet of the
@@ -410,6 +418,17 @@ class Forwarder(Protocol):
         off.
         """
         ...
+
+    def set_measured(self, peer: int, measured: bool) -> None:
+        """Say whether what is sent to a peer carries transport-cc numbers and sending times, where its routes
+        have such extensions; true at first. Without them a client sends no feedback. What is sent again by
+        the same number stays as it was."""
+
+    def watch_feedback(self, peer: int, way_ns: int, lost: int) -> SendFeedback:
+        """Take what a subscriber's feedback has told, but for the bursts, which stay for ``take_feedback``;
+        and raise ``FeedbackTrouble`` once a packet is told to have been longer under way than ``way_ns``
+        (arrival in its clock less sending in ours), ``lost`` packets or more are told as lost, or packets
+        leave and no feedback has come for 500 ms. ``take_feedback`` ends the watch."""
 
     def take_feedback(self, peer: int) -> SendFeedback:
         """Take what the transport-cc feedback of a subscriber has told of the packets sent to it.

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from struct import Struct
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import cffi
 
 from mediaserver.forwarder import build
 from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, SendFeedback, StreamStats
 from mediaserver.forwarder.crypto import crypto_table
+from mediaserver.forwarder.events import EVENT, read_events
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
     AUDIO_LEVEL,
@@ -33,23 +34,15 @@ from mediaserver.forwarder.interface import (
     Address,
     Event,
     ForwarderError,
-    Gap,
-    Keyframe,
-    NewSsrc,
     Profile,
-    RawDatagram,
     RouteParameters,
-    Rtcp,
     StreamParameters,
-    Switched,
-    TapDropped,
-    TapMoved,
     Tapped,
     Targets,
     check_route,
 )
 from mediaserver.forwarder.sent import MAX_GROUPS, read_feedback
-from mediaserver.forwarder.sockets import pack_address, prepare, unpack_address
+from mediaserver.forwarder.sockets import pack_address, prepare
 from mediaserver.forwarder.srtp import SrtpDirection
 from mediaserver.forwarder.wire import CODECS
 from recorder.records import PacketBatch, TrackCount
@@ -75,8 +68,7 @@ _ERRORS: Final = {
     -7: "not possible",
     -8: "out of memory",
 }
-_EVENT: Final = Struct("IIqqqqIIII32s")
-assert _EVENT.size == ffi.sizeof("fwd_event_t")
+assert EVENT.size == ffi.sizeof("fwd_event_t")
 _TAPPED_HEAD: Final = ffi.sizeof("fwd_tapped_t")
 _BATCH_HEAD: Final = ffi.sizeof("fwd_batch_t")
 _COUNT: Final = Struct("iII4xqqq")
@@ -330,6 +322,15 @@ class NativeForwarder:
         count = self._call(self._lib.fwd_take_arrivals, peer, numbers, times, 4096)
         return list(zip(numbers[0:count], times[0:count], strict=True))
 
+    def set_measured(self, peer: int, measured: bool) -> None:
+        self._call(self._lib.fwd_set_measured, peer, measured)
+
+    def watch_feedback(self, peer: int, way_ns: int, lost: int) -> SendFeedback:
+        with self._lock:
+            totals, groups = self._feedback
+            self._call_locked(self._lib.fwd_watch_feedback, peer, way_ns, lost, totals)
+            return read_feedback(ffi, totals, groups, 0)
+
     def take_feedback(self, peer: int) -> SendFeedback:
         with self._lock:
             totals, groups = self._feedback
@@ -345,15 +346,7 @@ class NativeForwarder:
             return bytes(ffi.buffer(data[0], size)) if size else b""
 
     def take_events(self) -> list[Event]:
-        data = self._take(self._lib.fwd_take_events)
-        events: list[Event] = []
-        at = 0
-        while at < len(data):
-            head = _EventHead._make(_EVENT.unpack_from(data, at))
-            at += _EVENT.size
-            events.append(_event(head, data[at : at + head.size]))
-            at += (head.size + 7) & ~7
-        return events
+        return read_events(self._take(self._lib.fwd_take_events))
 
     def take_tapped(self) -> list[Tapped]:
         data = self._take(self._lib.fwd_take_tapped)
@@ -449,47 +442,3 @@ def read_batches(data: Any, size: int) -> Iterator[tuple[int, PacketBatch]]:
         )
         at = items
         at += (head.size + 7) & ~7
-
-
-class _EventHead(NamedTuple):
-    """fwd_event_t."""
-
-    kind: int
-    size: int
-    number: int
-    other: int
-    at_ns: int
-    until_ns: int
-    ssrc: int
-    a: int
-    b: int
-    socket: int
-    name: bytes
-
-
-def _event(head: _EventHead, payload: bytes) -> Event:
-    match head.kind:
-        case 1:
-            address = unpack_address(head.name)
-            return RawDatagram(head.number or None, address, head.socket, payload, head.at_ns)
-        case 2:
-            return Rtcp(head.number, payload, head.at_ns)
-        case 3:
-            texts = []
-            at = 0
-            for _ in range(3):
-                text = payload[at + 1 : at + 1 + payload[at]]
-                texts.append(text.decode("ascii", "replace").rstrip("\0"))
-                at += 1 + payload[at]
-            mid, rid, repaired_rid = texts
-            return NewSsrc(head.number, head.ssrc, head.a, mid, rid, repaired_rid, head.at_ns)
-        case 4:
-            return Keyframe(head.number, head.a, head.at_ns)
-        case 5:
-            return Gap(head.number, head.a, head.b, head.at_ns)
-        case 6:
-            return Switched(head.number, head.other, head.at_ns)
-        case 7:
-            return TapDropped(head.number, head.other, head.at_ns, head.until_ns)
-        case _:
-            return TapMoved(head.number, head.other, head.at_ns)

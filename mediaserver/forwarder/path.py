@@ -14,6 +14,7 @@ from mediaserver.forwarder.feedback import nack_sequences, read_feedback
 from mediaserver.forwarder.interface import (
     MAX_HELD_PACKETS,
     REPLAY_NS,
+    FeedbackTrouble,
     Gap,
     Keyframe,
     NewSsrc,
@@ -275,8 +276,8 @@ class PacketPath:
             return 0
         peer.packets_sent += 1
         peer.bytes_sent += length[0]
-        if peer.number_sent != number:
-            peer.sent_log.note(number, self.now_ns, length[0])
+        if peer.number_sent != number and peer.sent_log.note(number, self.now_ns, length[0]):
+            self.outbox.put(FeedbackTrouble(peer.number, self.now_ns))
         sender.add(destination, length[0])
         return int(length[0])
 
@@ -369,7 +370,8 @@ class PacketPath:
                 reported, lost = read_feedback(data, start, size)
                 peer.reported += reported
                 peer.reported_lost += lost
-                peer.sent_log.told(data, start, size, peer.number_sent, arrival_ns)
+                if peer.sent_log.told(data, start, size, peer.number_sent, arrival_ns):
+                    self.outbox.put(FeedbackTrouble(peer.number, arrival_ns))
             elif kind == _RECEIVER_REPORT:
                 self._note_reports(peer, data, start, count, size, arrival_ns)
             elif kind != _DESCRIPTION:

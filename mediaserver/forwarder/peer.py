@@ -69,6 +69,8 @@ class Peer:
         self.log = ArrivalLog()
         self.sent_log = SendLog()
         self.number_sent = 0
+        self.measured = True
+        """What is sent carries numbers and sending times."""
         self.packets_received = self.bytes_received = self.packets_sent = self.bytes_sent = 0
         self.last_received_ns = 0
         self.auth_failed = self.replayed = self.malformed = self.refused = 0

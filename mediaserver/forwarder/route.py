@@ -83,7 +83,7 @@ class Sent:
 
     __slots__ = ("epoch", "extended", "number", "received", "resent_ns", "seconds")
 
-    def __init__(self, extended: int, epoch: Epoch, received: int, number: int, seconds: int) -> None:
+    def __init__(self, extended: int, epoch: Epoch, received: int, number: int | None, seconds: int) -> None:
         self.extended = extended
         self.epoch = epoch
         self.received = received
@@ -160,7 +160,7 @@ class Route:
     def first(self, packet: RtpPacket, epoch: Epoch, now_ns: int, seconds: int) -> bytes:
         """Make the packet that is sent for ``packet`` and remember it."""
         extended = packet.extended + epoch.sequence_offset
-        number = self.peer.next_number() if self.transport_cc_id else 0
+        number = self._number()
         self.sent[extended % SENT_RING] = Sent(extended, epoch, packet.extended, number, seconds)
         if extended > self.last:
             self.last = extended
@@ -173,6 +173,12 @@ class Route:
         return self.build(
             packet, epoch, self.ssrc, epoch.payload_type, extended & 0xFFFF, number, seconds, None
         )
+
+    def _number(self) -> int | None:
+        """Draw the next number; ``None``: neither number nor sending time is sent."""
+        if not self.peer.measured:
+            return None
+        return self.peer.next_number() if self.transport_cc_id else 0
 
     def again(self, sequence: int, now_ns: int, seconds: int) -> bytes | None:
         """Make the packet that answers a NACK for ``sequence``; ``None`` if that cannot or should not be."""
@@ -199,7 +205,7 @@ class Route:
     def _as_rtx(
         self, packet: RtpPacket, epoch: Epoch, ssrc: int, payload_type: int, original: int, seconds: int
     ) -> bytes:
-        number = self.peer.next_number() if self.transport_cc_id else 0
+        number = self._number()
         sequence = self.next_rtx & 0xFFFF
         self.next_rtx += 1
         return self.build(packet, epoch, ssrc, payload_type, sequence, number, seconds, original)
@@ -220,7 +226,7 @@ class Route:
                 continue
             original = sent.extended & 0xFFFF
             return self._as_rtx(packet, sent.epoch, ssrc, sent.epoch.rtx_payload_type, original, seconds), at
-        number = self.peer.next_number() if self.transport_cc_id else 0
+        number = self._number()
         extension = self._written(self._own(number, seconds), two_byte=self._two_byte)
         first = 0xB0 if extension else 0xA0
         head = _HEADER.pack(
@@ -236,7 +242,7 @@ class Route:
         ssrc: int,
         payload_type: int,
         sequence: int,
-        number: int,
+        number: int | None,
         seconds: int,
         original: int | None,
     ) -> bytes:
@@ -280,7 +286,7 @@ class Route:
                 self._index = value
         return payload if changed is None else bytes(changed)
 
-    def _extension(self, packet: RtpPacket, epoch: Epoch, number: int, seconds: int) -> bytes:
+    def _extension(self, packet: RtpPacket, epoch: Epoch, number: int | None, seconds: int) -> bytes:
         copied = packet.copied.get(epoch.mapping)
         if copied is None:
             mapping = dict(epoch.mapping)
@@ -296,10 +302,12 @@ class Route:
         )
         return self._written(self._own(number, seconds) + copied, two_byte=two_byte)
 
-    def _own(self, number: int, seconds: int) -> list[tuple[int, bytes]]:
+    def _own(self, number: int | None, seconds: int) -> list[tuple[int, bytes]]:
         values: list[tuple[int, bytes]] = []
         if self._mid_id:
             values.append((self._mid_id, self._mid))
+        if number is None:
+            return values
         if self._abs_id:
             values.append((self._abs_id, seconds.to_bytes(3, "big")))
         if self.transport_cc_id:

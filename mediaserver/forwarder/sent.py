@@ -15,6 +15,9 @@ from mediaserver.forwarder.counters import SendFeedback, SendGroup
 SENT_LOG: Final = 2048
 """Numbers that are remembered: 8 s of 2 Mbit/s."""
 MAX_GROUPS: Final = 256
+DROPPED_GROUPS: Final = 64
+"""So many of the oldest go when they are too many: the newest say most of the line."""
+WATCH_SILENCE_NS: Final = 500_000_000
 BURST_NS: Final = 5_000_000
 """``burst_time`` of draft-ietf-rmcat-gcc-02, section 5.2, when sending and when arriving."""
 MAX_BURST_NS: Final = 100_000_000
@@ -35,16 +38,35 @@ class SendLog:
         """Number modulo ``SENT_LOG`` to number, time, size and what is known of it."""
         self._open: list[int] | None = None
         self._groups: list[SendGroup] = []
+        self._far = False
         self._reference: int | None = None
         self._told_ns = 0
         self._packets = self._bytes = self._lost = self._lost_bytes = self._dropped = 0
+        self._shortest_ns = 0
+        self._watched: tuple[int, int] | None = None
+        """Longest way and fewest lost packets that are told at once."""
 
-    def note(self, number: int, sent_ns: int, size: int) -> None:
-        """Note that a datagram of ``size`` bytes left under a number (extended, from 0)."""
+    def note(self, number: int, sent_ns: int, size: int) -> bool:
+        """Note that a datagram of ``size`` bytes left under a number (extended, from 0); true if feedback has
+        been awaited for too long."""
         self._entries[number % SENT_LOG] = [number, sent_ns, size, _SENT]
+        if self._watched is None or sent_ns - self._told_ns <= WATCH_SILENCE_NS:
+            return False
+        self._watched = None
+        return True
 
-    def told(self, data: bytes, at: int, length: int, sent: int, told_ns: int) -> None:
-        """Read the feedback at ``at``; ``sent`` numbers were given so far. Malformed ends are ignored."""
+    def told(self, data: bytes, at: int, length: int, sent: int, told_ns: int) -> bool:
+        """Read the feedback at ``at``; ``sent`` numbers were given so far. Malformed ends are ignored.
+
+        True if it tells what is watched for."""
+        self._far = False
+        self._read(data, at, length, sent, told_ns)
+        if self._watched is None or not (self._far or self._lost >= self._watched[1]):
+            return False
+        self._watched = None
+        return True
+
+    def _read(self, data: bytes, at: int, length: int, sent: int, told_ns: int) -> None:
         if length < 20 or not self._entries:
             return
         end = at + length
@@ -85,8 +107,12 @@ class SendLog:
                     self._note_received(number, ticks * _TICK_NS, told_ns)
                 number += 1
 
-    def take(self, sent: int, bytes_sent: int) -> SendFeedback:
-        """Take what was told."""
+    def take(self, sent: int, bytes_sent: int, watch: tuple[int, int] | None = None) -> SendFeedback:
+        """Take what was told; with ``watch`` (way, lost) the groups stay."""
+        groups: list[SendGroup] = []
+        if watch is None:
+            groups, self._groups = self._groups, groups
+        self._watched = watch
         taken = SendFeedback(
             sent,
             bytes_sent,
@@ -96,11 +122,12 @@ class SendLog:
             self._lost,
             self._lost_bytes,
             self._dropped,
-            self._groups,
+            self._shortest_ns,
+            groups,
             None if self._open is None else SendGroup._make(self._open),
         )
-        self._groups = []
         self._packets = self._bytes = self._lost = self._lost_bytes = self._dropped = 0
+        self._shortest_ns = 0
         return taken
 
     def _find(self, number: int) -> list[int] | None:
@@ -123,6 +150,9 @@ class SendLog:
             self._lost -= 1
             self._lost_bytes -= size
         entry[3] = _RECEIVED
+        way_ns = arrival_ns - sent_ns
+        self._shortest_ns = min(self._shortest_ns, way_ns) if self._packets else way_ns
+        self._far = self._far or (self._watched is not None and way_ns > self._watched[0])
         self._packets += 1
         self._bytes += size
         group = self._open
@@ -140,10 +170,10 @@ class SendLog:
                     group[1] = max(last_sent, sent_ns)
                     group[3] = max(last_arrival, arrival_ns)
                 return
-            if len(self._groups) < MAX_GROUPS:
-                self._groups.append(SendGroup._make(group))
-            else:
-                self._dropped += 1
+            if len(self._groups) == MAX_GROUPS:
+                del self._groups[:DROPPED_GROUPS]
+                self._dropped += DROPPED_GROUPS
+            self._groups.append(SendGroup._make(group))
         self._open = [sent_ns, sent_ns, arrival_ns, arrival_ns, told_ns, size, 1]
 
 
@@ -171,6 +201,7 @@ def read_feedback(ffi: Any, totals: Any, groups: Any, count: int) -> SendFeedbac
         totals.lost,
         totals.lost_bytes,
         totals.dropped,
+        totals.shortest_ns,
         [SendGroup._make(one) for one in _GROUP.iter_unpack(ffi.buffer(groups, count * _GROUP.size))],
         SendGroup._make(_GROUP.unpack(ffi.buffer(ffi.addressof(last)))) if last.packets else None,
     )

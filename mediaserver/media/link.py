@@ -61,6 +61,9 @@ class TimerOwner(Protocol):
     def handle_timer(self, now: int) -> int | None:
         """Do what is due; returns when more will be (monotonic ns), None if nothing is to come."""
 
+    def trouble(self) -> None:
+        """Learn that the forwarder has seen what it watches for."""
+
 
 class RouteOwner(Protocol):
     """Whom the forwarder's news of a route concern: its subscription."""

@@ -90,6 +90,11 @@ class Publication:
         return len(self.layers) > 1
 
     @property
+    def layered(self) -> bool:
+        """Tell whether there is anything to choose for its subscribers."""
+        return self.simulcast
+
+    @property
     def stream(self) -> int | None:
         """Return the stream of the recorded layer; None until the first one of any layer is there."""
         return self.recorded.stream

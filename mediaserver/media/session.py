@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from mediaserver.forwarder.interface import NewSsrc, Rtcp
 from mediaserver.ipc import IpcError
-from mediaserver.media import answer
+from mediaserver.media import answer, sharing
 from mediaserver.media.answer import MediaAnswer
 from mediaserver.media.bandwidth import Sending
 from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, SERVER_SSRC, Line, RateByLoss, heeded
@@ -277,6 +278,7 @@ class SubscribeSession(Session):
         track."""
         self.target = target
         self.subscriptions: list[Subscription] = []
+        self._taken_bps = 0
         cname = self.cname = secrets.token_hex(8)
         answers: list[MediaAnswer] = []
         extensions: dict[str, int] = {}
@@ -322,8 +324,9 @@ class SubscribeSession(Session):
             wake=lambda: self.transport.wake(link.peer),
         )
         self.transport.watch_timer(link.peer, self.sending)
+        self.sending.on_change = lambda _: self.share(time.monotonic_ns())
         for subscription in self.subscriptions:
-            subscription.began = self.sending.begin
+            subscription.began, subscription.changed = self.sending.begin, self.tracks_changed
         self.answers = answers
         self.sdp = answer.write(offer, answers, self.transport.local(link))
 
@@ -366,11 +369,31 @@ class SubscribeSession(Session):
             if wish.source in ("", subscription.source):
                 subscription.set_layers(wish)
 
-    def set_target(self, bps: int | None) -> None:
-        """Say what the line bears for all pictures, bit/s; None: anything. They share it equally."""
-        carried = [one for one in self.pictures() if one.publication is not None]
-        for subscription in carried:
-            subscription.set_target(None if bps is None else bps // len(carried))
+    def tracks_changed(self) -> None:
+        """Measure the line while there is anything to choose, and share it anew."""
+        if any(one.publication is not None and one.publication.layered for one in self.subscriptions):
+            self.sending.start()
+            self._weigh(time.monotonic_ns())
+        elif self.sending.measuring:
+            self.sending.stop()
+            for subscription in self.pictures():
+                subscription.set_target(None)
+
+    def _weigh(self, now: int) -> None:
+        """Find out what the tracks without a choice take, and what would be sent if it fitted."""
+        unchosen = [one for one in self.subscriptions if one.picture(now) is None]
+        self._taken_bps = sum(one.taken_bps(now) for one in unchosen)
+        self.share(now)
+
+    def share(self, now: int) -> None:
+        """Share what the line bears among the pictures that come in layers: screens first."""
+        found = [(one, picture) for one in self.pictures() if (picture := one.picture(now)) is not None]
+        found.sort(key=lambda each: each[0].source not in ("screen", "document"))
+        pictures = [picture for _, picture in found]
+        self.sending.wanted_bps = sharing.wanted(self._taken_bps, pictures)
+        shares = sharing.share(self.sending.target_bps, self._taken_bps, pictures)
+        for (subscription, _), bps in zip(found, shares, strict=True):
+            subscription.set_target(bps if self.sending.known else None)
 
     def pictures(self) -> list[Subscription]:
         """Return the m-lines for pictures."""
@@ -401,8 +424,9 @@ class SubscribeSession(Session):
 
     def report(self, now: int) -> None:
         """Send the sender reports of all m-lines in one compound; see whether something is being sent."""
-        if self._live_routes():
+        if self.sending.measuring and self._live_routes():
             self.sending.look(now)
+            self._weigh(now)
         packets = [packet for subscription in self.subscriptions for packet in subscription.report(now)]
         if packets:
             self.transport.forwarder.send_rtcp(self.link.peer, rtcp.build(packets))

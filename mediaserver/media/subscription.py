@@ -14,6 +14,7 @@ from mediaserver.media.layer import Layer
 from mediaserver.media.layer_choice import LayerPolicy
 from mediaserver.media.publication import Publication
 from mediaserver.media.sdp import Codec, MediaOffer
+from mediaserver.media.sharing import PAYLOAD, SOUND_BPS, Picture
 from mediaserver.media.transport import Transport
 from recorder import rtcp
 
@@ -23,6 +24,9 @@ REPORT_NS = 5 * SECOND_NS
 """As often as libwebrtc reports on sound (RFC 3550 section 6.2): one that was lost is made good."""
 REST_NS = 2 * SECOND_NS + SECOND_NS // 4
 """News of the publisher waits so long after the last report, but for the first ``EARLY_REPORTS``."""
+BEARABLE = 0.7
+"""A layer that is more than the line bears by this share of it is not sent on while the keyframe of a smaller
+one is awaited."""
 STREAM_NAMES = ("main", "screen", "document")
 
 
@@ -67,9 +71,12 @@ class Subscription:
     policy: LayerPolicy = field(default_factory=LayerPolicy)
     began: Callable[[], None] = lambda: None
     """Called when the route begins to send."""
+    changed: Callable[[], None] = lambda: None
+    """Called when it carries something else, or other layers of it are wished."""
 
     def __post_init__(self) -> None:
         self._heard_ns = self._reported_ns = self._reports = 0
+        self._metered = (0, 0)
         if all(codec.rtx is None for codec in self.codecs):
             self.rtx_ssrc = None
 
@@ -99,7 +106,7 @@ class Subscription:
         layer = self._wanted(publication, time.monotonic_ns())
         if codec is None or layer.stream is None:
             return False
-        self.detach()
+        self._leave()
         forwarder = self.transport.forwarder
         if self.route is None:
             self.route = forwarder.add_route(
@@ -126,10 +133,16 @@ class Subscription:
         publication.subscribers.add(self)
         self.waiting = self.kind == "video"
         layer.want_keyframe()
+        self.changed()
         return True
 
     def detach(self) -> None:
         """Carry nothing any more; the m-line stays."""
+        if self.publication is not None:
+            self._leave()
+            self.changed()
+
+    def _leave(self) -> None:
         if self.publication is not None:
             self.publication.subscribers.discard(self)
             self.publication = self.layer = None
@@ -169,6 +182,7 @@ class Subscription:
         """Take the client's wishes; what is None in one counts as the highest."""
         self.policy.preferred, self.policy.maximum = wish.preferred, wish.maximum
         self.look(time.monotonic_ns())
+        self.changed()
 
     def set_target(self, bps: int | None) -> None:
         """Say what the line bears for this picture, bit/s; None: anything."""
@@ -184,11 +198,39 @@ class Subscription:
         forwarder = self.transport.forwarder
         if wanted is not self.layer and wanted.stream is not None:
             forwarder.switch(self.route, wanted.stream)
+            if self._too_heavy():
+                # What comes until the keyframe would only lengthen the queue before it.
+                forwarder.pause(self.route, True)
+                forwarder.pause(self.route, False)
             self.layer = wanted
             self.waiting = forwarder.route_stats(self.route).waiting
             self.transport.counters.layer_switches += 1
         if self.waiting and self.layer is not None:
             self.layer.want_keyframe()  # asked again until one comes
+
+    def _too_heavy(self) -> bool:
+        target = self.policy.target_bps
+        return target is not None and self.layer is not None and self.layer.meter.bps * BEARABLE > target
+
+    def picture(self, now: int) -> Picture | None:
+        """Return what is known of the layers to choose from; None if there is no choice."""
+        publication = self.publication
+        if publication is None or not publication.layered:
+            return None
+        layers = publication.layers
+        current = layers.index(self.layer) if self.layer in layers else None
+        return Picture(publication.layer_states(now), current, self.policy.limit)
+
+    def taken_bps(self, now: int) -> int:
+        """Return what a track without a choice takes of the line, bit/s; a picture since the last call."""
+        publication = self.publication
+        if publication is None or publication.muted or self.route is None:
+            return 0
+        if self.kind == "audio":
+            return SOUND_BPS
+        octets = self.transport.forwarder.route_stats(self.route).bytes
+        (before, since_ns), self._metered = self._metered, (octets, now)
+        return int((octets - before) * 8 * SECOND_NS / (now - since_ns) / PAYLOAD) if since_ns else 0
 
     def _wanted(self, publication: Publication, now: int) -> Layer:
         layers = publication.layers

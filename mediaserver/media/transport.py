@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from mediaserver.forwarder.interface import (
+    FeedbackTrouble,
     Forwarder,
     ForwarderError,
     Gap,
@@ -225,6 +226,9 @@ class Transport:
             case Switched():
                 if (subscriber := self._routes.get(event.route)) is not None:
                     subscriber.switched(event)
+            case FeedbackTrouble():
+                if (timed := self._timers.get(event.peer)) is not None:
+                    timed.trouble()
             case TapMoved():
                 if (owner := self._streams.get(event.stream)) is not None:
                     owner.tap_moved(event)

@@ -222,6 +222,7 @@ class ViewSession(SubscribeSession):
             allow_mixed=self._mixed,
             transport=self.transport,
             began=self.sending.begin,
+            changed=self.tracks_changed,
         )
         self.subscriptions.append(subscription)
         section = MediaAnswer(

@@ -354,11 +354,15 @@ static void call(const uint8_t *data, size_t size) {
       fwd_take_arrivals(f, peers[peer], numbers, times, 64);
       break;
     }
-    case 18: gso_fails = a[1] & 1; break;
+    case 18:
+      gso_fails = a[1] & 1;
+      fwd_set_measured(f, peers[a[2] % PEERS], !(a[3] & 1));
+      break;
     case 19: fwd_send_padding(f, routes[route], get16(a + 2) % 5000); break;
     case 20: {
       fwd_feedback_t feedback;
       fwd_group_t groups[MAX_GROUPS];
+      if (a[4] & 1) fwd_watch_feedback(f, peers[peer], get16(a + 5), a[7], &feedback);
       int taken = fwd_take_feedback(f, peers[peer], &feedback, groups, a[2] & 1 ? MAX_GROUPS : a[3]);
       insist(taken >= 0 && taken <= MAX_GROUPS && feedback.packets >= 0 && feedback.bytes >= 0, "feedback is counted");
       for (int i = 0; i < taken; i++)

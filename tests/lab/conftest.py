@@ -16,7 +16,7 @@ from tests.media.pictures import CUSTOMER
 
 if "LAB" not in os.environ:
     # `make lab` runs these, minutes long; the decisions of test_impairment.py belong to every run.
-    collect_ignore = ["test_link.py", "test_load.py", "test_scenarios.py"]
+    collect_ignore = ["test_layers.py", "test_link.py", "test_load.py", "test_scenarios.py"]
 
 
 @pytest.fixture(scope="session")

@@ -152,29 +152,6 @@ async def test_publisher_rate(lab: Laboratory, tmp_path: Path, devices: Devices,
         await made.end()
 
 
-@pytest.mark.whole
-async def test_subscriber_rate(lab: Laboratory, tmp_path: Path, devices: Devices, table: Table) -> None:
-    name = "subscriber 2 Mbit/s, 300 kbit/s, back"
-    async with call(lab, tmp_path, devices) as made:
-        line = made.desk.line
-        line.set(down={"rate_bps": 2_000_000, "delay_ms": 20, "queue_bytes": 64_000})
-        await asyncio.sleep(5)
-        began_s = time.time()
-        line.set(down={"rate_bps": 300_000})
-        line.reset()
-        await asyncio.sleep(20)
-        narrow = line.statistics()["down"]
-        line.set(down={"rate_bps": 2_000_000})
-        await asyncio.sleep(10)
-        shown = await made.shown_s()
-        details = {"queue_ms": narrow["queue_ms"], "dropped": narrow["dropped"]["queue"]}
-        pause_s = longest_pause_s(shown, began_s, began_s + 20)
-        table.add(name, "longest pause", pause_s, "s", at_most=1, **details)
-        assert [at for at in shown if at > began_s + 20], "no picture came when the line was wide again"
-        missing = missing_packets(await made.end())
-    assert missing["video"][0] == 0, "a viewer's line is none of the recording's affair"
-
-
 @pytest.mark.parametrize("page", [pytest.param(False, marks=pytest.mark.whole), True])
 async def test_cut_of_ten_seconds(
     lab: Laboratory, tmp_path: Path, devices: Devices, table: Table, page: bool

@@ -1,7 +1,8 @@
 """A subscriber's line for the tests of the bandwidth estimator: simulated, seeded, in virtual time.
 
-A sender that obeys the estimator, the Python forwarder's send log, a link with rate, queue, delay, jitter and
-loss that may carry other traffic, and a receiver that makes transport-cc feedback as libwebrtc does.
+A sender that obeys the estimate, with the real shell and the Python forwarder's send log, a link with rate,
+queue, delay, jitter and loss that may carry other traffic, and a receiver that makes transport-cc feedback as
+libwebrtc does.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from typing import cast
 
+from mediaserver.forwarder import Forwarder, SendFeedback
 from mediaserver.forwarder.sent import SendLog
-from mediaserver.media.bandwidth.estimator import Estimator
-from mediaserver.media.bandwidth.probe import TICK_NS
+from mediaserver.media.bandwidth import Estimator, Sending
 from recorder.rtcp_transport import TransportFeedback
 
 MS = 1_000_000
@@ -67,7 +69,6 @@ class Flow:
     """Rates of simulcast layers; empty: the sender follows the estimate exactly."""
     feedback_ns: int = 100 * MS
     clock_offset_ns: int = 123_456_789_000
-    estimator: Estimator = field(default_factory=Estimator)
     wants: bool = True
     samples: list[tuple[float, float, float, float]] = field(default_factory=list)
     """Every 100 ms: s, target bit/s, rate arriving bit/s, queue in ms."""
@@ -75,14 +76,56 @@ class Flow:
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
         self._log = SendLog()
+        self.updates = 0
+        """How often the timer ran."""
+        self._wake_ns = 0
+        self.sending = Sending(
+            cast(Forwarder, self),  # all that it calls of one is here
+            1,
+            numbered=True,
+            padded=lambda: 1,
+            routes=lambda: [1],
+            wake=self._wake,
+        )
         self._number = self._bytes = 0
         self._arrivals: list[tuple[int, int]] = []
         self._flying: list[tuple[int, int, int]] = []
         self._feedbacks: list[tuple[int, int, bytes]] = []
         self._order = count()
-        self._frame_ns = self._sound_ns = self._tick_ns = self._update_ns = 0
+        self._frame_ns = self._sound_ns = self._sample_ns = self._now = 0
         self._reported_ns = self._received = self._told = 0
         self.padding = 0
+        self.sending.start()
+
+    @property
+    def estimator(self) -> Estimator:
+        """Return the estimator under test."""
+        return self.sending.estimator
+
+    # --- as a forwarder
+
+    def set_measured(self, peer: int, measured: bool) -> None:
+        """Do nothing: whoever is simulated is measured."""
+
+    def take_feedback(self, peer: int) -> SendFeedback:
+        """Take what feedback has told."""
+        return self._log.take(self._number, self._bytes)
+
+    def watch_feedback(self, peer: int, way_ns: int, lost: int) -> SendFeedback:
+        """Take the totals and watch."""
+        return self._log.take(self._number, self._bytes, (way_ns, lost))
+
+    def send_padding(self, route: int, size: int) -> int:
+        """Fill the line."""
+        for _ in range(0, size, 1200):
+            self._send(1200, self._now)
+            self.padding += 1200
+        return size
+
+    # --- the flow
+
+    def _wake(self) -> None:
+        self._wake_ns = self._now
 
     def media_bps(self) -> float:
         """What is sent at the present estimate."""
@@ -91,8 +134,13 @@ class Flow:
             return allowed
         return max((rate for rate in self.steps if rate <= allowed), default=min(self.steps))
 
+    def wanted_bps(self) -> int:
+        """What would be sent if it fitted."""
+        return int(self.max_bps) if self.wants else 0
+
     def run(self, now: int) -> None:
         """Do what is due."""
+        self._now = now
         if now >= self._frame_ns:
             self._frame_ns += 33_333_333
             size = max(self.media_bps() - 40_000, 10_000) / 30 / 8 * self._rng.uniform(0.8, 1.2)
@@ -102,13 +150,6 @@ class Flow:
         if now >= self._sound_ns:
             self._sound_ns += 20 * MS
             self._send(120, now)
-        if now >= self._tick_ns:
-            self._tick_ns += TICK_NS
-            left = self.estimator.padding(self._bytes, now)
-            while left > 0:
-                self._send(1200, now)
-                self.padding += 1200
-                left -= 1200
         while self._flying and self._flying[0][0] <= now:
             arrival, number, size = heapq.heappop(self._flying)
             self._arrivals.append((number, arrival + self.clock_offset_ns))
@@ -118,11 +159,15 @@ class Flow:
             self._report(now)
         while self._feedbacks and self._feedbacks[0][0] <= now:
             _, _, data = heapq.heappop(self._feedbacks)
-            self._log.told(data, 0, len(data), self._number, now)
-        if now >= self._update_ns:
-            self._update_ns = now + 100 * MS
-            self.estimator.wanted_bps = int(self.max_bps) if self.wants else 0
-            target = self.estimator.update(self._log.take(self._number, self._bytes), now)
+            if self._log.told(data, 0, len(data), self._number, now):
+                self.sending.trouble()
+        if now >= self._wake_ns:
+            self.sending.wanted_bps = self.wanted_bps()
+            self.updates += 1
+            self._wake_ns = self.sending.handle_timer(now) or 1 << 62
+        if now >= self._sample_ns:
+            self._sample_ns = now + 100 * MS
+            target = self.sending.target_bps
             self.samples.append((now / SECOND_NS, target, self._received * 80, self.link.queue_ms(now)))
             self._received = 0
 
@@ -146,7 +191,8 @@ class Flow:
             heapq.heappush(self._feedbacks, (due, next(self._order), made.build()))
 
     def _send(self, size: int, now: int) -> None:
-        self._log.note(self._number, now, size)
+        if self._log.note(self._number, now, size):
+            self.sending.trouble()
         self._bytes += size
         arrival = self.link.carry(size, now)
         if arrival is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import Page
 
 from mediaserver.forwarder import TRANSPORT_CC
 from mediaserver.media.bandwidth import Sending
@@ -43,6 +44,7 @@ class Call:
             routes=lambda: [self.route],
             wake=self._wake,
         )
+        self.sending.start()
 
     def _wake(self) -> None:
         self.woken += 1
@@ -77,7 +79,6 @@ def test_a_probe_pads_the_line_and_raises_the_estimate(kind: str) -> None:
         call.sending.on_change = told.append
         assert call.sending.available_bps is None
         assert call.sending.target_bps == START_BPS
-        call.sending.begin()
         assert call.woken == 1
         call.sending.wanted_bps = 3_000_000
         deadline = time.monotonic() + 20
@@ -98,7 +99,6 @@ def test_the_timer_rests_when_nothing_is_sent_and_wakes_again() -> None:
     world = World("native")
     try:
         call = Call(world)
-        call.sending.begin()
         call.step()
         begun = time.monotonic_ns()
         assert call.sending.handle_timer(begun) is not None
@@ -119,7 +119,6 @@ def test_a_client_without_rtx_is_not_probed() -> None:
         call = Call(world)
         call.sending._padded = lambda: None
         call.sending.wanted_bps = 3_000_000
-        call.sending.begin()
         for _ in range(60):
             call.step()
             time.sleep(0.005)
@@ -143,22 +142,23 @@ async def wait_estimate(server: Worker, identity: str) -> int:
     return bps
 
 
-async def test_aiortc_tells_by_remb(tmp_path: Path) -> None:
-    async with worker(tmp_path) as server:
-        await server.call("room.open", room="r")
-        customer, _ = await publish(server, "r", "customer")
-        viewer = Viewer()
-        await connect(server, viewer.peer, "whep", room="r", identity="agent", target="customer")
-        await viewer.wait_frames("video1", 10)
-        bps = await wait_estimate(server, "agent")
-        assert bps > 0
-        stats = await server.call("stats")
-        assert stats["bandwidth_estimates"] == 1
-        assert stats["available_bps"] > 0
-        await viewer.close()
-        await customer.close()
-
-
+PUBLISH = """async () => {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [640, 360];
+  const pen = canvas.getContext("2d");
+  let count = 0;
+  setInterval(() => {
+    pen.fillStyle = `hsl(${(count += 7) % 360} 70% 60%)`;
+    pen.fillRect((count * 3) % 600, 0, 40, 360);
+  }, 66);
+  window.pc = new RTCPeerConnection({bundlePolicy: "max-bundle"});
+  pc.addTransceiver(canvas.captureStream(15).getVideoTracks()[0], {
+    direction: "sendonly",
+    sendEncodings: [{rid: "h", scaleResolutionDownBy: 2, maxBitrate: 150000}, {rid: "f", maxBitrate: 400000}],
+  });
+  await pc.setLocalDescription(await pc.createOffer());
+  return pc.localDescription.sdp;
+}"""
 SUBSCRIBE = """async () => {
   window.pc = new RTCPeerConnection({bundlePolicy: "max-bundle"});
   pc.addTransceiver("audio", {direction: "recvonly"});
@@ -174,22 +174,57 @@ DECODED = """async () => {
 }"""
 
 
-async def test_chromium_tells_by_transport_cc(tmp_path: Path) -> None:
+async def subscribe(server: Worker, page: Page, target: str) -> str:
+    """Let a page receive a participant; returns the answer once 10 pictures were decoded."""
+    reply = await server.call(
+        "whep", room="r", identity="agent", target=target, sdp=await page.evaluate(SUBSCRIBE)
+    )
+    await page.evaluate(ANSWER, reply["sdp"])
+    async with asyncio.timeout(20):
+        while await page.evaluate(DECODED) < 10:
+            await asyncio.sleep(0.1)
+    return str(reply["sdp"])
+
+
+async def test_clients_tell_while_there_are_layers_to_choose_from(tmp_path: Path) -> None:
+    """Chromium by transport-cc, aiortc by REMB; both only until the last layered track has gone."""
     async with worker(tmp_path) as server, chromium() as browser:
         await server.call("room.open", room="r")
-        customer, _ = await publish(server, "r", "customer")
-        page = await browser.new_page()
-        offer = await page.evaluate(SUBSCRIBE)
-        reply = await server.call("whep", room="r", identity="agent", target="customer", sdp=offer)
-        assert "transport-cc" in reply["sdp"]
-        assert "goog-remb" not in reply["sdp"]
-        await page.evaluate(ANSWER, reply["sdp"])
-        async with asyncio.timeout(20):
-            while await page.evaluate(DECODED) < 10:
-                await asyncio.sleep(0.1)
-        assert await wait_estimate(server, "agent") > 0
+        sender, watcher = await browser.new_page(), await browser.new_page()
+        who = {"identity": "customer", "role": "customer", "seat": "customer#1", "name": "Wang"}
+        offer = await sender.evaluate(PUBLISH)
+        published = await server.call("whip", room="r", source="camera", sdp=offer, **who)
+        await sender.evaluate(ANSWER, published["sdp"])
+        answered = await subscribe(server, watcher, "customer")
+        assert "transport-cc" in answered
+        assert "goog-remb" not in answered
+        viewer = Viewer()
+        await connect(server, viewer.peer, "whep", room="r", identity="expert", target="customer")
+        await viewer.wait_frames("video1", 10)
+        assert await wait_estimate(server, "expert") > 0
+        await wait_estimate(server, "agent")
+        stats = await server.call("stats")
+        assert stats["bandwidth_estimates"] == 2
+        assert stats["available_bps"] > 0
         await asyncio.sleep(3)
         bps = await wait_estimate(server, "agent")
         print(f"Chromium on loopback: {bps} bit/s")
         assert bps >= START_BPS * 0.5, "an empty line is not taken for a full one"
+        customer, _ = await publish(server, "r", "customer")  # in one size, instead of the layers
+        await viewer.wait_frames("video1", 60)
+        assert estimate(await server.call("hello"), "agent") is None
+        assert (await server.call("stats"))["bandwidth_estimates"] == 0
+        await viewer.close()
+        await customer.close()
+
+
+async def test_where_there_is_nothing_to_choose_nothing_is_measured(tmp_path: Path) -> None:
+    async with worker(tmp_path) as server, chromium() as browser:
+        await server.call("room.open", room="r")
+        customer, _ = await publish(server, "r", "customer")
+        page = await browser.new_page()
+        await subscribe(server, page, "customer")
+        await asyncio.sleep(2)
+        assert estimate(await server.call("hello"), "agent") is None
+        assert (await server.call("stats"))["bandwidth_estimates"] == 0
         await customer.close()

@@ -36,6 +36,7 @@ int64_t fwd_add_peer(forwarder_t *f) {
     if (peer && map_put(&f->peers, (uint64_t)f->next_number + 1, peer)) {
       result = peer->number = ++f->next_number;
       peer->first_queued = peer->last_queued = -1;
+      peer->measured = true;
       peer->log.highest = peer->log.next = -1;
       peer->log.sender_ssrc = 1;
     } else {

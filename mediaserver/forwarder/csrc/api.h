@@ -32,7 +32,7 @@ enum {
 };
 
 enum { FWD_EVENT_RAW = 1, FWD_EVENT_RTCP, FWD_EVENT_NEW_SSRC, FWD_EVENT_KEYFRAME, FWD_EVENT_GAP,
-       FWD_EVENT_SWITCHED, FWD_EVENT_TAP_DROPPED, FWD_EVENT_TAP_MOVED };
+       FWD_EVENT_SWITCHED, FWD_EVENT_TAP_DROPPED, FWD_EVENT_TAP_MOVED, FWD_EVENT_FEEDBACK };
 
 typedef struct forwarder forwarder_t;
 
@@ -111,7 +111,7 @@ typedef struct {
 /* What a subscriber's transport-cc feedback told since the last take, totals of what was sent to it, and the burst that
  * may still grow (no packets: none). */
 typedef struct {
-  int64_t sent, bytes_sent, told_ns, packets, bytes, lost, lost_bytes, dropped;
+  int64_t sent, bytes_sent, told_ns, packets, bytes, lost, lost_bytes, dropped, shortest_ns;
   fwd_group_t open;
 } fwd_feedback_t;
 
@@ -153,7 +153,10 @@ int fwd_send_rtcp(forwarder_t *f, int64_t peer, const uint8_t *data, int32_t siz
 int fwd_send_raw(forwarder_t *f, const uint8_t *name, int32_t name_length, int32_t socket, const uint8_t *data,
                  int32_t size);
 int fwd_set_feedback(forwarder_t *f, int64_t peer, int32_t interval_ms, uint32_t sender_ssrc);
-/* Write up to `room` groups, oldest first; what is left over is thrown away. */
+int fwd_set_measured(forwarder_t *f, int64_t peer, int32_t measured);
+/* Take the totals, leave the groups, and raise FWD_EVENT_FEEDBACK once there is trouble. */
+int fwd_watch_feedback(forwarder_t *f, int64_t peer, int64_t way_ns, int64_t lost, fwd_feedback_t *feedback);
+/* End the watch. Write up to `room` groups, oldest first; what is left over is thrown away. */
 int fwd_take_feedback(forwarder_t *f, int64_t peer, fwd_feedback_t *feedback, fwd_group_t *groups, int32_t room);
 /* Return the bytes sent; at most 64 packets at once. */
 int fwd_send_padding(forwarder_t *f, int64_t route, int32_t bytes);

@@ -116,7 +116,8 @@ struct sent_log {
   fwd_group_t *groups, open;
   uint32_t group_count, group_room;
   int64_t reference; /* of the last feedback, in 64 ms, unrolled */
-  bool referenced;
+  bool referenced, watched;
+  int64_t way_limit_ns, lost_limit; /* if watched: what is told at once */
   fwd_feedback_t totals;
 };
 
@@ -129,6 +130,7 @@ struct peer {
   void *rx, *tx; /* libsrtp sessions */
   struct gcm rx_gcm, tx_gcm;
   bool keyed, keyed_before, addressed, gso;
+  bool measured; /* what is sent carries numbers and sending times */
   struct name destination;
   struct name addresses[MAX_ADDRESSES];
   uint8_t address_count;
@@ -179,7 +181,7 @@ struct epoch {
 };
 
 /* What a plain resending must repeat bit by bit: one nonce must never protect two different packets. */
-struct sent { uint32_t extended, received, epoch, seconds, resent_ms; uint16_t number; bool used; };
+struct sent { uint32_t extended, received, epoch, seconds, resent_ms; uint16_t number; bool used, measured; };
 
 struct route {
   int64_t number;
@@ -292,9 +294,9 @@ uint32_t log_build(struct log *log, uint8_t *out);
 void feedback_read(const uint8_t *data, uint32_t length, int64_t *reported, int64_t *lost);
 
 /* sent.c */
-void sent_note(struct peer *peer, int64_t number, int64_t at_ns, int size);
+void sent_note(forwarder_t *f, struct peer *peer, int64_t number, int64_t at_ns, int size);
 /* Read one transport-cc feedback of the peer, whose length is checked. */
-void sent_told(struct peer *peer, const uint8_t *data, uint32_t length, int64_t told_ns);
+void sent_told(forwarder_t *f, struct peer *peer, const uint8_t *data, uint32_t length, int64_t told_ns);
 void sent_free(struct sent_log *log);
 
 /* outbox.c */

@@ -51,7 +51,7 @@ static int emit(forwarder_t *f, struct peer *peer, uint64_t index, uint32_t leng
   }
   peer->stats.packets_sent++;
   peer->stats.bytes_sent += sealed;
-  if (peer->number_sent != number) sent_note(peer, number, f->now_ns, sealed);
+  if (peer->number_sent != number) sent_note(f, peer, number, f->now_ns, sealed);
   sender_queue(f, peer, (uint32_t)sealed);
   return sealed;
 }
@@ -386,7 +386,7 @@ static void receive_rtcp(forwarder_t *f, struct peer *peer, uint8_t *data, int l
         deliver = urgent = true;
     } else if (type == TRANSPORT_FEEDBACK && format == TRANSPORT_CC) {
       feedback_read(packet, step, &peer->stats.transport_cc_reported, &peer->stats.transport_cc_lost);
-      sent_told(peer, packet, step, arrival_ns);
+      sent_told(f, peer, packet, step, arrival_ns);
     } else {
       if (type == RECEIVER_REPORT) note_reports(peer, packet, step, arrival_ns);
       deliver |= type != RECEIVER_REPORT && type != DESCRIPTION;

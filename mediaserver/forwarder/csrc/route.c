@@ -71,7 +71,7 @@ static uint8_t *put_element(uint8_t *at, bool two_byte, int id, const uint8_t *v
 
 /* Write the header extension at `out`; return its length, 0 if there is none. */
 static uint32_t put_extension(const struct route *route, const struct epoch *epoch, const struct rtp *rtp, uint8_t *out,
-                              uint16_t number, uint32_t seconds) {
+                              uint16_t number, uint32_t seconds, bool measured) {
   bool two_byte = route->two_byte;
   if (route->allow_mixed && rtp->two_byte)
     for (int i = 0; i < rtp->element_count; i++)
@@ -79,12 +79,12 @@ static uint32_t put_extension(const struct route *route, const struct epoch *epo
         two_byte = true;
   uint8_t *at = out + 4, value[3];
   if (route->mid_id) at = put_element(at, two_byte, route->mid_id, route->mid, route->mid_length);
-  if (route->abs_id) {
+  if (route->abs_id && measured) {
     value[0] = (uint8_t)(seconds >> 16);
     put16(value + 1, seconds);
     at = put_element(at, two_byte, route->abs_id, value, 3);
   }
-  if (route->transport_cc_id) {
+  if (route->transport_cc_id && measured) {
     put16(value, number);
     at = put_element(at, two_byte, route->transport_cc_id, value, 2);
   }
@@ -100,7 +100,7 @@ static uint32_t put_extension(const struct route *route, const struct epoch *epo
   return 4 + length;
 }
 
-struct outgoing { uint32_t ssrc; uint8_t payload_type; uint16_t sequence, number; uint32_t seconds; int32_t original; };
+struct outgoing { uint32_t ssrc; uint8_t payload_type; uint16_t sequence, number; uint32_t seconds; int32_t original; bool measured; };
 
 /* Rewrite a packet, plain or as RTX of the number `original` (-1: plain). A packet grows by at most 45 bytes of
  * extensions, 2 for each of MAX_ELEMENTS that gets a two-byte header, and 2 of RTX: it fits SLOT_BYTES with its tag. */
@@ -112,7 +112,7 @@ static uint32_t build(struct route *route, const struct epoch *epoch, const stru
   put32(out + 8, to.ssrc);
   uint32_t at = rtp->csrcs_end;
   memcpy(out + 12, data + 12, at - 12);
-  uint32_t extension = put_extension(route, epoch, rtp, out + at, to.number, to.seconds);
+  uint32_t extension = put_extension(route, epoch, rtp, out + at, to.number, to.seconds, to.measured);
   out[0] = (uint8_t)(0x80 | (data[0] & 0x2f) | (extension ? 0x10 : 0));
   out[1] = rtp->marker | to.payload_type;
   at += extension;
@@ -143,7 +143,7 @@ static uint32_t build(struct route *route, const struct epoch *epoch, const stru
 }
 
 static uint16_t next_number(const struct route *route) {
-  return route->transport_cc_id ? (uint16_t)route->peer->number_sent++ : 0;
+  return route->transport_cc_id && route->peer->measured ? (uint16_t)route->peer->number_sent++ : 0;
 }
 
 uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, uint64_t *index) {
@@ -157,12 +157,14 @@ uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp,
                         .sequence = (uint16_t)extended,
                         .number = next_number(route),
                         .seconds = f->seconds,
-                        .original = -1};
+                        .original = -1,
+                        .measured = route->peer->measured};
   route->sent[extended & (SENT_RING - 1)] = (struct sent){.extended = (uint32_t)extended,
                                                            .received = (uint32_t)rtp->extended,
                                                            .epoch = route->epoch_count - 1,
                                                            .seconds = f->seconds,
                                                            .number = to.number,
+                                                           .measured = to.measured,
                                                            .used = true};
   bool newest = extended > route->last;
   if (newest) {
@@ -198,7 +200,8 @@ static struct outgoing next_rtx(forwarder_t *f, struct route *route, uint8_t pay
                            .payload_type = payload_type,
                            .sequence = (uint16_t)extended,
                            .number = next_number(route),
-                           .seconds = f->seconds};
+                           .seconds = f->seconds,
+                           .measured = route->peer->measured};
 }
 
 uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, uint64_t *index) {
@@ -226,7 +229,8 @@ uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uin
                           .sequence = sequence,
                           .number = sent->number,
                           .seconds = sent->seconds,
-                          .original = -1};
+                          .original = -1,
+                          .measured = sent->measured};
     return build(route, epoch, &rtp, out, to, false);
   }
   struct outgoing to = next_rtx(f, route, (uint8_t)epoch->rtx_payload_type, index);
@@ -251,7 +255,8 @@ uint32_t route_padding(forwarder_t *f, struct route *route, int64_t *at, uint8_t
   const struct epoch *epoch = current(route);
   struct outgoing to = next_rtx(f, route, (uint8_t)epoch->rtx_payload_type, index);
   const struct rtp nothing = {0};
-  uint32_t extension = put_extension(route, epoch, &nothing, out + 12, to.number, to.seconds), end = 12 + extension + 255;
+  uint32_t extension = put_extension(route, epoch, &nothing, out + 12, to.number, to.seconds, to.measured);
+  uint32_t end = 12 + extension + 255;
   out[0] = (uint8_t)(0xa0 | (extension ? 0x10 : 0));
   out[1] = to.payload_type;
   put16(out + 2, to.sequence);

@@ -1,12 +1,21 @@
 /* What was sent to a peer under transport-cc numbers, and what its feedback says of it; the twin of sent.py. */
 #include "internal.h"
 
-enum { TICK_NS = 250000, UNUSED = 0, SENT, LOST, RECEIVED };
+enum { TICK_NS = 250000, DROPPED_GROUPS = 64, UNUSED = 0, SENT, LOST, RECEIVED };
 #define BURST_NS 5000000ll
 #define MAX_BURST_NS 100000000ll
+#define WATCH_SILENCE_NS 500000000ll
 
-void sent_note(struct peer *peer, int64_t number, int64_t at_ns, int size) {
+/* What is watched for has come: say so, once. */
+static void trouble(forwarder_t *f, struct peer *peer, int64_t at_ns) {
+  peer->sent_log.watched = false;
+  fwd_event_t event = {.kind = FWD_EVENT_FEEDBACK, .number = peer->number, .at_ns = at_ns};
+  outbox_event(f, &event);
+}
+
+void sent_note(forwarder_t *f, struct peer *peer, int64_t number, int64_t at_ns, int size) {
   struct sent_log *log = &peer->sent_log;
+  if (log->watched && at_ns - log->totals.told_ns > WATCH_SILENCE_NS) trouble(f, peer, at_ns);
   if (!log->entries && !(log->entries = calloc(SENT_LOG, sizeof *log->entries))) return;
   log->entries[number & (SENT_LOG - 1)] =
       (struct logged){.sent_ns = at_ns, .extended = (uint32_t)number, .size = (uint16_t)size, .state = SENT};
@@ -27,9 +36,10 @@ static void lost(struct sent_log *log, int64_t number) {
 }
 
 static void close_group(struct sent_log *log) {
-  if (log->group_count == MAX_GROUPS) {
-    log->totals.dropped++;
-    return;
+  if (log->group_count == MAX_GROUPS) { /* the newest say most of the line */
+    log->totals.dropped += DROPPED_GROUPS;
+    log->group_count -= DROPPED_GROUPS;
+    memmove(log->groups, log->groups + DROPPED_GROUPS, log->group_count * sizeof *log->groups);
   }
   if (log->group_count == log->group_room) {
     uint32_t room = log->group_room ? 2 * log->group_room : 16;
@@ -44,7 +54,13 @@ static void close_group(struct sent_log *log) {
   log->groups[log->group_count++] = log->open;
 }
 
-static void received(struct sent_log *log, int64_t number, int64_t arrival_ns, int64_t told_ns) {
+/* Note how long a packet was under way, of clocks apart. */
+static void note_way(struct sent_log *log, int64_t way_ns, bool *far) {
+  if (!log->totals.packets || way_ns < log->totals.shortest_ns) log->totals.shortest_ns = way_ns;
+  if (way_ns > log->way_limit_ns) *far = true;
+}
+
+static void received(struct sent_log *log, int64_t number, int64_t arrival_ns, int64_t told_ns, bool *far) {
   struct logged *entry = find(log, number);
   if (!entry || entry->state == RECEIVED) return;
   if (entry->state == LOST) {
@@ -52,6 +68,7 @@ static void received(struct sent_log *log, int64_t number, int64_t arrival_ns, i
     log->totals.lost_bytes -= entry->size;
   }
   entry->state = RECEIVED;
+  note_way(log, arrival_ns - entry->sent_ns, far);
   log->totals.packets++;
   log->totals.bytes += entry->size;
   fwd_group_t *open = &log->open;
@@ -89,9 +106,10 @@ static uint32_t symbol_at(uint32_t chunk, uint32_t at) {
 }
 
 /* Work is bounded by the bytes and the log, not by the 65,535 packets that a feedback may claim to speak of. */
-void sent_told(struct peer *peer, const uint8_t *data, uint32_t length, int64_t told_ns) {
+static bool tell(struct peer *peer, const uint8_t *data, uint32_t length, int64_t told_ns) {
   struct sent_log *log = &peer->sent_log;
-  if (length < 20 || !log->entries) return;
+  bool far = false;
+  if (length < 20 || !log->entries) return false;
   uint32_t count = get16(data + 14), deltas = 20;
   for (uint32_t told = 0; told < count && deltas + 2 <= length; deltas += 2) told += symbols_in(get16(data + deltas));
   log->totals.told_ns = told_ns;
@@ -118,17 +136,54 @@ void sent_told(struct peer *peer, const uint8_t *data, uint32_t length, int64_t 
         lost(log, number);
         continue;
       }
-      if (symbol == 3 || deltas + symbol > length) return; /* what follows has no times */
+      if (symbol == 3 || deltas + symbol > length) return far; /* what follows has no times */
       ticks += symbol == 1 ? data[deltas] : (int16_t)get16(data + deltas);
       deltas += symbol;
-      received(log, number, ticks * TICK_NS, told_ns);
+      received(log, number, ticks * TICK_NS, told_ns, &far);
     }
   }
+  return far;
+}
+
+void sent_told(forwarder_t *f, struct peer *peer, const uint8_t *data, uint32_t length, int64_t told_ns) {
+  struct sent_log *log = &peer->sent_log;
+  bool far = tell(peer, data, length, told_ns);
+  if (log->watched && (far || log->totals.lost >= log->lost_limit)) trouble(f, peer, told_ns);
 }
 
 void sent_free(struct sent_log *log) {
   free(log->entries);
   free(log->groups);
+}
+
+static void take_totals(struct peer *peer, fwd_feedback_t *feedback) {
+  struct sent_log *log = &peer->sent_log;
+  *feedback = log->totals;
+  feedback->sent = peer->number_sent;
+  feedback->bytes_sent = peer->stats.bytes_sent;
+  feedback->open = log->open;
+  log->totals = (fwd_feedback_t){.told_ns = log->totals.told_ns};
+}
+
+int fwd_watch_feedback(forwarder_t *f, int64_t number, int64_t way_ns, int64_t lost, fwd_feedback_t *feedback) {
+  forwarder_enter(f);
+  struct peer *peer = number > 0 ? map_get(&f->peers, (uint64_t)number) : NULL;
+  if (peer) {
+    peer->sent_log.watched = true;
+    peer->sent_log.way_limit_ns = way_ns;
+    peer->sent_log.lost_limit = lost;
+    take_totals(peer, feedback);
+  }
+  forwarder_leave(f);
+  return peer ? FWD_OK : FWD_NO_PEER;
+}
+
+int fwd_set_measured(forwarder_t *f, int64_t number, int32_t measured) {
+  forwarder_enter(f);
+  struct peer *peer = number > 0 ? map_get(&f->peers, (uint64_t)number) : NULL;
+  if (peer) peer->measured = measured != 0;
+  forwarder_leave(f);
+  return peer ? FWD_OK : FWD_NO_PEER;
 }
 
 int fwd_take_feedback(forwarder_t *f, int64_t number, fwd_feedback_t *feedback, fwd_group_t *groups, int32_t room) {
@@ -140,11 +195,8 @@ int fwd_take_feedback(forwarder_t *f, int64_t number, fwd_feedback_t *feedback, 
     count = (int)log->group_count < room ? (int)log->group_count : room;
     if (count) memcpy(groups, log->groups, (size_t)count * sizeof *groups);
     log->group_count = 0;
-    *feedback = log->totals;
-    feedback->sent = peer->number_sent;
-    feedback->bytes_sent = peer->stats.bytes_sent;
-    feedback->open = log->open;
-    log->totals = (fwd_feedback_t){.told_ns = log->totals.told_ns};
+    log->watched = false;
+    take_totals(peer, feedback);
   }
   forwarder_leave(f);
   return count;

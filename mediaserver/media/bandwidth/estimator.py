@@ -12,6 +12,7 @@ from collections import deque
 from typing import Final
 
 from mediaserver.forwarder.counters import SendFeedback, SendGroup
+from mediaserver.forwarder.sent import BURST_NS
 from mediaserver.media.bandwidth.aimd import BETA, RateControl
 from mediaserver.media.bandwidth.loss import LOW, LossControl
 from mediaserver.media.bandwidth.probe import FACTOR, Prober
@@ -37,8 +38,15 @@ _NO_QUEUE_MS: Final = 15.0
 _SHORT_QUEUE_MS: Final = 40.0
 _LONG_QUEUE_MS: Final = 150.0
 """While a queue is longer, the rate does not rise."""
+_RISING_MS: Final = 60.0
+_RISE_MS: Final = 30.0
+_RISES: Final = 2
+"""A queue above the first that grew by the second in so many feedbacks in a row is that of a line that fell:
+too few packets come through it for the trend to see it soon, and each 0.1 s costs half a second of queue."""
 _FULL_QUEUE_MS: Final = 300.0
 """While it is longer, less than what arrives is sent, so that it is gone in a second or two."""
+_CLEAR_QUEUE_MS: Final = 80.0
+"""A probe is not put on top of a longer one."""
 _DRAIN_SHARE: Final = 0.3
 _PATIENCE_NS: Final = 3 * SECOND_NS
 """A queue that does not shrink for so long is a longer way (a handover) or others' queue, and is got used
@@ -54,12 +62,19 @@ _RTT_S: Final = 0.2
 _REMB_NS: Final = 5 * SECOND_NS
 """An older REMB does not hold any more; libwebrtc sends one at least every second."""
 _ROOM: Final = 1.05
+_GROWN: Final = 1.25
+_FRESH_NS: Final = 250 * MS
+"""Bursts that were told of longer ago say nothing of now: there are such when the line has been at rest."""
+_FEW_LOST: Final = 5
 
 
 class Estimator:
     """See the module's text."""
 
-    def __init__(self, start_bps: int = START_BPS) -> None:
+    def __init__(self, start_bps: int = START_BPS, told_ns: int = 0) -> None:
+        """``told_ns``: feedback up to then is not about it."""
+        self.has_feedback = False
+        """Whether the client sends transport-cc feedback."""
         self.target_bps = start_bps
         """What may be sent now, all streams and retransmissions together, bit/s."""
         self.wanted_bps = 0
@@ -78,13 +93,19 @@ class Estimator:
         self._base_ns = 0
         self._drained_ns = 0
         self._newest_sent_ns = 0
+        self._before = (0.0, 0)
+        """Queue (ms) and newest packet of the feedback before."""
+        self._rises = 0
         self._long_ms = 0.0
         self._long_ns = 0
         """Since when the queue is long, and how long it was then."""
         self._sent = 0
         self._quiet_since_ns = 0
         self._silent = False
-        self._told_ns = 0
+        self.lost_limit = _FEW_LOST
+        """Packets that may be lost between two ``rest`` without anybody being told at once."""
+        self._told_ns = told_ns
+        self._taken_ns = 0
         self._remb_bps = 0
         self._remb_ns = 0
         self._usage = Usage.NORMAL
@@ -106,9 +127,9 @@ class Estimator:
         )
 
     @property
-    def has_feedback(self) -> bool:
-        """Tell whether the client sends transport-cc feedback."""
-        return self._told_ns != 0
+    def way_limit_ns(self) -> int:
+        """Return how long a packet may be under way (clocks apart) while the line rests."""
+        return min(self._base) + int(_SHORT_QUEUE_MS * MS)
 
     def acked_bps(self, last: SendGroup | None, window_ns: int = _ACKED_NS) -> float | None:
         """Return the rate that arrives, bit/s; ``last`` is the burst still open. ``None`` while too little is
@@ -132,23 +153,32 @@ class Estimator:
     def update(self, feedback: SendFeedback, now: int) -> int:
         """Take what the feedback has told since the last call; returns ``target_bps``. Call it every 50 to
         200 ms while something is sent."""
-        over = self._take_groups(feedback.groups, now)
-        sending = feedback.sent != self._sent
-        self._sent = feedback.sent
-        if feedback.told_ns != self._told_ns:
-            if self._silent:
-                self._silent = False
-                self.prober.hurry(now)
-            self._told_ns = feedback.told_ns
-            self._quiet_since_ns = now
+        over = self._take_groups(feedback, now)
+        if self._hears(feedback, now):
             self._control(feedback, over, now)
-        elif self._told_ns and sending and now - self._quiet_since_ns >= _SILENCE_NS:
-            self._quiet_since_ns = now
-            self._silent = True
-            self._delay.bps = max(self._delay.bps / 2, FLOOR_BPS)
-        elif not sending:
-            self._quiet_since_ns = now
+        self._taken_ns = now
         self._probe(feedback, now)
+        return self._settle(now)
+
+    def rest(self, feedback: SendFeedback, now: int) -> int:
+        """Take the totals of a calm line, whose bursts nobody looked at; returns ``target_bps``.
+
+        Call it once a second, and ``update`` again when there is trouble or the line is not calm any more.
+        """
+        elapsed_ns = now - self._taken_ns
+        self._last = None
+        self._arrived.clear()
+        if self._hears(feedback, now):
+            if feedback.packets:
+                self._note_shortest(feedback.shortest_ns, now)
+            if feedback.open is not None:
+                self._note_way(feedback.open.last_sent_ns, feedback.open.last_arrival_ns, now)
+            acked = feedback.bytes * 8 * SECOND_NS / elapsed_ns if elapsed_ns >= _ACKED_NS else None
+            self._usage = Usage.NORMAL
+            self._delay.update(self._usage, acked, self.rtt_s, now)
+            self._note_loss(feedback, now)
+            self.lost_limit = max(_FEW_LOST, int(2 * LOW * feedback.packets))
+        self._taken_ns = now
         return self._settle(now)
 
     def padding(self, bytes_sent: int, now: int) -> int:
@@ -175,15 +205,37 @@ class Estimator:
 
     # --- inside
 
-    def _take_groups(self, groups: list[SendGroup], now: int) -> bool:
+    def _hears(self, feedback: SendFeedback, now: int) -> bool:
+        """Tell whether there was feedback; halve the rate when there was none for too long."""
+        sending = feedback.sent != self._sent
+        self._sent = feedback.sent
+        if feedback.told_ns > self._told_ns:
+            if self._silent:
+                self._silent = False
+                self.prober.hurry(now)
+            self._told_ns = feedback.told_ns
+            self._quiet_since_ns = now
+            self.has_feedback = True
+            return True
+        if self.has_feedback and sending and now - self._quiet_since_ns >= _SILENCE_NS:
+            self._quiet_since_ns = now
+            self._silent = True
+            self._delay.bps = max(self._delay.bps / 2, FLOOR_BPS)
+        elif not sending:
+            self._quiet_since_ns = now
+        return False
+
+    def _take_groups(self, feedback: SendFeedback, now: int) -> bool:
         over = False
         lowest_ms = _FULL_QUEUE_MS
-        for group in groups:
+        for group in feedback.groups:
+            fresh = feedback.told_ns - group.told_ns <= _FRESH_NS
             self._arrived.append((group.last_arrival_ns, group.bytes))
             rtt_s = (group.told_ns - group.last_sent_ns) / SECOND_NS
             self.rtt_s += 0.1 * (min(max(rtt_s, 0.0), 2.0) - self.rtt_s)
             self._note_way(group.last_sent_ns, group.last_arrival_ns, now)
-            lowest_ms = min(lowest_ms, self.queue_ms)
+            if group.told_ns == feedback.told_ns:
+                lowest_ms = min(lowest_ms, self.queue_ms)
             if self.prober.takes(group):
                 self._last = None  # its queue is the probe's own, and told by its result
                 continue
@@ -195,7 +247,7 @@ class Estimator:
                 (group.last_arrival_ns - last.last_arrival_ns) / MS,
                 group.last_arrival_ns / MS,
             )
-            over = over or usage is Usage.OVER
+            over = over or (fresh and usage is Usage.OVER)
             self._usage = usage
         if self._arrived:
             end = self._arrived[-1][0]
@@ -220,6 +272,10 @@ class Estimator:
     def _note_way(self, sent_ns: int, arrival_ns: int, now: int) -> None:
         way_ns = arrival_ns - sent_ns
         self._newest_sent_ns = sent_ns
+        self._note_shortest(way_ns, now)
+        self.queue_ms = (way_ns - min(self._base)) / MS
+
+    def _note_shortest(self, way_ns: int, now: int) -> None:
         if not self._base:
             self._base = [way_ns, way_ns]
             self._base_ns = now
@@ -228,13 +284,18 @@ class Estimator:
             self._base_ns = now
         else:
             self._base[0] = min(self._base[0], way_ns)
-        self.queue_ms = (way_ns - min(self._base)) / MS
 
     def _control(self, feedback: SendFeedback, over: bool, now: int) -> None:
         usage = Usage.OVER if over else self._usage
+        before_ms, before_ns = self._before
         probing = bool(self.prober.padding_until())
         if feedback.open is not None:
             self._note_way(feedback.open.last_sent_ns, feedback.open.last_arrival_ns, now)
+        self._before = (self.queue_ms, self._newest_sent_ns)
+        higher = self.queue_ms > _RISING_MS and self.queue_ms - before_ms > _RISE_MS
+        self._rises = self._rises + 1 if higher and self._newest_sent_ns - before_ns > BURST_NS else 0
+        if self._rises >= _RISES and not probing:
+            usage = Usage.OVER
         long_queue = self.queue_ms > _LONG_QUEUE_MS and not probing
         if long_queue and self._is_way(now):
             self._base = []
@@ -254,6 +315,9 @@ class Estimator:
         self._drain_bps = None
         if long_queue and acked is not None and self.queue_ms > _FULL_QUEUE_MS:
             self._drain_bps = acked * max(1 - self.queue_ms / 1000, _DRAIN_SHARE)
+        self._note_loss(feedback, now)
+
+    def _note_loss(self, feedback: SendFeedback, now: int) -> None:
         self._loss.update(
             now,
             lost=feedback.lost,
@@ -270,7 +334,7 @@ class Estimator:
         if result is not None:
             # What the path loses by itself was sent all the same.
             shown = result.usable / (1 - self._loss.own)
-            raised = shown > self.target_bps
+            raised, grown = shown > self.target_bps, shown > _GROWN * self.target_bps
             if raised:
                 self._delay.raise_to(shown, now)
                 self._loss.raise_to(shown)
@@ -278,13 +342,13 @@ class Estimator:
                 # The line is full with what is sent: as if its queue had grown, else a probing flow would
                 # drive away those that heed the queue.
                 self._delay.update(Usage.OVER, shown / BETA, self.rtt_s, now)
-            self.prober.pause(now, raised=raised and not result.full)
+            self.prober.pause(now, raised=raised and not result.full, grown=grown)
             self._settle(now)
         if (
             self.has_feedback
             and self.wanted_bps > _ROOM * self.target_bps
             and self._usage is not Usage.OVER
-            and self.queue_ms < _LONG_QUEUE_MS
+            and self.queue_ms < _CLEAR_QUEUE_MS
             and self._arrived
             and now - self._quiet_since_ns < _SILENCE_NS
             and self.prober.may_begin(now)

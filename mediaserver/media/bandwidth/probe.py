@@ -26,7 +26,7 @@ _UTILIZATION: Final = 0.9
 _MAX_RATIO: Final = 2.0
 _MIN_GROUPS: Final = 4
 _FIRST_PAUSE_NS: Final = 3 * SECOND_NS
-_MAX_PAUSE_NS: Final = 8 * SECOND_NS
+_MAX_PAUSE_NS: Final = 6 * SECOND_NS
 """Between probes that show nothing: the goal is to be up again 15 s after the line is."""
 _SETTLE_NS: Final = 200_000_000
 
@@ -113,13 +113,19 @@ class Prober:
         self._cluster = None
         return _measure(cluster)
 
-    def pause(self, now: int, *, raised: bool) -> None:
-        """Note whether the last probe was of use without filling the line: then the next may begin at
-        once."""
+    def pause(self, now: int, *, raised: bool, grown: bool = False) -> None:
+        """Note whether the last probe was of use without filling the line: then the next may begin at once.
+
+        ``grown``: it was full with much more than was thought. Then it is not what it was, and worth a look
+        soon.
+        """
         if raised:
             self.raised += 1
             self._pause_ns = _FIRST_PAUSE_NS
             self._next_ns = now + _SETTLE_NS
+        elif grown:
+            self._pause_ns = _FIRST_PAUSE_NS
+            self._next_ns = now + _FIRST_PAUSE_NS
         else:
             self._next_ns = now + self._pause_ns
             self._pause_ns = min(2 * self._pause_ns, _MAX_PAUSE_NS)

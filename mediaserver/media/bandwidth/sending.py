@@ -2,8 +2,9 @@
 
 It asks the forwarder for feedback every ``UPDATE_NS`` or two while something is sent and while a probe runs
 every ``TICK_NS``, sends the probe's padding, and tells whoever chooses layers when the estimate has changed.
-While nothing is sent there is no timer; ``look`` (once a second, with the session's reports) finds out when
-that ends.
+A line that has room for all that is wanted rests: the forwarder watches it for trouble. While nothing is sent
+there is no timer; ``look`` (once a second, with the session's reports) finds out when that ends. Where there
+is nothing to choose nothing is measured at all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ UPDATE_NS: Final = 100 * MS
 """Between two looks at the feedback; libwebrtc's receivers send it every 50 to 250 ms."""
 CALM_NS: Final = 2 * UPDATE_NS
 """The same while the line has room for all that is wanted."""
+REST_AFTER_NS: Final = 2 * SECOND_NS
+"""When it has been so for so long, the forwarder watches, and the estimator looks once a second."""
 REST_NS: Final = SECOND_NS
 """After so long without a packet the timer rests."""
 PATIENCE_NS: Final = 5 * SECOND_NS
@@ -31,9 +34,10 @@ CHANGE: Final = 0.05
 class Sending:
     """What is sent to one subscriber, and how much may be.
 
-    ``target_bps`` is the seam to layer choice: what may be sent now, all streams and retransmissions
-    together. ``wanted_bps`` says what would be sent if it fitted (0: what is sent is all there is): only
-    then is more probed for. ``on_change`` is called with the new target whenever it moved by ``CHANGE``.
+    Nothing is measured until ``start``: an estimate that nobody heeds is not made. ``target_bps`` is the seam
+    to layer choice: what may be sent now, all streams and retransmissions together. ``wanted_bps`` says what
+    would be sent if it fitted (0: what is sent is all there is): only then is more probed for. ``on_change``
+    is called with the new target whenever it moved by ``CHANGE``.
     """
 
     def __init__(
@@ -48,15 +52,44 @@ class Sending:
     ) -> None:
         """``numbered``: transport-cc was agreed. ``padded`` gives the route that padding goes on, ``routes``
         all that send, ``wake`` has ``handle_timer`` called soon."""
-        self.estimator = Estimator()
         self.on_change: Callable[[int], None] | None = None
         self._forwarder, self._peer, self._numbered = forwarder, peer, numbered
         self._padded, self._routes, self._wake = padded, routes, wake
+        self._measuring = False
+        self._forget(0)
+        forwarder.set_measured(peer, False)
+
+    def _forget(self, told_ns: int) -> None:
+        self.estimator = Estimator(told_ns=told_ns)
         self._told_bps = self.estimator.target_bps
         self._sent = self._bytes = 0
-        self._begun_ns = self._sent_ns = self._looked_ns = 0
-        self._running = False
-        self._heard = False
+        self._begun_ns = self._sent_ns = self._looked_ns = self._calm_ns = 0
+        self._running = self._resting = self._heard = False
+
+    @property
+    def known(self) -> bool:
+        """Tell whether ``target_bps`` is to be heeded: the client will say, or has said, what it rests on."""
+        return self._measuring and (self._numbered or self._heard)
+
+    @property
+    def measuring(self) -> bool:
+        """Tell whether the line is measured."""
+        return self._measuring
+
+    def start(self) -> None:
+        """Begin to measure the line: there is something to choose now."""
+        if not self._measuring:
+            self._measuring = True
+            self._forget(self._forwarder.take_feedback(self._peer).told_ns)
+            self._forwarder.set_measured(self._peer, True)
+            self.begin()
+
+    def stop(self) -> None:
+        """Measure no more; what was known is forgotten."""
+        if self._measuring:
+            self._measuring = False
+            self._forget(0)
+            self._forwarder.set_measured(self._peer, False)
 
     @property
     def target_bps(self) -> int:
@@ -71,6 +104,8 @@ class Sending:
     @wanted_bps.setter
     def wanted_bps(self, bps: int) -> None:
         self.estimator.wanted_bps = bps
+        if self._resting and not self.estimator.calm:
+            self.trouble()
 
     @property
     def available_bps(self) -> int | None:
@@ -79,9 +114,15 @@ class Sending:
 
     def begin(self) -> None:
         """Begin to look: a route has begun to send."""
-        if self._numbered and not self._running:
+        if self._measuring and self._numbered and not self._running:
             self._running = True
             self._sent_ns = 0
+            self._wake()
+
+    def trouble(self) -> None:
+        """Look closely again: the forwarder has seen what it watches for, or more is wanted."""
+        if self._measuring and self._numbered:
+            self._running, self._resting, self._calm_ns = True, False, 0
             self._wake()
 
     def handle_timer(self, now: int) -> int | None:
@@ -89,11 +130,14 @@ class Sending:
 
         Raises ForwarderError when the peer has gone.
         """
+        if not self._running:
+            return None
+        if self._resting:
+            return self._rest(now)
         feedback = self._forwarder.take_feedback(self._peer)
         if not self._sent_ns:
             self._begun_ns = now
-        if feedback.sent != self._sent or not self._sent_ns:
-            self._sent, self._sent_ns = feedback.sent, now
+        self._note_sent(feedback.sent, now)
         target = self.estimator.update(feedback, now)
         padding = self.estimator.padding(feedback.bytes_sent, now)
         if padding:
@@ -106,15 +150,38 @@ class Sending:
         if now - self._sent_ns > REST_NS:
             self._running = False
             return None
-        if not self.estimator.has_feedback and now - self._begun_ns > PATIENCE_NS:
-            return now + SECOND_NS
-        interval_ns = CALM_NS if self.estimator.calm else UPDATE_NS
-        return (now // interval_ns + 1) * interval_ns  # all sessions at once: one wake-up
+        if not self.estimator.has_feedback:
+            return now + SECOND_NS if now - self._begun_ns > PATIENCE_NS else _next(UPDATE_NS, now)
+        if not self.estimator.calm:
+            self._calm_ns = 0
+            return _next(UPDATE_NS, now)
+        self._calm_ns = self._calm_ns or now
+        if now - self._calm_ns < REST_AFTER_NS:
+            return _next(CALM_NS, now)
+        self._resting = True
+        return self._rest(now)
+
+    def _rest(self, now: int) -> int | None:
+        estimator = self.estimator
+        feedback = self._forwarder.watch_feedback(self._peer, estimator.way_limit_ns, estimator.lost_limit)
+        self._note_sent(feedback.sent, now)
+        self._tell(estimator.rest(feedback, now))
+        if now - self._sent_ns > REST_NS:
+            self._running = self._resting = False
+            return None
+        if estimator.calm:
+            return _next(SECOND_NS, now)
+        self._resting, self._calm_ns = False, 0
+        return _next(UPDATE_NS, now)
+
+    def _note_sent(self, sent: int, now: int) -> None:
+        if sent != self._sent or not self._sent_ns:
+            self._sent, self._sent_ns = sent, now
 
     def look(self, now: int) -> None:
         """See whether something is sent again; for a client without transport-cc take its reports' loss.
         Once a second."""
-        if self._running and self.estimator.has_feedback:
+        if not self._measuring or (self._running and self.estimator.has_feedback):
             return
         stats = self._forwarder.peer_stats(self._peer)
         if self._numbered and stats.transport_cc_sent != self._sent:
@@ -138,7 +205,7 @@ class Sending:
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], now: int) -> None:
         """Take a REMB (draft-alvestrand-rmcat-remb-03)."""
         for packet in packets:
-            if isinstance(packet, rtcp.Remb) and not self.estimator.has_feedback:
+            if isinstance(packet, rtcp.Remb) and self._measuring and not self.estimator.has_feedback:
                 self._heard = True
                 self._tell(self.estimator.take_remb(packet.bitrate_bps, now))
 
@@ -146,3 +213,7 @@ class Sending:
         if self.on_change is not None and abs(target - self._told_bps) >= CHANGE * self._told_bps:
             self._told_bps = target
             self.on_change(target)
+
+
+def _next(interval_ns: int, now: int) -> int:
+    return (now // interval_ns + 1) * interval_ns  # all sessions at once: one wake-up
