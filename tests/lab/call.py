@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from playwright.async_api import expect
 
@@ -27,15 +27,14 @@ from tests.media.sounds import PERIOD_S
 Devices = tuple[Path, Path]
 """Files of the camera and the microphone."""
 ROOM, VIEWER = "counter-lab", "desk-01"
+SETTLE_S = 5.0
+"""The first keyframes, and the estimator's start, are not what is asked."""
 
 
 @dataclass
-class Call:
-    """What a scenario works with."""
+class Pair:
+    """Two browsers with a server between them, ours or another: the phone publishes, the desk watches."""
 
-    stage: Stage
-    api: Api
-    recording: str
     phone: Network
     desk: Network
     publisher: Participant
@@ -64,10 +63,29 @@ class Call:
                 return None
             await asyncio.sleep(0.2)
 
+
+@dataclass
+class Call(Pair):
+    """A recorded call through our server."""
+
+    stage: Stage
+    api: Api
+    recording: str
+
     async def end(self) -> list[Record]:
         """Stop the recording; returns its journal."""
         await self.api.stop(self.recording)
         return await records_of(self.stage, self.recording)
+
+
+Made = TypeVar("Made", bound=Pair)
+
+
+async def settled(made: Made) -> Made:
+    """Note from now on what the viewer shows, and wait for the call to become steady; returns it."""
+    await made.viewer.watch_shown(CUSTOMER.identity)
+    await asyncio.sleep(SETTLE_S)
+    return made
 
 
 @asynccontextmanager
@@ -83,7 +101,7 @@ async def on_the_page(api: Api, base: str, devices: Devices, program: Path) -> A
     ):
         await page.get_by_test_id("join").click()
         await expect(page.get_by_test_id("connection")).to_have_text("Connected")
-        yield Participant(browser, page)
+        yield Participant(page)
 
 
 @asynccontextmanager
@@ -111,12 +129,12 @@ async def call(
             else:
                 bare = participant(base, camera, microphone, program=program)
                 publisher = await stack.enter_async_context(bare)
+                await publisher.page.evaluate("stage.audioNack = true")
                 await publisher.publish(ROOM, await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role))
             recording = await api.record(ROOM, "LAB-1", "single")
+            await viewer.page.evaluate("stage.audioNack = true")
             await viewer.subscribe(ROOM, CUSTOMER.identity, await api.token(ROOM, VIEWER, "agent"))
-            await viewer.watch_shown(CUSTOMER.identity)
-            await asyncio.sleep(5)  # the first keyframes, and the estimator's start, are not what is asked
-            yield Call(stage, api, recording["id"], phone, desk, publisher, viewer)
+            yield await settled(Call(phone, desk, publisher, viewer, stage, api, recording["id"]))
 
 
 def missing_packets(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
