@@ -1,7 +1,7 @@
 """What tests of several packages share: the S3 server is started once, by the first test that wants it.
 
 Two rules for all of them: where ``SHUANGLU_NO_SKIP`` is 1, as in CI, a skipped test is a failed one, since it
-proves nothing; and SIGTERM ends a run as Ctrl-C does, so that no server, browser or network namespace is left.
+proves nothing; and SIGTERM ends a run as Ctrl-C does, so that no server, browser or namespace is left.
 """
 
 from __future__ import annotations

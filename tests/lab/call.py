@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import av
+import numpy as np
 from playwright.async_api import expect
 
 from recorder.records import Record, RtpRecord, TrackRecord
@@ -22,11 +24,13 @@ from tests.e2e.stage import Stage
 from tests.e2e.test_page import opened
 from tests.lab.network import SERVER, Laboratory, Network
 from tests.media.pictures import CUSTOMER
-from tests.media.sounds import PERIOD_S
+from tests.media.sounds import PERIOD_S, RATE, Sound
 
 Devices = tuple[Path, Path]
 """Files of the camera and the microphone."""
 ROOM, VIEWER = "counter-lab", "desk-01"
+COMPOSE_S = 180.0
+"""Within which a minute is composed on two busy cores."""
 SETTLE_S = 5.0
 """The first keyframes, and the estimator's start, are not what is asked."""
 
@@ -44,6 +48,19 @@ class Pair:
         """Return the viewer's statistics of the picture it receives."""
         streams = (await self.viewer.stats())[f"subscribe {CUSTOMER.identity}"]["streams"]
         return next((one for one in streams if one["kind"] == "video"), {})
+
+    async def allow(self, bits_per_s: int) -> None:
+        """Let the publisher's browser use so much for its picture, whatever it thinks enough."""
+        await self.publisher.page.evaluate(
+            """async bits => {
+              const senders = stage.sessions.get("publish camera").connection.getSenders();
+              const sender = senders.find(({ track }) => track.kind === "video");
+              const parameters = sender.getParameters();
+              parameters.encodings[0].maxBitrate = bits;
+              await sender.setParameters(parameters);
+            }""",
+            bits_per_s,
+        )
 
     async def shown_s(self) -> list[float]:
         """Return when (UTC s) the viewer showed a picture."""
@@ -76,6 +93,14 @@ class Call(Pair):
         """Stop the recording; returns its journal."""
         await self.api.stop(self.recording)
         return await records_of(self.stage, self.recording)
+
+    async def listed(self) -> dict[str, Any]:
+        """Compose the ended recording; returns the account of what its picture shows."""
+        await self.api.file(self.recording, "composite.mp4")
+        await self.api.composed(self.recording, COMPOSE_S)
+        timeline = await self.api.call("GET", f"/v1/recordings/{self.recording}/timeline")
+        composite: dict[str, Any] = timeline["composite"]
+        return composite
 
 
 Made = TypeVar("Made", bound=Pair)
@@ -153,6 +178,28 @@ def missing_packets(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
         before = totals[kinds[track]]
         totals[kinds[track]] = (before[0] + expected - len(set(extended)), before[1] + expected)
     return totals
+
+
+def recorded_sound(records: Sequence[Record]) -> Sound:
+    """Decode the Opus packets of a journal's only audio track by their time; silence where one is missing."""
+    info = next(one.info for one in records if isinstance(one, TrackRecord) and one.info.kind == "audio")
+    packets = [
+        RtpPacket.parse(one.packet)
+        for one in records
+        if isinstance(one, RtpRecord) and one.track == info.track
+    ]
+    unwrapper = Unwrapper(32)
+    by_time = {unwrapper.unwrap(packet.timestamp): packet.payload for packet in packets if packet.payload}
+    decoder = av.CodecContext.create("libopus", "r")
+    decoder.sample_rate = RATE
+    decoder.layout = "mono"
+    first = min(by_time)
+    sound = np.zeros(max(by_time) - first + RATE, np.float32)
+    for at in sorted(by_time):
+        for frame in decoder.decode(av.Packet(by_time[at])):
+            samples = frame.to_ndarray().reshape(-1)
+            sound[at - first :][: len(samples)] = samples / 32768 if samples.dtype == np.int16 else samples
+    return sound
 
 
 def delays_ms(captured: Sequence[tuple[int, float]], shown: Sequence[tuple[int, float]]) -> list[float]:
