@@ -93,3 +93,26 @@ async def gaps(made: Call, name: str, table: Table, records: list[Record]) -> No
     table.add(
         name, "of missing packets, in listed gaps", share, "%", at_least=100, lacking=lacking, listed=told
     )
+
+
+async def followed(made: Pair, table: Table, server: str) -> None:
+    """Narrow the publisher's line and widen it again; add which share of it its browser uses each time."""
+    name = "publisher 2 Mbit/s, 300 kbit/s, back"
+    await made.allow(4_000_000)
+    line = made.phone.line
+    line.set(delay_ms=20, queue_bytes=64_000)
+    for figure, rate_bps in (("at 2 Mbit/s", 2_000_000), ("at 300 kbit/s", 300_000), ("back", 2_000_000)):
+        line.set(up={"rate_bps": rate_bps})
+        each = []
+        for _ in range(4):  # 10 s to follow, 10 s that count
+            line.reset()
+            before = line.statistics()
+            await asyncio.sleep(5)
+            after = line.statistics()
+            elapsed_s = (after["at_ns"] - before["at_ns"]) / 1e9
+            each.append(100 * after["up"]["delivered_bytes"] * 8 / elapsed_s / rate_bps)
+        used = sum(each[2:]) / 2
+        details = {"queue_ms": after["up"]["queue_ms"], "each_5_s": [round(one, 1) for one in each]}
+        table.add(name, f"link used {figure}", used, "%", at_least=80, server=server, **details)
+        if rate_bps == 300_000:
+            assert 20 < used <= 103, "next to nothing was sent over the narrow line"

@@ -1,7 +1,7 @@
 """Many calls over lines whose weather changes all the time; what they leave behind is what is asked.
 
-Clients are the load generator's, with sockets in the clients' networks; they come, are recorded, and go as people
-go: properly, without a word, by the room's end, or with the recording still running.
+Clients are the load generator's, with sockets in the clients' networks; they come, are recorded, and go as
+people go: properly, without a word, by the room's end, or with the recording still running.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab.beside import janus_call
 from tests.lab.call import Call, Devices, call, longest_pause_s, missing_packets
-from tests.lab.measured import CLEAN, gaps, impaired, journal, unimpaired
+from tests.lab.measured import CLEAN, followed, gaps, impaired, journal, unimpaired
 from tests.lab.network import Laboratory
 from tests.lab.table import Table
 from tests.media.pictures import CUSTOMER
@@ -90,26 +90,17 @@ async def test_bursts(lab: Laboratory, tmp_path: Path, devices: Devices, table: 
 async def test_publisher_rate(
     lab: Laboratory, tmp_path: Path, devices: Devices, busy_camera: Path, table: Table
 ) -> None:
-    name = "publisher 2 Mbit/s, 300 kbit/s, back"
-    settle_s, window_s = 10.0, 10.0
     async with call(lab, tmp_path, (busy_camera, devices[1])) as made:
-        await made.allow(4_000_000)
-        line = made.phone.line
-        line.set(delay_ms=20, queue_bytes=64_000)
-        for figure, rate_bps in (("at 2 Mbit/s", 2_000_000), ("at 300 kbit/s", 300_000), ("back", 2_000_000)):
-            line.set(up={"rate_bps": rate_bps})
-            await asyncio.sleep(settle_s)
-            line.reset()
-            before = line.statistics()
-            await asyncio.sleep(window_s)
-            after = line.statistics()
-            elapsed_s = (after["at_ns"] - before["at_ns"]) / 1e9
-            used = 100 * after["up"]["delivered_bytes"] * 8 / elapsed_s / rate_bps
-            details = {"queue_ms": after["up"]["queue_ms"], "dropped": after["up"]["dropped"]["queue"]}
-            table.add(name, f"link used {figure}", used, "%", at_least=80, **details)
-            if rate_bps == 300_000:
-                assert 20 < used <= 103, "next to nothing was sent over the narrow line"
+        await followed(made, table, "ours")
         await made.end()
+
+
+@pytest.mark.whole
+async def test_publisher_rate_with_janus(
+    lab: Laboratory, tmp_path: Path, devices: Devices, busy_camera: Path, table: Table
+) -> None:
+    async with janus_call(lab, tmp_path, (busy_camera, devices[1])) as made:
+        await followed(made, table, "janus")
 
 
 @pytest.mark.whole
