@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from tests.e2e.browser import Participant, chromium, participant
 from tests.e2e.evidence import records_of
 from tests.e2e.stage import Stage
 from tests.e2e.test_page import opened
+from tests.e2e.test_walls import wall
 from tests.lab.network import SERVER, Laboratory, Network
 from tests.media.pictures import CUSTOMER
 from tests.media.sounds import PERIOD_S, RATE, Sound
@@ -96,7 +97,8 @@ class Call(Pair):
 
     async def listed(self) -> dict[str, Any]:
         """Compose the ended recording; returns the account of what its picture shows."""
-        await self.api.file(self.recording, "composite.mp4")
+        asked = await self.api.file(self.recording, "composite.mp4")
+        assert asked.status == 202, asked.body
         await self.api.composed(self.recording, COMPOSE_S)
         timeline = await self.api.call("GET", f"/v1/recordings/{self.recording}/timeline")
         composite: dict[str, Any] = timeline["composite"]
@@ -131,16 +133,27 @@ async def on_the_page(api: Api, base: str, devices: Devices, program: Path) -> A
 
 @asynccontextmanager
 async def call(
-    lab: Laboratory, directory: Path, devices: Devices, *, page: bool = False
+    lab: Laboratory,
+    directory: Path,
+    devices: Devices,
+    *,
+    page: bool = False,
+    walls: tuple[str, ...] = (),
+    only: str = "",
+    settings: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Call]:
     """Start the server, both browsers and the recording; the lines are clean until a scenario sets them.
 
     ``page``: the phone has the server's own page open, which connects again by itself; else it is a bare
-    WHIP client that leaves everything to Chromium.
+    WHIP client that leaves everything to Chromium. ``walls``: what leaves the phone's network besides calls
+    of the API (rules of nft(8)), none: everything. ``only``: the bare client's media goes through TURN
+    servers whose URL has this text. ``settings`` of the server.
     """
     camera, microphone = devices
     phone, desk = lab.add("phone"), lab.add("desk")
-    with lab.stage(directory / "data", **{"composing.when": "on_demand"}) as stage:
+    with lab.stage(directory / "data", **{"composing.when": "on_demand", **(settings or {})}) as stage:
+        if walls:
+            wall(phone.namespace, f"tcp dport {stage.port} accept", "meta l4proto icmpv6 accept", *walls)
         base = f"https://{SERVER}:{stage.port}"
         async with (
             Api(stage.base, stage.key()) as api,
@@ -152,11 +165,16 @@ async def call(
             if page:
                 publisher = await stack.enter_async_context(on_the_page(api, base, devices, program))
             else:
-                bare = participant(base, camera, microphone, program=program)
+                trusting = ("--ignore-certificate-errors",) if only else ()
+                bare = participant(base, camera, microphone, *trusting, program=program)
                 publisher = await stack.enter_async_context(bare)
+                if only:
+                    await publisher.page.evaluate(
+                        "only => Object.assign(stage, {only, onlyRelay: true})", only
+                    )
                 await publisher.page.evaluate("stage.audioNack = true")
                 await publisher.publish(ROOM, await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role))
-            recording = await api.record(ROOM, "LAB-1", "single")
+            recording = await api.record(ROOM, "LAB-1")
             await viewer.page.evaluate("stage.audioNack = true")
             await viewer.subscribe(ROOM, CUSTOMER.identity, await api.token(ROOM, VIEWER, "agent"))
             yield await settled(Call(phone, desk, publisher, viewer, stage, api, recording["id"]))

@@ -17,7 +17,9 @@ from tests.media.pictures import CUSTOMER
 
 if "LAB" not in os.environ:
     # `make lab` runs these, minutes long; the decisions of test_impairment.py belong to every run.
-    collect_ignore = ["test_heavy.py", "test_link.py", "test_load.py", "test_scenarios.py", "test_soak.py"]
+    collect_ignore = [
+        f"test_{name}.py" for name in ("heavy", "link", "load", "only_tcp", "scenarios", "soak")
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,8 @@ async def test_bursts(lab: Laboratory, tmp_path: Path, devices: Devices, table: 
         dropped = made.phone.line.statistics()["up"]["dropped"]["outage"]
         made.phone.line.set(outage_every_ms=0, outage_ms=0)
         records = await made.end()
-        await gaps(made, name, table, records)
+        if WHOLE:  # composing takes too long for CI
+            await gaps(made, name, table, records)
     assert dropped > 10 * count
     worst = None if None in backs else max(back for back in backs if back is not None)
     pause_s = longest_pause_s(shown, began_s, began_s + 10 * count)
