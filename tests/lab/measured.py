@@ -40,16 +40,20 @@ async def impaired(
     frozen_percent: float,
     bad: Mapping[str, Any] = BAD,
     server: str = "ours",
+    both: bool = True,
 ) -> float:
-    """Impair both lines for a time; returns for how much of it (percent) the viewer's picture froze."""
+    """Impair the phone's line, or both, for a time; returns for how many percent of it the viewer's picture
+    froze.
+    """
+    networks = (made.phone, made.desk) if both else (made.phone,)
     before = await made.inbound()
-    for network in (made.phone, made.desk):
+    for network in networks:
         network.line.reset()
         network.line.set(**bad)
     await asyncio.sleep(call_s)
     after = await made.inbound()
     lost = made.phone.line.statistics()["up"]["dropped"]["random"]
-    for network in (made.phone, made.desk):
+    for network in networks:
         network.line.set(loss=0)
     frozen_s, freezes = (after[key] - before[key] for key in ("totalFreezesDuration", "freezeCount"))
     frozen = 100 * float(frozen_s) / call_s

@@ -19,7 +19,7 @@ from tests.media.sounds import Sound
 
 pytestmark = [pytest.mark.lab, pytest.mark.whole, pytest.mark.timeout(400)]
 
-CLEAN_S, CALL_S = 30.0, 70.0
+CLEAN_S, CALL_S = 20.0, 60.0
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,7 @@ def said(lab_seed: int) -> Speech:
     return speech(lab_seed, 60)
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["customer's line", "both lines"])
 @pytest.mark.parametrize(
     ("loss", "understood", "frozen"), [(0.1, 95.0, 5.0), (0.2, 90.0, 10.0), (0.3, 80.0, 20.0)]
 )
@@ -40,15 +41,16 @@ async def test_heavy_loss(
     loss: float,
     understood: float,
     frozen: float,
+    both: bool,
 ) -> None:
-    """So much loss each way on both lines; words are judged against the same call before the loss began."""
-    name = f"{loss:.0%} loss each way"
+    """So much loss each way; words are judged against the same call before the loss began."""
+    name = f"{loss:.0%} loss each way, {'both lines' if both else 'customer alone'}"
     microphone = write_wav(tmp_path / "speech.wav", said.sound)
     async with call(lab, tmp_path, (devices[0], microphone)) as made:
         await made.viewer.listen(CUSTOMER.identity)
         await asyncio.sleep(CLEAN_S)
         before = await made.viewer.heard()
-        await impaired(made, name, table, CALL_S, frozen, {**BAD, "loss": loss})
+        await impaired(made, name, table, CALL_S, frozen, {**BAD, "loss": loss}, both=both)
         during = await made.viewer.heard()
         records = await journal(made, name, table, CALL_S, {})
         await gaps(made, name, table, records)
