@@ -104,14 +104,25 @@ class Connection:
     identity = DtlsIdentity()
     """One certificate for all: making one costs more than a handshake."""
 
-    def __init__(self, engine: Engine, mime: str, source: int, *, publishes: bool, local: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        mime: str,
+        source: int,
+        *,
+        publishes: bool,
+        local: str,
+        bound: socket.socket | None = None,
+    ) -> None:
+        """``bound``: a UDP socket to use, of another network for example; None: a new one on ``local``."""
         self.engine, self.mime, self.source, self.publishes = engine, mime, source, publishes
         self.ufrag, self.password = secrets.token_hex(4), secrets.token_hex(12)
         self.ssrcs = {"video": source * 4 + 1, "audio": source * 4 + 2}
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket = bound or socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self.socket.bind((local, 0))
+        if bound is None:
+            self.socket.bind((local, 0))
         self.number: int | None = None
         self.profile = ""
         self.resource = ""
