@@ -291,7 +291,13 @@ class Room:
 
     def _tell(self, kind: str, person: Participant, session: Session, **more: object) -> None:
         data = {"session": session.id, "kind": session.kind, "identity": person.identity, **more}
-        if person.hidden:  # control may know; the record does not (a supervisor who only listens)
+        self._tell_unless(person.hidden, kind, data)
+
+    def _tell_of(self, session: SubscribeSession, kind: str, data: JsonObject) -> None:
+        self._tell_unless(session.hidden, kind, {"session": session.id, "identity": session.identity, **data})
+
+    def _tell_unless(self, hidden: bool, kind: str, data: JsonObject) -> None:
+        if hidden:  # control may know; the record does not (a supervisor who only listens)
             self._publish_event(self.envelope(kind, {**data, "hidden": True}))
         else:
             self.emit(kind, data)
@@ -338,22 +344,11 @@ class Room:
     def _connect(self, session: SubscribeSession, publication: Publication) -> None:
         place = session.place_for(publication)
         if place is None:
-            self.emit(
-                "subscription.unplaced",
-                {"session": session.id, "identity": session.identity, "track": publication.id},
-            )
+            self._tell_of(session, "subscription.unplaced", {"track": publication.id})
         elif not place.attach(publication):
             problem = self._mismatch(publication, session)
-            self.emit(
-                "session.failed",
-                {
-                    "session": session.id,
-                    "identity": session.identity,
-                    "code": problem.code,
-                    "detail": problem.detail,
-                    "track": publication.id,
-                },
-            )
+            failure = {"code": problem.code, "detail": problem.detail, "track": publication.id}
+            self._tell_of(session, "session.failed", failure)
 
     def _mismatch(self, publication: Publication, session: SubscribeSession) -> IpcError:
         offered = [c.name for s in session.subscriptions if s.kind == publication.kind for c in s.codecs]
