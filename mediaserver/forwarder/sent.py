@@ -20,7 +20,7 @@ BURST_NS: Final = 5_000_000
 MAX_BURST_NS: Final = 100_000_000
 """Longest group of packets pressed together on the way, as libwebrtc's inter_arrival.cc has it."""
 MAX_REFERENCE: Final = 1 << 32
-"""In 64 ms, 8.7 years: a clock that has gone so far is a lie, and begun anew, for nanoseconds have 64 bits."""
+"""In 64 ms, 8.7 years: a clock that has gone so far lies and is begun anew: nanoseconds have 64 bits."""
 _TICK_NS: Final = 250_000
 _SENT: Final = 0
 _LOST: Final = 1
