@@ -11,14 +11,17 @@ from typing import cast
 
 import pytest
 
+from mediaserver.ipc import IpcError
 from mediaserver.media import session
 from mediaserver.media.link import Link
+from mediaserver.media.room import MAX_SESSIONS_PER_PARTICIPANT
 from mediaserver.media.sdp import SdpError, parse_offer
 from mediaserver.media.service import Service
 from mediaserver.media.session import SubscribeSession
 from mediaserver.media.transport import Transport
 from recorder import rtcp
 from tests.forwarder.ends import World, rtp
+from tests.media_worker.rig import worker
 
 OFFERS = Path(__file__).parent / "offers"
 
@@ -148,3 +151,21 @@ def test_two_tracks_of_one_ssrc_are_refused_at_the_door() -> None:
     for other in set(re.findall(r"a=ssrc:(\d+)", video)):
         with pytest.raises(SdpError, match="same ssrc"):
             parse_offer(audio + "m=video" + video.replace(other, name))
+
+
+@pytest.mark.asyncio
+async def test_one_participant_does_not_fill_the_room(tmp_path: Path) -> None:
+    """Offers that are never taken up: each is a session for 30 s."""
+    offer = (OFFERS / "chromium_subscribe.sdp").read_bytes().decode()
+    async with worker(tmp_path) as server:
+        await server.call("room.open", room="hall")
+
+        async def enter(identity: str) -> None:
+            await server.call("whep", room="hall", identity=identity, target="somebody", sdp=offer)
+
+        for _ in range(MAX_SESSIONS_PER_PARTICIPANT):
+            await enter("greedy")
+        with pytest.raises(IpcError) as refused:
+            await enter("greedy")
+        assert (refused.value.code, refused.value.status) == ("room_full", 503)
+        await enter("customer")
