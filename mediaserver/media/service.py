@@ -399,7 +399,8 @@ class Service:
 
     def _reports(self, now: int) -> None:
         for session, _ in list(self.sessions.values()):
-            session.report(now)
+            with self.transport.contained("report_failed"):
+                session.report(now)
 
     def is_orphan(self, now: int, orphan_ns: int) -> bool:
         """Tell whether nobody needs this worker: no control for so long, no session, no recording."""

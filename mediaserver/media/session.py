@@ -27,6 +27,8 @@ SOURCES = ("camera", "screen", "document")
 REPORT_NS = 2 * SECOND_NS
 """Between receiver reports after the first ``EARLY_REPORTS``, which come every second: what they say of loss
 and round-trip time changes slowly, and transport-cc has told the sender long before."""
+REPORTS_TOGETHER = 20
+"""Sender reports of 28 bytes, each with a CNAME of as many, in one datagram: 1,120 bytes."""
 QUIET_NS = 3 * SECOND_NS
 """A publisher that sends nothing is looked at again after this."""
 
@@ -423,13 +425,14 @@ class SubscribeSession(Session):
                     subscription.want_keyframe()
 
     def report(self, now: int) -> None:
-        """Send the sender reports of all m-lines in one compound; see whether something is being sent."""
+        """Send the sender reports of all m-lines, few compounds; see whether something is being sent."""
         if self.sending.measuring and self._live_routes():
             self.sending.look(now)
             self._weigh(now)
         packets = [packet for subscription in self.subscriptions for packet in subscription.report(now)]
-        if packets:
-            self.transport.forwarder.send_rtcp(self.link.peer, rtcp.build(packets))
+        for at in range(0, len(packets), 2 * REPORTS_TOGETHER):
+            compound = rtcp.build(packets[at : at + 2 * REPORTS_TOGETHER])
+            self.transport.forwarder.send_rtcp(self.link.peer, compound)
 
 
 _RIDS = (answer.RID, answer.REPAIRED_RID)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -198,13 +198,11 @@ class Transport:
             except Exception:
                 # One session's fault must not stop the others' calls; it is counted and logged with its
                 # trace.
-                self.counters.internal_errors += 1
-                _log.exception("event_failed", event=type(event).__name__)
+                self._failed("event_failed", kind=type(event).__name__)
         try:
             self.take_tapped()
         except Exception:
-            self.counters.internal_errors += 1
-            _log.exception("tap_failed")
+            self._failed("tap_failed")
 
     def _dispatch(self, event: object) -> None:
         match event:
@@ -314,18 +312,24 @@ class Transport:
         assert self._loop is not None
         now = time.monotonic_ns()
         for session in list(self._shaking):
-            link = self.links[session]
-            due = link.dtls.next_timer()
-            if due is not None and due <= now:
-                self._send(link, link.dtls.handle_timer(now))
-                self._after_dtls(link)
+            link = self.links.get(session)
+            due = link.dtls.next_timer() if link is not None else None
+            if link is not None and due is not None and due <= now:
+                with self.contained("dtls_timer_failed"):
+                    self._send(link, link.dtls.handle_timer(now))
+                    self._after_dtls(link)
         for number, when in list(self._busy.items()):
             if when > now:
                 continue
             owner = self._streams.get(number) or self._timers.get(number)
             again = None
-            with contextlib.suppress(ForwarderError):  # the stream ended between two ticks
+            try:
                 again = owner.handle_timer(now) if owner is not None else None
+            except ForwarderError:
+                again = None  # the stream ended between two ticks
+            except Exception:
+                again = None
+                self._failed("timer_failed")
             if again is None:
                 self._busy.pop(number, None)
             else:
@@ -350,14 +354,25 @@ class Transport:
             found = self.links.get(session)
             if found is None:
                 continue
-            if state is IceState.EXPIRED:
-                self.shut(found, "ice_timeout" if found.state is LinkState.CONNECTING else "consent_expired")
-            elif found.state is not LinkState.CONNECTING:
-                connected = state is IceState.CONNECTED
-                self._change(found, LinkState.CONNECTED if connected else LinkState.DISCONNECTED)
+            with self.contained("consent_failed"):
+                if state is IceState.EXPIRED:
+                    connecting = found.state is LinkState.CONNECTING
+                    self.shut(found, "ice_timeout" if connecting else "consent_expired")
+                elif found.state is not LinkState.CONNECTING:
+                    connected = state is IceState.CONNECTED
+                    self._change(found, LinkState.CONNECTED if connected else LinkState.DISCONNECTED)
         for call in self._each_second:
-            try:
+            with self.contained("second_failed"):
                 call(now)
-            except Exception:
-                self.counters.internal_errors += 1
-                _log.exception("second_failed")
+
+    @contextlib.contextmanager
+    def contained(self, event: str) -> Iterator[None]:
+        """Count and log a failure of one client's, or of one duty; the others' timers go on."""
+        try:
+            yield
+        except Exception:
+            self._failed(event)
+
+    def _failed(self, event: str, **more: str) -> None:
+        self.counters.internal_errors += 1
+        _log.exception(event, **more)
