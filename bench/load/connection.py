@@ -104,8 +104,19 @@ class Connection:
     identity = DtlsIdentity()
     """One certificate for all: making one costs more than a handshake."""
 
-    def __init__(self, engine: Engine, mime: str, source: int, *, publishes: bool, local: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        mime: str,
+        source: int,
+        *,
+        publishes: bool,
+        local: str,
+        layered: bool = False,
+    ) -> None:
+        """``layered``: a publisher offers two sizes of its picture (RFC 8853) and sends one of them."""
         self.engine, self.mime, self.source, self.publishes = engine, mime, source, publishes
+        self.layered = layered
         self.ufrag, self.password = secrets.token_hex(4), secrets.token_hex(12)
         self.ssrcs = {"video": source * 4 + 1, "audio": source * 4 + 2}
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -175,6 +186,8 @@ class Connection:
             ]
             if kind == "video":
                 lines += [f"a=rtcp-fb:{number} {what}" for what in ("nack", "nack pli", "ccm fir")]
+            if direction == "sendonly" and self.layered and kind == "video":
+                lines += ["a=rid:h send", "a=rid:f send", "a=simulcast:send h;f"]
             if direction == "sendonly":
                 lines += [f"a=msid:bench {kind}", f"a=ssrc:{self.ssrcs[kind]} cname:bench"]
         return "\r\n".join([*lines, ""])

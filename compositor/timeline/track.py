@@ -214,8 +214,8 @@ class TrackTimeline:
 
     def _begin_anew(self, now_ns: int, missing: int = 1) -> None:
         """Another run of sequence numbers: what waits is all there will be of the one before."""
-        for arrival, missing in self._reorder.end():
-            self._assemble(arrival, missing, now_ns)
+        for arrival, before in self._reorder.end():
+            self._assemble(arrival, before, now_ns)
         self._flush(now_ns)
         self._reorder = Reorder(missing=missing)
 
