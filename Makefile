@@ -7,7 +7,7 @@ SWIFT := swift-proxy swift-account swift-container swift-object
 GSTREAMER := gstreamer1.0-plugins-bad gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly gstreamer1.0-nice \
   gir1.2-gst-plugins-bad-1.0 python3-gi
 DEBIAN_PACKAGES := chromium espeak-ng ffmpeg iproute2 libgcrypt20 $(SWIFT)
-TEST_PACKAGES := firefox-esr $(GSTREAMER)
+TEST_PACKAGES := coturn firefox-esr nftables $(GSTREAMER)
 
 .PHONY: help demo serve doctor test unit e2e check lint format types arrows bench bench-peers lab fuzz aarch64 deps venv clean
 
@@ -34,7 +34,10 @@ e2e: DEBIAN_PACKAGES += $(TEST_PACKAGES)
 e2e: venv deps  ## The tests that drive browsers and kill processes
 	$(BIN)/python -m pytest -m e2e
 
-check: lint types arrows test  ## Everything CI runs
+# `deps` runs once: what the laboratory and the comparison need is installed with the tests' packages.
+check: TEST_PACKAGES += janus
+check: LAB := subset
+check: lint types arrows test lab  ## Everything CI runs
 
 lint: venv  ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -59,9 +62,11 @@ bench-peers: deps  ## Install Janus, for the benchmarks to measure beside this s
 
 # ip(8), Chromium, root and /dev/net/tun: where one is missing the laboratory fails, it skips nothing.
 LAB ?= all
-lab: DEBIAN_PACKAGES := chromium iproute2
-lab: venv deps  ## Calls over bad lines in network namespaces; LAB=subset: under 10 minutes
-	LAB=$(LAB) $(BIN)/python -m pytest tests/lab $(if $(filter subset,$(LAB)),-m "not whole")
+MINUTES ?= 30
+LAB_TESTS = $(if $(filter soak,$(LAB)),-m soak,$(if $(filter subset,$(LAB)),-m "not whole and not soak",-m "not soak"))
+lab: DEBIAN_PACKAGES := chromium coturn espeak-ng iproute2 libgcrypt20 nftables $(if $(filter all,$(LAB)),janus)
+lab: venv deps  ## Calls over bad lines in network namespaces; LAB=subset: under 6 minutes; LAB=soak MINUTES=30
+	LAB=$(LAB) LAB_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/lab $(LAB_TESTS)
 
 SECONDS ?= 60
 fuzz: DEBIAN_PACKAGES := clang libclang-rt-dev

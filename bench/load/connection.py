@@ -112,17 +112,20 @@ class Connection:
         *,
         publishes: bool,
         local: str,
+        bound: socket.socket | None = None,
         layered: bool = False,
     ) -> None:
-        """``layered``: a publisher offers two sizes of its picture (RFC 8853) and sends one of them."""
+        """``bound``: a UDP socket to use, of another network for example; None: a new one on ``local``.
+        ``layered``: a publisher offers two sizes of its picture (RFC 8853) and sends one of them."""
         self.engine, self.mime, self.source, self.publishes = engine, mime, source, publishes
         self.layered = layered
         self.ufrag, self.password = secrets.token_hex(4), secrets.token_hex(12)
         self.ssrcs = {"video": source * 4 + 1, "audio": source * 4 + 2}
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket = bound or socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self.socket.bind((local, 0))
+        if bound is None:
+            self.socket.bind((local, 0))
         self.number: int | None = None
         self.profile = ""
         self.resource = ""

@@ -7,6 +7,7 @@ import itertools
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ plugins: {{ disable = "{plugins}" }}
 transports: {{ disable = "{transports}" }}
 """
 WEBSOCKETS = """
-general: {{ json = "compact", ws = true, ws_port = {port}, ws_ip = "127.0.0.1", wss = false, ws_logging = 0 }}
+general: {{ json = "compact", ws = true, ws_port = {port}, ws_ip = "{address}", wss = false, ws_logging = 0 }}
 admin: {{ admin_ws = false }}
 """
 
@@ -47,10 +48,22 @@ class Janus(Server):
 
     name = "janus"
 
-    def __init__(self, cores: set[int], *, record: bool = False) -> None:
+    def __init__(
+        self,
+        cores: set[int],
+        *,
+        record: bool = False,
+        local: str | None = None,
+        control: str = "127.0.0.1",
+        launcher: Sequence[str] = (),
+    ) -> None:
+        """Prepare one whose media come by ``local`` (None: this machine's own address), whose API is at
+        ``control``, and whose command stands behind ``launcher``, which may put it into another network.
+        """
         super().__init__(cores)
-        self.local = own_address()
+        self.local = local or own_address()
         self.record = record
+        self._control, self._launcher = control, launcher
         self._port = free_port()
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._session = 0
@@ -76,12 +89,14 @@ class Janus(Server):
             transports=others("transports", "websockets"),
         )
         (self.directory / "janus.jcfg").write_text(config)
-        (self.directory / "janus.transport.websockets.jcfg").write_text(WEBSOCKETS.format(port=self._port))
+        (self.directory / "janus.transport.websockets.jcfg").write_text(
+            WEBSOCKETS.format(port=self._port, address=self._control)
+        )
         (self.directory / "janus.plugin.videoroom.jcfg").write_text("general: {}\n")
         command = ["janus", f"--configs-folder={self.directory}", f"--config={self.directory}/janus.jcfg"]
-        await self.launch(command, {}, f"http://127.0.0.1:{self._port}/")
+        await self.launch([*self._launcher, *command], {}, f"http://{self._control}:{self._port}/")
         self._socket = await self.http.ws_connect(
-            f"ws://127.0.0.1:{self._port}/", protocols=("janus-protocol",), max_msg_size=0
+            f"ws://{self._control}:{self._port}/", protocols=("janus-protocol",), max_msg_size=0
         )
         self._reader = asyncio.create_task(self._read(), name="janus messages")
         self._session = (await self.ask({"janus": "create"}))["data"]["id"]
@@ -112,6 +127,10 @@ class Janus(Server):
         await self.message(handle, body)
 
     async def publish(self, room: str, identity: str, connection: Connection) -> None:
+        connection.answered(await self.offered(room, identity, connection.offer()))
+
+    async def offered(self, room: str, identity: str, sdp: str) -> str:
+        """Let somebody publish what the offer has; returns the answer. Raises ``JoinError``."""
         handle = await self.attach()
         body = {
             "request": "joinandconfigure",
@@ -119,11 +138,16 @@ class Janus(Server):
             "room": self._rooms[room],
             "display": identity,
         }
-        event = await self.message(handle, body, {"type": "offer", "sdp": connection.offer()})
+        event = await self.message(handle, body, {"type": "offer", "sdp": sdp})
         self._feeds[room, identity] = event["plugindata"]["data"]["id"]
-        connection.answered(event["jsep"]["sdp"])
+        return str(event["jsep"]["sdp"])
 
     async def subscribe(self, room: str, identity: str, target: str, connection: Connection) -> None:
+        handle, offer = await self.offer(room, target)
+        await self.taken(handle, connection.answer(offer))
+
+    async def offer(self, room: str, target: str) -> tuple[int, str]:
+        """Return handle and offer for somebody who subscribes to ``target``. Raises ``JoinError``."""
         handle = await self.attach()
         body = {
             "request": "join",
@@ -139,7 +163,10 @@ class Janus(Server):
                 if "No such feed" not in str(error) or attempt == 19:
                     raise
                 await asyncio.sleep(0.05)
-        sdp = connection.answer(event["jsep"]["sdp"])
+        return handle, str(event["jsep"]["sdp"])
+
+    async def taken(self, handle: int, sdp: str) -> None:
+        """Let what ``offer`` offered flow by the subscriber's answer. Raises ``JoinError``."""
         await self.message(handle, {"request": "start"}, {"type": "answer", "sdp": sdp})
 
     async def attach(self) -> int:

@@ -161,7 +161,7 @@ class TrackTimeline:
             if self._ssrc is not None:
                 self._retired.add(self._ssrc)
                 announced = packet.ssrc == self._announced
-                self._begin_anew(now_ns, missing=0 if announced else 1)
+                self._begin_anew(now_ns, missing_first=0 if announced else 1)
                 if announced and self._depacketiser is not None:
                     self._depacketiser = depacketiser(self.info.mime)  # whose frames follow on nothing
                 self._unwrapper = Unwrapper(32)
@@ -212,12 +212,12 @@ class TrackTimeline:
         elif self._end_ns is not None:
             self._list_stall(self._end_ns, now_ns)
 
-    def _begin_anew(self, now_ns: int, missing: int = 1) -> None:
+    def _begin_anew(self, now_ns: int, missing_first: int = 1) -> None:
         """Another run of sequence numbers: what waits is all there will be of the one before."""
-        for arrival, before in self._reorder.end():
-            self._assemble(arrival, before, now_ns)
+        for arrival, missing in self._reorder.end():
+            self._assemble(arrival, missing, now_ns)
         self._flush(now_ns)
-        self._reorder = Reorder(missing=missing)
+        self._reorder = Reorder(missing=missing_first)
 
     def _new_epoch(self) -> None:
         """Another run of media time; what it has to do with the sender's wallclock must be reported anew."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
+from collections.abc import Coroutine
+from typing import Any
 from urllib.parse import urlsplit
 
 import pydantic
@@ -38,8 +41,11 @@ FIRST_S = 10.0
 """The first message must come within this."""
 IDLE_S = 60.0
 """So long a client may say nothing; it sends ``ping``."""
+SEND_S = 10.0
+"""Who takes nothing of what is sent for so long is cut off: a close would wait in the same queue."""
 MAX_UNNAMED = 512
-"""Sockets that have not said who they are."""
+"""Sockets that have not said who they are. One more costs the oldest its place: who has a token shows it at
+once, who holds sockets open pushes out its own."""
 MAX_FAULTS = 10
 """Messages that cannot be read, of one socket."""
 CLOSES = {
@@ -65,28 +71,22 @@ async def signal(call: Call) -> web.StreamResponse:
     """Open the signalling WebSocket (docs/signal.md); the token comes in its first message."""
     _check_origin(call)
     lines = call.request.app[LINES]
-    if lines.unnamed >= MAX_UNNAMED:
-        raise Problem("rate_limited", "too many sockets wait to be named", headers={"Retry-After": "2"})
     socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MAX_MESSAGE, compress=False)
     if not socket.can_prepare(call.request):
         raise Problem("bad_request", "this is a WebSocket", headers={"Upgrade": "websocket"})
-    lines.unnamed += 1
-    try:
-        await socket.prepare(call.request)
-        line = await _first(call, socket, lines)
-    finally:
-        lines.unnamed -= 1
+    await socket.prepare(call.request)
+    line = await _first(call, socket, lines)
     if line is None:
         return socket
-    writer = asyncio.create_task(_write(line, socket))
+    writer = asyncio.create_task(_write(call, line, socket))
     try:
         await _read(call, line, socket, lines)
     finally:
-        if line.socket is socket:
-            line.socket = None
-            lines.lost(line)
+        lines.lost(line, socket)
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)
+        if not socket.closed:
+            _cut(call)
     return socket
 
 
@@ -96,15 +96,18 @@ def _check_origin(call: Call) -> None:
     if origin is None or origin in call.control.settings.http.cors_origins:
         return
     own = {call.request.host, urlsplit(call.control.settings.http.public_url).netloc}
-    if urlsplit(origin).netloc not in own:
+    if urlsplit(origin).netloc not in own - {""}:  # "null" has none either: a sandboxed frame, a file
         raise Problem("forbidden", "http.cors_origins does not name this page's origin")
 
 
 async def _first(call: Call, socket: web.WebSocketResponse, lines: Lines) -> Line | None:
     """Take ``join`` or ``resume``; closes the socket on anything else."""
+    from mediaserver.api.app import problem_of
+
     number = 0
+    line: Line | None = None
     try:
-        message = await _receive(socket, FIRST_S)
+        message = await _introduction(socket, lines)
         if message is None:
             return None
         request = read(message)
@@ -114,13 +117,14 @@ async def _first(call: Call, socket: web.WebSocketResponse, lines: Lines) -> Lin
         call.principal = _identify(call, request.token)
         room = room_of(call, call.principal.room)
         require_any(call)
+        await call.control.note_token(call.principal)
         if isinstance(request, Resume):
-            line = lines.find(request.resume, call.principal)
-            if line is None or request.id <= line.last_id or not line.rewind(request.last_seq):
+            found = lines.find(request.resume, call.principal)
+            if found is None or request.id <= found.last_id or not found.rewind(request.last_seq):
                 raise Problem("resume_expired", "the signalling session is not here any more: join anew")
+            line = found
             line.principal, line.token, taken = call.principal, request.token, line.last_id
         else:
-            await call.control.note_token(call.principal)
             line, taken = Line(call.principal, request.token), request.id
             lines.add(line)
             call.control.spawn(signalling.follow(call, line, lines))
@@ -134,6 +138,7 @@ async def _first(call: Call, socket: web.WebSocketResponse, lines: Lines) -> Lin
             hidden=call.principal.grants.hidden,
         )
         await _send(
+            call,
             socket,
             Welcome,
             seq=request.last_seq if isinstance(request, Resume) else 0,
@@ -148,11 +153,30 @@ async def _first(call: Call, socket: web.WebSocketResponse, lines: Lines) -> Lin
             participants=signalling.participants(call, room),
             recordings=[active.entry.id for active in call.control.recordings.in_room(*room.key)],
         )
-    except (Problem, ConnectionError) as error:
-        problem = error if isinstance(error, Problem) else Problem("bad_request", "gone")
-        await _refuse(call, socket, number, problem)
+    except Exception as error:  # what it is, is for problem_of
+        if line is not None:
+            lines.lost(line, socket)
+        await _refuse(call, socket, number, problem_of(error))
         return None
     return line
+
+
+async def _introduction(socket: web.WebSocketResponse, lines: Lines) -> str | None:
+    """Wait for the first message, beside ``MAX_UNNAMED`` others. Raises Problem as ``_receive``."""
+    while len(lines.unnamed) >= MAX_UNNAMED:
+        lines.unnamed.pop(next(iter(lines.unnamed))).set()
+    pushed = lines.unnamed[socket] = asyncio.Event()
+    message = asyncio.create_task(_receive(socket, FIRST_S))
+    out = asyncio.create_task(pushed.wait())
+    try:
+        await asyncio.wait((message, out), return_when=asyncio.FIRST_COMPLETED)
+        if not message.done():
+            raise Problem("rate_limited", "too many sockets wait to be named")
+        return message.result()
+    finally:
+        lines.unnamed.pop(socket, None)
+        message.cancel()
+        out.cancel()
 
 
 def require_any(call: Call) -> None:
@@ -219,7 +243,7 @@ async def _read(call: Call, line: Line, socket: web.WebSocketResponse, lines: Li
             line.last_id = request.id
             if isinstance(request, Ping):
                 line.acknowledge(request.last_seq)
-                await _send(socket, Pong, seq=line.seq, re=request.id, time=rfc3339(time.time_ns()))
+                await _send(call, socket, Pong, seq=line.seq, re=request.id, time=rfc3339(time.time_ns()))
             elif isinstance(request, Leave):
                 await signalling.leave(call, line)
                 lines.drop(line, "left")
@@ -240,25 +264,45 @@ async def _read(call: Call, line: Line, socket: web.WebSocketResponse, lines: Li
         await _close(call, socket, "replaced")
     else:
         await asyncio.sleep(0)  # the writer closes
-        async with asyncio.timeout(5.0):
-            while not socket.closed:
-                await socket.receive()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEND_S):
+                while not socket.closed:
+                    await socket.receive()
 
 
-async def _write(line: Line, socket: web.WebSocketResponse) -> None:
-    """Send what is queued; the tail of the queue is bounded, not the time a client takes."""
+async def _write(call: Call, line: Line, socket: web.WebSocketResponse) -> None:
+    """Send what is queued, until another socket takes the line over."""
     while line.socket is socket:
-        while (text := line.next_text()) is not None:
-            await socket.send_str(text)
-        if line.ending:
-            await socket.close(code=CLOSES.get(line.ending, 4400), message=line.ending.encode())
+        if (text := line.next_text()) is not None:
+            await _take(call, socket.send_str(text))
+        elif line.ending:
+            await _say_goodbye(call, socket, line.ending)
             return
-        line.wake.clear()
-        await line.wake.wait()
+        else:
+            line.wake.clear()
+            await line.wake.wait()
 
 
-async def _send(socket: web.WebSocketResponse, kind: type[ServerMessage], **members: object) -> None:
-    await socket.send_str(kind(**members).model_dump_json())  # type: ignore[arg-type]  # pydantic checks
+async def _take(call: Call, sending: Coroutine[Any, Any, object]) -> None:
+    """Give a client ``SEND_S`` to take what is sent; raises ConnectionError, and cuts off who does not."""
+    try:
+        async with asyncio.timeout(SEND_S):
+            await sending
+    except TimeoutError:
+        _cut(call)
+        raise ConnectionResetError("the client takes nothing") from None
+
+
+def _cut(call: Call) -> None:
+    if (transport := call.request.transport) is not None:
+        transport.abort()
+
+
+async def _send(
+    call: Call, socket: web.WebSocketResponse, kind: type[ServerMessage], **members: object
+) -> None:
+    text = kind(**members).model_dump_json()  # type: ignore[arg-type]  # pydantic checks
+    await _take(call, socket.send_str(text))
 
 
 async def _refuse(call: Call, socket: web.WebSocketResponse, number: int, problem: Problem) -> None:
@@ -266,7 +310,7 @@ async def _refuse(call: Call, socket: web.WebSocketResponse, number: int, proble
     if not socket.closed:
         try:
             number = int(problem.members.pop("re", number))
-            await _send(socket, Failed, seq=0, re=max(0, number), problem=problem.to_json())
+            await _send(call, socket, Failed, seq=0, re=max(0, number), problem=problem.to_json())
         except ConnectionError:
             return
     await _close(call, socket, problem.code)
@@ -274,7 +318,12 @@ async def _refuse(call: Call, socket: web.WebSocketResponse, number: int, proble
 
 async def _close(call: Call, socket: web.WebSocketResponse, reason: str) -> None:
     call.control.metrics.signal_closed.labels(reason if reason in CLOSES else "other").inc()
-    await socket.close(code=CLOSES.get(reason, 4400), message=reason.encode())
+    await _say_goodbye(call, socket, reason)
+
+
+async def _say_goodbye(call: Call, socket: web.WebSocketResponse, reason: str) -> None:
+    with contextlib.suppress(ConnectionError):
+        await _take(call, socket.close(code=CLOSES.get(reason, 4400), message=reason.encode()))
 
 
 async def close_lines(app: web.Application) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -216,6 +217,7 @@ def _name(room: Room, identity: str) -> str:
 
 async def follow(call: Call, line: Line, lines: Lines) -> None:
     """Tell a line the events of its room until it ends."""
+    line.follower = asyncio.current_task()
     log = call.control.events
     follower = log.follow(lambda event: _is_for(call, line, event))
     stop = call.control.closing
@@ -229,6 +231,8 @@ async def follow(call: Call, line: Line, lines: Lines) -> None:
                 line.end("too_slow")
                 break
             line.put(EventMessage, event=event)
+            if event["type"] in ("session.ended", "session.failed"):
+                line.media.discard(str(event["data"].get("session")))
             if event["type"] in RENEGOTIATES:
                 await negotiate(call, line)
             if event["type"] == "room.closed":

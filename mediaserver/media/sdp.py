@@ -19,6 +19,7 @@ MAX_MEDIA = 64
 MAX_EXTENSIONS = 64
 MAX_SSRCS = 32
 MAX_SETTINGS = 1_024
+MAX_FEEDBACK = 16
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
 _ICE = re.compile(r"[A-Za-z0-9+/=_-]{4,256}")  # RFC 8839 has no "=", "_", "-", some senders do
@@ -295,6 +296,7 @@ def _media_attribute(media: MediaOffer, name: str, value: str, number: int) -> N
 
 
 def _settle_codecs(media: MediaOffer) -> None:
+    everybodys = 0  # of the lines for all codecs: their number times 128 is work
     for word, text in media.settings:
         codec = media.codecs.get(int(word))
         if codec is not None:
@@ -303,8 +305,13 @@ def _settle_codecs(media: MediaOffer) -> None:
                 if key:
                     codec.fmtp[key.lower() if separator else key] = setting
     for word, text in media.feedback:
-        for codec in media.codecs.values():
-            if word in ("*", str(codec.payload_type)) and len(codec.feedback) < 16:
+        if word == "*":
+            meant = list(media.codecs.values()) if everybodys < MAX_FEEDBACK else []
+            everybodys += 1
+        else:
+            meant = [media.codecs[int(word)]] if int(word) in media.codecs else []
+        for codec in meant:
+            if len(codec.feedback) < MAX_FEEDBACK:
                 codec.feedback.append(text)
     for codec in media.codecs.values():
         if codec.name.lower() == "rtx":

@@ -14,7 +14,9 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
+import resource
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,9 +30,17 @@ from mediaserver.media.framing import Deframer, FrameError, frame
 from mediaserver.media.ice import SECOND_NS, CheckResult, worker_of
 
 MAX_CONNECTIONS = 2_048
+"""Fewer where the process may open few files: connections, two each, take half of them at most, because
+recordings need theirs."""
 MAX_UNPROVEN = 256
 """Connections without a valid check. One more costs the oldest its place: who means it proves itself at
 once, who holds connections open pushes out its own."""
+PER_SESSION = 8
+"""Connections of one session: a client moves from one to the next and has few at once. One more costs the one
+that was checked longest ago its place, so that nobody fills the door with one token."""
+MAX_FAULTS = 32
+"""Checks of one connection that prove nothing, since its last good one. One read of a stream may bring
+20,000, 10 us each, during which nobody else is served."""
 PROVE_NS = 10 * SECOND_NS
 CONSENT_NS = 30 * SECOND_NS
 """RFC 7675 section 5.1: without a valid check for so long nobody is there any more."""
@@ -104,6 +114,7 @@ class _Connection:
         self.inner_address: Address = ("", 0)
         self.deframer = Deframer(MAX_PACKET_BYTES)
         self.out = bytearray()
+        self.faults = 0
         self.writing = False
         self.closed = False
 
@@ -143,23 +154,42 @@ class _Connection:
                 return
 
     def _check(self, datagram: bytes) -> None:
-        if self.inner is None:
-            self.inner = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            self.inner.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            self.inner.bind(("127.0.0.1", 0))
-            self.inner.connect(self.door.forwarder_address)
-            self.inner_address = self.inner.getsockname()
-            self.door.loop.add_reader(self.inner, self.relay)
+        try:
+            self._open_inner()
+        except OSError:
+            self.door.counters.refused += 1  # no descriptor left: this client has to come again
+            self.door.drop(self)
+            return
         result = self.door.check(datagram, self.inner_address, self.client, self.door.forwarder_socket)
-        if result.session is not None:
-            if not self.session:
-                self.door.counters.proven += 1
+        if result.session is None:
+            self.faults += 1
+            if self.faults > MAX_FAULTS:
+                self.door.counters.malformed += 1
+                self.door.drop(self)
+            return
+        self.faults = 0
+        self.checked_ns = self.door.now()
+        if self.session != result.session:
+            self.door.counters.proven += not self.session
             self.session = result.session
-            self.checked_ns = self.door.now()
+            self.door.make_room(self)
         if result.reply is not None:
             self._queue(result.reply)
             self.flush()
         self.door.answered(result)
+
+    def _open_inner(self) -> None:
+        if self.inner is None:
+            inner = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            try:
+                inner.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+                inner.bind(("127.0.0.1", 0))
+                inner.connect(self.door.forwarder_address)
+            except OSError:
+                inner.close()
+                raise
+            self.inner, self.inner_address = inner, inner.getsockname()
+            self.door.loop.add_reader(inner, self.relay)
 
     def relay(self) -> None:
         """Send on what the forwarder has for the client."""
@@ -227,6 +257,10 @@ class TcpDoor:
         self._connections: dict[_Connection, None] = {}
         self._unproven: dict[_Connection, None] = {}
         self._siblings: socket.socket | None = None
+        self._resting: list[socket.socket] = []
+        """Listeners that are not accepted from: there was no descriptor left."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = MAX_CONNECTIONS if files < 0 else min(MAX_CONNECTIONS, files // 4)
 
     def __len__(self) -> int:
         """Return how many connections are open."""
@@ -260,7 +294,7 @@ class TcpDoor:
         for listener in self._listeners:
             self.loop.remove_reader(listener)
             listener.close()
-        self._listeners = []
+        self._listeners = self._resting = []
         if self._siblings is not None:
             self.loop.remove_reader(self._siblings)
             self._siblings.close()
@@ -271,6 +305,9 @@ class TcpDoor:
 
     def sweep(self, now: int) -> None:
         """End the connections that did not prove themselves in time, or whose session or client is gone."""
+        while self._resting:
+            listener = self._resting.pop()
+            self.loop.add_reader(listener, self._accept, listener)
         for connection in list(self._connections):
             if not connection.session:
                 late = now - connection.began_ns > PROVE_NS
@@ -285,6 +322,13 @@ class TcpDoor:
         """Close a connection and forget it."""
         if self._forget(connection):
             connection.sock.close()
+
+    def make_room(self, connection: _Connection) -> None:
+        """End the stalest other connection of a session that has one too many."""
+        mine = [one for one in self._connections if one.session == connection.session]
+        if len(mine) > PER_SESSION:
+            self.counters.refused += 1
+            self.drop(min((one for one in mine if one is not connection), key=lambda one: one.checked_ns))
 
     def hand_over(self, connection: _Connection, frames: list[bytes]) -> bool:
         """Give a connection to the worker its first check is for; False if that is this one, or nobody's."""
@@ -318,8 +362,13 @@ class TcpDoor:
         for _ in range(_BATCH):
             try:
                 sock, _ = listener.accept()
-            except OSError:
-                return  # none left, gone already, or no descriptor left: the next call tries again
+            except OSError as error:
+                # None left, or gone already: the next call tries again. Without a descriptor it would be the
+                # next turn of the loop, and every other: the next sweep.
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self.loop.remove_reader(listener)
+                    self._resting.append(listener)
+                return
             self._admit(sock, b"")
 
     def _adopt(self) -> None:
@@ -337,7 +386,9 @@ class TcpDoor:
             self._admit(sock, seen)
 
     def _admit(self, sock: socket.socket, seen: bytes) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
+        self._unproven = {one: None for one in self._unproven if not one.closed and not one.session}
+        full = len(self._connections) >= self._room
+        if full and not self._unproven:
             self.counters.refused += 1
             sock.close()
             return
@@ -351,8 +402,7 @@ class TcpDoor:
             return
         self.counters.accepted += 1
         connection = _Connection(self, sock, client, self.now())
-        self._unproven = {one: None for one in self._unproven if not one.closed and not one.session}
-        if len(self._unproven) >= MAX_UNPROVEN:
+        if full or len(self._unproven) >= MAX_UNPROVEN:
             self.counters.refused += 1
             self.drop(next(iter(self._unproven)))
         self._unproven[connection] = None

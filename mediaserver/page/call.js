@@ -7,6 +7,7 @@ import { Quality } from "./quality.js";
 import { Signal } from "./signal.js";
 import { View } from "./view.js";
 
+const FIT_MS = 400; // tiles move for a while
 const REFRESH_MS = 60; // events come in bursts; one look at the list serves them all
 const HERE = ["participant.", "track.", "room.", "session."];
 
@@ -71,6 +72,11 @@ class Other {
     this.tiles = { camera: new Tile(call.stage, { identity, source: "camera", own: false }), screen: null };
   }
 
+  /** How wide what comes from a source is shown, device pixels. */
+  width(source) {
+    return (this.tiles[source]?.element.clientWidth ?? 0) * devicePixelRatio;
+  }
+
   #fill(stream, tracks) {
     for (const old of stream.getTracks()) if (!tracks.includes(old)) stream.removeTrack(old);
     for (const track of tracks) stream.addTrack(track);
@@ -127,6 +133,8 @@ export class Call extends EventTarget {
   quality = null;
   #others = new Map();
   #refreshing = 0;
+  #fitting = 0;
+  #sizes = new ResizeObserver(() => this.#fit());
   #stale = false;
   #ownTile = null;
   #screenTile = null;
@@ -171,6 +179,7 @@ export class Call extends EventTarget {
     this.quality.addEventListener("change", () => this.show());
     if (this.api.session.grants.subscribe) {
       this.view = new View(this.#signal);
+      this.#sizes.observe(this.stage);
       this.view.addEventListener("change", () => this.show());
       this.view.addEventListener("problem", ({ detail }) => this.dispatchEvent(new CustomEvent("problem", { detail })));
       this.view.link.addEventListener("state", ({ detail }) => {
@@ -195,6 +204,8 @@ export class Call extends EventTarget {
   leave() {
     this.#left = true;
     clearTimeout(this.#refreshing);
+    clearTimeout(this.#fitting);
+    this.#sizes.disconnect();
     this.devices.removeEventListener("change", this.onDevices);
     this.stopScreen();
     this.#camera?.close();
@@ -244,6 +255,14 @@ export class Call extends EventTarget {
   show() {
     this.#showOwn();
     for (const other of this.#others.values()) other.show();
+    this.#fit();
+  }
+
+  /** Take no larger pictures than there is room for; a hidden supervisor's stay small. */
+  #fit() {
+    clearTimeout(this.#fitting);
+    if (!this.view || this.api.session.grants.hidden) return;
+    this.#fitting = setTimeout(() => this.view.fit((identity, source) => this.#others.get(identity)?.width(source) ?? 0), FIT_MS);
   }
 
   linkChanged({ state, problem }) {

@@ -3,6 +3,8 @@
 
 import { Link } from "./link.js";
 
+const SMALL = [240, 480]; // a picture narrower than these needs a layer less each
+
 /** Events: "change" when tracks came or went, "problem" for a track that cannot be taken; link has the rest. */
 export class View extends EventTarget {
   #signal;
@@ -10,6 +12,7 @@ export class View extends EventTarget {
   #applying = false;
   #told = new Set();
   #tracks = [];
+  #wished = new Map();
 
   constructor(signal) {
     super();
@@ -37,6 +40,27 @@ export class View extends EventTarget {
   sender(mid) {
     const one = this.#tracks.find((track) => track.mid === mid);
     return one ? { identity: one.identity, track: one.id } : null;
+  }
+
+  /** Ask for layers no larger than they are shown: widthOf(identity, source) in device pixels, 0 for not at all. */
+  async fit(widthOf) {
+    const { session, state } = this.link;
+    if (state !== "connected") return;
+    const wishes = [];
+    for (const { id, identity, source, layers } of this.#tracks) {
+      if (!layers) continue;
+      const width = widthOf(identity, source);
+      const preferred = Math.max(0, layers.length - 1 - SMALL.filter((limit) => width < limit).length);
+      if (this.#wished.get(id) !== `${session}/${preferred}`) wishes.push({ track: id, preferred });
+      this.#wished.set(id, `${session}/${preferred}`);
+    }
+    if (!wishes.length) return;
+    try {
+      await this.#signal.request("layers", { session, wishes });
+    } catch (problem) {
+      console.info("layers were not told", problem.message);
+      this.#wished.clear();
+    }
   }
 
   close() {

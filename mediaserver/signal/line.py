@@ -49,6 +49,9 @@ class Line:
     told: list[Any] = field(default_factory=list)
     """Tracks and skipped tracks as last told."""
     socket: object | None = None
+    follower: asyncio.Task[None] | None = field(default=None, repr=False)
+    """Tells it the events; ends with it."""
+    grace: asyncio.TimerHandle | None = field(default=None, repr=False)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     ending: str = ""
     """A problem code: everything is sent, then the socket closed for this reason."""
@@ -77,6 +80,7 @@ class Line:
         if self.seq - self._sent > MAX_UNSENT or self._unsent_bytes > MAX_UNSENT_BYTES:
             self._kept.clear()
             self.ending = "too_slow"
+            self.end("too_slow")
         while len(self._kept) > KEPT and self._kept[0][0] <= self._sent:
             self._kept.popleft()
         self.wake.set()
@@ -115,6 +119,8 @@ class Line:
         """Have the socket closed for ``reason``, a problem code, once everything before is sent."""
         self.ending = self.ending or reason
         self.wake.set()
+        if self.follower is not None and self.follower is not asyncio.current_task():
+            self.follower.cancel()
 
 
 class Lines:
@@ -124,8 +130,8 @@ class Lines:
         self._lines: dict[str, Line] = {}
         self.quality: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         """By room, then identity."""
-        self.unnamed = 0
-        """Sockets whose first message is awaited."""
+        self.unnamed: dict[object, asyncio.Event] = {}
+        """Sockets whose first message is awaited, the oldest first; the event pushes one out."""
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -153,14 +159,19 @@ class Lines:
         self._lines.pop(line.key, None)
         line.end(reason)
 
-    def lost(self, line: Line) -> None:
-        """Give a line whose socket is gone its grace time."""
+    def lost(self, line: Line, socket: object) -> None:
+        """Give a line its grace time if ``socket`` was its own and is gone."""
+        if line.socket is not socket:
+            return
+        line.socket = None
+        if line.grace is not None:
+            line.grace.cancel()
 
         def expire() -> None:
             if line.socket is None:
                 self.drop(line, "resume_expired")
 
-        asyncio.get_running_loop().call_later(GRACE_S, expire)
+        line.grace = asyncio.get_running_loop().call_later(GRACE_S, expire)
 
     def close(self) -> None:
         """End all lines: the server goes down."""

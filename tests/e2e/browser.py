@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from playwright.async_api import Browser, Route, async_playwright
 
 from tests.media.lossy import LossyLink
+from tests.media.sounds import Sound
 
 CHROMIUM = Path("/usr/bin/chromium")
 CLIENT = Path(__file__).with_name("client.html")
@@ -100,6 +103,15 @@ class Participant:
         """Return (time in the bar code, UTC ms of its showing) of the pictures noted."""
         noted = await self.page.evaluate("stage.shown")
         return [(int(code), float(utc_ms)) for code, utc_ms in noted]
+
+    async def listen(self, target: str) -> None:
+        """Keep from now on what a subscription sounds like."""
+        await self.page.evaluate("target => { stage.listen(target); }", target)
+
+    async def heard(self) -> Sound:
+        """Return the sound kept since the last time."""
+        samples = np.frombuffer(base64.b64decode(await self.page.evaluate("stage.takeHeard()")), "<i2")
+        return samples.astype(np.float32) / np.float32(32768)
 
     async def mute(self, kind: str, muted: bool) -> None:
         """Turn the own camera or microphone off or on."""

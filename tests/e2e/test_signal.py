@@ -66,7 +66,9 @@ async def reported(api: Api, room: str, identity: str, wanted: dict[tuple[str, s
     async with asyncio.timeout(PATIENCE_MS / 1000):
         while True:
             answer = await api.call("GET", f"/v1/rooms/{room}/quality")
-            report = next((one for one in answer["reports"] if one["identity"] == identity), {"streams": []})
+            report: dict[str, Any] = next(
+                (one for one in answer["reports"] if one["identity"] == identity), {"streams": []}
+            )
             count = Counter((stream["direction"], stream["kind"]) for stream in report["streams"])
             if all(count[key] >= number for key, number in wanted.items()):
                 break

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -76,34 +75,37 @@ def wall(namespace: str, *rules: str) -> None:
 
 
 @contextmanager
-def coturn(directory: Path, secret: str) -> Iterator[None]:
-    """Run Debian's coturn on ports 3478 and 443 of the near address, with a certificate of its own."""
+def coturn(
+    directory: Path, secret: str, address: str = NEAR, launcher: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """Run Debian's coturn on ports 3478 and 443 of an address, with a certificate of its own; behind
+    ``launcher`` it may be in another network.
+    """
     program = shutil.which("turnserver")
     if program is None:
         pytest.skip("needs coturn (apt install coturn)")
     directory.mkdir()
     settings = load(None, {"SHUANGLU__DATA_DIR": str(directory)})
-    made = tls.certificate(settings, (NEAR,), datetime.now(UTC))
+    made = tls.certificate(settings, (address,), datetime.now(UTC))
     config = directory / "turnserver.conf"
     config.touch(mode=0o600)
     config.write_text(
-        f"listening-ip={NEAR}\nrelay-ip={NEAR}\nlistening-port=3478\ntls-listening-port=443\n"
+        f"listening-ip={address}\nrelay-ip={address}\nlistening-port=3478\ntls-listening-port=443\n"
         f"use-auth-secret\nstatic-auth-secret={secret}\nrealm=shuanglu.test\nno-cli\nno-dtls\nfingerprint\n"
         f"cert={made.cert}\npkey={made.key}\nlog-file=stdout\npidfile={directory}/pid\n"
         f"userdb={directory}/db\nmin-port=49152\nmax-port=49407\n"
     )
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log, cwd=directory)
+        process = subprocess.Popen(
+            [*launcher, program, "-c", str(config)], stdout=log, stderr=log, cwd=directory
+        )
     try:
         deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection((NEAR, 443), 1).close()
-                break
-            except OSError:
-                assert process.poll() is None, (directory / "log").read_text()
-                assert time.monotonic() < deadline, (directory / "log").read_text()
-                time.sleep(0.1)
+        knock = f"import socket; socket.create_connection(({address!r}, 443), 1)"
+        while subprocess.run([*launcher, sys.executable, "-c", knock], capture_output=True).returncode:
+            assert process.poll() is None, (directory / "log").read_text()
+            assert time.monotonic() < deadline, (directory / "log").read_text()
+            time.sleep(0.1)
         yield
     finally:
         process.terminate()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import av
+import numpy as np
 from playwright.async_api import expect
 
 from recorder.records import Record, RtpRecord, TrackRecord
@@ -20,22 +22,24 @@ from tests.e2e.browser import Participant, chromium, participant
 from tests.e2e.evidence import records_of
 from tests.e2e.stage import Stage
 from tests.e2e.test_page import opened
+from tests.e2e.test_walls import wall
 from tests.lab.network import SERVER, Laboratory, Network
 from tests.media.pictures import CUSTOMER
-from tests.media.sounds import PERIOD_S
+from tests.media.sounds import PERIOD_S, RATE, Sound
 
 Devices = tuple[Path, Path]
 """Files of the camera and the microphone."""
 ROOM, VIEWER = "counter-lab", "desk-01"
+COMPOSE_S = 180.0
+"""Within which a minute is composed on two busy cores."""
+SETTLE_S = 5.0
+"""The first keyframes, and the estimator's start, are not what is asked."""
 
 
 @dataclass
-class Call:
-    """What a scenario works with."""
+class Pair:
+    """Two browsers with a server between them, ours or another: the phone publishes, the desk watches."""
 
-    stage: Stage
-    api: Api
-    recording: str
     phone: Network
     desk: Network
     publisher: Participant
@@ -45,6 +49,19 @@ class Call:
         """Return the viewer's statistics of the picture it receives."""
         streams = (await self.viewer.stats())[f"subscribe {CUSTOMER.identity}"]["streams"]
         return next((one for one in streams if one["kind"] == "video"), {})
+
+    async def allow(self, bits_per_s: int) -> None:
+        """Let the publisher's browser use so much for its picture, whatever it thinks enough."""
+        await self.publisher.page.evaluate(
+            """async bits => {
+              const senders = stage.sessions.get("publish camera").connection.getSenders();
+              const sender = senders.find(({ track }) => track.kind === "video");
+              const parameters = sender.getParameters();
+              parameters.encodings[0].maxBitrate = bits;
+              await sender.setParameters(parameters);
+            }""",
+            bits_per_s,
+        )
 
     async def shown_s(self) -> list[float]:
         """Return when (UTC s) the viewer showed a picture."""
@@ -64,10 +81,38 @@ class Call:
                 return None
             await asyncio.sleep(0.2)
 
+
+@dataclass
+class Call(Pair):
+    """A recorded call through our server."""
+
+    stage: Stage
+    api: Api
+    recording: str
+
     async def end(self) -> list[Record]:
         """Stop the recording; returns its journal."""
         await self.api.stop(self.recording)
         return await records_of(self.stage, self.recording)
+
+    async def listed(self) -> dict[str, Any]:
+        """Compose the ended recording; returns the account of what its picture shows."""
+        asked = await self.api.file(self.recording, "composite.mp4")
+        assert asked.status == 202, asked.body
+        await self.api.composed(self.recording, COMPOSE_S)
+        timeline = await self.api.call("GET", f"/v1/recordings/{self.recording}/timeline")
+        composite: dict[str, Any] = timeline["composite"]
+        return composite
+
+
+Made = TypeVar("Made", bound=Pair)
+
+
+async def settled(made: Made) -> Made:
+    """Note from now on what the viewer shows, and wait for the call to become steady; returns it."""
+    await made.viewer.watch_shown(CUSTOMER.identity)
+    await asyncio.sleep(SETTLE_S)
+    return made
 
 
 @asynccontextmanager
@@ -83,21 +128,32 @@ async def on_the_page(api: Api, base: str, devices: Devices, program: Path) -> A
     ):
         await page.get_by_test_id("join").click()
         await expect(page.get_by_test_id("connection")).to_have_text("Connected")
-        yield Participant(browser, page)
+        yield Participant(page)
 
 
 @asynccontextmanager
 async def call(
-    lab: Laboratory, directory: Path, devices: Devices, *, page: bool = False
+    lab: Laboratory,
+    directory: Path,
+    devices: Devices,
+    *,
+    page: bool = False,
+    walls: tuple[str, ...] = (),
+    only: str = "",
+    settings: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Call]:
     """Start the server, both browsers and the recording; the lines are clean until a scenario sets them.
 
     ``page``: the phone has the server's own page open, which connects again by itself; else it is a bare
-    WHIP client that leaves everything to Chromium.
+    WHIP client that leaves everything to Chromium. ``walls``: what leaves the phone's network besides calls
+    of the API (rules of nft(8)), none: everything. ``only``: the bare client's media goes through TURN
+    servers whose URL has this text. ``settings`` of the server.
     """
     camera, microphone = devices
     phone, desk = lab.add("phone"), lab.add("desk")
-    with lab.stage(directory / "data", **{"composing.when": "on_demand"}) as stage:
+    with lab.stage(directory / "data", **{"composing.when": "on_demand", **(settings or {})}) as stage:
+        if walls:
+            wall(phone.namespace, f"tcp dport {stage.port} accept", "meta l4proto icmpv6 accept", *walls)
         base = f"https://{SERVER}:{stage.port}"
         async with (
             Api(stage.base, stage.key()) as api,
@@ -109,14 +165,19 @@ async def call(
             if page:
                 publisher = await stack.enter_async_context(on_the_page(api, base, devices, program))
             else:
-                bare = participant(base, camera, microphone, program=program)
+                trusting = ("--ignore-certificate-errors",) if only else ()
+                bare = participant(base, camera, microphone, *trusting, program=program)
                 publisher = await stack.enter_async_context(bare)
+                if only:
+                    await publisher.page.evaluate(
+                        "only => Object.assign(stage, {only, onlyRelay: true})", only
+                    )
+                await publisher.page.evaluate("stage.audioNack = true")
                 await publisher.publish(ROOM, await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role))
-            recording = await api.record(ROOM, "LAB-1", "single")
+            recording = await api.record(ROOM, "LAB-1")
+            await viewer.page.evaluate("stage.audioNack = true")
             await viewer.subscribe(ROOM, CUSTOMER.identity, await api.token(ROOM, VIEWER, "agent"))
-            await viewer.watch_shown(CUSTOMER.identity)
-            await asyncio.sleep(5)  # the first keyframes, and the estimator's start, are not what is asked
-            yield Call(stage, api, recording["id"], phone, desk, publisher, viewer)
+            yield await settled(Call(phone, desk, publisher, viewer, stage, api, recording["id"]))
 
 
 def missing_packets(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
@@ -135,6 +196,28 @@ def missing_packets(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
         before = totals[kinds[track]]
         totals[kinds[track]] = (before[0] + expected - len(set(extended)), before[1] + expected)
     return totals
+
+
+def recorded_sound(records: Sequence[Record]) -> Sound:
+    """Decode the Opus packets of a journal's only audio track by their time; silence where one is missing."""
+    info = next(one.info for one in records if isinstance(one, TrackRecord) and one.info.kind == "audio")
+    packets = [
+        RtpPacket.parse(one.packet)
+        for one in records
+        if isinstance(one, RtpRecord) and one.track == info.track
+    ]
+    unwrapper = Unwrapper(32)
+    by_time = {unwrapper.unwrap(packet.timestamp): packet.payload for packet in packets if packet.payload}
+    decoder = av.CodecContext.create("libopus", "r")
+    decoder.sample_rate = RATE
+    decoder.layout = "mono"
+    first = min(by_time)
+    sound = np.zeros(max(by_time) - first + RATE, np.float32)
+    for at in sorted(by_time):
+        for frame in decoder.decode(av.Packet(by_time[at])):
+            samples = frame.to_ndarray().reshape(-1)
+            sound[at - first :][: len(samples)] = samples / 32768 if samples.dtype == np.int16 else samples
+    return sound
 
 
 def delays_ms(captured: Sequence[tuple[int, float]], shown: Sequence[tuple[int, float]]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,9 @@ from tests.media.pictures import CUSTOMER
 
 if "LAB" not in os.environ:
     # `make lab` runs these, minutes long; the decisions of test_impairment.py belong to every run.
-    collect_ignore = ["test_layers.py", "test_link.py", "test_load.py", "test_scenarios.py"]
+    collect_ignore = [
+        f"test_{name}.py" for name in ("heavy", "layers", "link", "load", "only_tcp", "scenarios", "soak")
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +38,12 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> Devices:
         camera_file(directory / "camera.y4m", CUSTOMER),
         microphone_file(directory / "microphone.wav", CUSTOMER),
     )
+
+
+@pytest.fixture(scope="session")
+def busy_camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a camera with more to tell than a narrow line takes."""
+    return camera_file(tmp_path_factory.mktemp("busy") / "camera.y4m", CUSTOMER, seconds=6, grain=12)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.e2e.browser import CHROMIUM
-from tests.e2e.stage import ROOT, Stage
+from tests.e2e.stage import ROOT, Stage, kill
 
 SERVER, SERVER_6 = "10.214.0.1", "fd00:214::1"
 """The server's addresses as its clients know them."""
@@ -241,9 +241,11 @@ def _quietly(*words: str) -> None:
 
 
 def _sweep() -> None:
-    """Remove namespaces of laboratories whose process is gone."""
+    """Remove namespaces of laboratories whose process is gone, and what still runs in them."""
     for line in ip("netns", "list").splitlines():
         name = line.split()[0]
         owner = name.removeprefix(PREFIX).partition("-")[0]
         if name.startswith(PREFIX) and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            for process in ip("netns", "pids", name).split():
+                kill(int(process))
             _quietly("netns", "del", name)

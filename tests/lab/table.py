@@ -23,6 +23,8 @@ class Row:
     goal: float
     at_most: bool
     """True: the value shall be ``goal`` or less; False: or more."""
+    server: str = "ours"
+    """``ours``, or which other server stood in its place."""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,25 +50,38 @@ class Table:
         *,
         at_most: float | None = None,
         at_least: float | None = None,
+        server: str = "ours",
         **details: Any,
     ) -> Row:
         """Add a figure with its goal; returns the row, whose ``reached`` a test asserts where it is held."""
         goal = at_most if at_most is not None else at_least
         assert goal is not None
         rounded = None if value is None else round(value, 3)
-        row = Row(scenario, figure, rounded, unit, goal, at_most is not None, details)
+        row = Row(scenario, figure, rounded, unit, goal, at_most is not None, server, details)
         self.rows.append(row)
         print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
         return row
 
+    def find(self, scenario: str, figure: str, server: str = "ours") -> float | None:
+        """Return a figure of this run, None if there is none."""
+        found = [
+            row for row in self.rows if (row.scenario, row.figure, row.server) == (scenario, figure, server)
+        ]
+        return found[-1].value if found else None
+
     def text(self) -> str:
-        """Return the table for people."""
-        words = [("scenario", "figure", "value", "goal", "")]
+        """Return the table for people: a line for each figure of ours, with the goal and Janus' beside it."""
+        words = [("scenario", "figure", "goal", "ours", "Janus", "")]
         for row in self.rows:
-            value = "never" if row.value is None else f"{row.value:g} {row.unit}"
+            if row.server != "ours":
+                continue
+            beside = self.find(row.scenario, row.figure, "janus")
             goal = f"{'≤' if row.at_most else '≥'} {row.goal:g} {row.unit}"
-            words.append((row.scenario, row.figure, value, goal, "reached" if row.reached else "NOT REACHED"))
-        widths = [max(len(line[column]) for line in words) for column in range(5)]
+            ours = "never" if row.value is None else f"{row.value:g} {row.unit}"
+            theirs = "" if beside is None else f"{beside:g} {row.unit}"
+            verdict = "reached" if row.reached else "NOT REACHED"
+            words.append((row.scenario, row.figure, goal, ours, theirs, verdict))
+        widths = [max(len(line[column]) for line in words) for column in range(6)]
         return "\n".join(
             "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
             for line in words

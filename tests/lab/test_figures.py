@@ -59,6 +59,10 @@ def test_the_table_tells_what_is_reached(tmp_path: Path, monkeypatch: pytest.Mon
     assert not table.add("s", "high", 0.5, "%", at_least=1).reached
     assert not table.add("s", "never", None, "s", at_most=1).reached
     assert [line.endswith("NOT REACHED") for line in table.text().splitlines()[1:]] == [False, True, True]
+    table.add("s", "low", 4.0, "s", at_most=1, server="janus")
+    assert (table.find("s", "low"), table.find("s", "low", "janus"), table.find("s", "?")) == (1.0, 4.0, None)
+    assert table.text().splitlines()[1].split() == ["s", "low", "≤", "1", "s", "1", "s", "4", "s", "reached"]
+    assert len(table.text().splitlines()) == 4, "another server's figures stand beside ours"
     told = json.loads(table.write(7).read_text())
     assert told["seed"] == 7
-    assert [row["reached"] for row in told["rows"]] == [True, False, False]
+    assert [row["reached"] for row in told["rows"]] == [True, False, False, False]

@@ -48,9 +48,7 @@ def test_a_thumbnail_takes_no_more_than_it_needs() -> None:
 
 
 def test_dead_layers_and_unknown_rates() -> None:
-    dead = Picture(
-        [LayerState(at == 1, 0, bps) for at, bps in enumerate(RATES)], 1, 0
-    )
+    dead = Picture([LayerState(at == 1, 0, bps) for at, bps in enumerate(RATES)], 1, 0)
     assert dead.wished() == [1], "one too large is better than none"
     assert share(300_000, 0, [dead])[0] >= RATES[1]
     nothing = Picture([LayerState(False, 0, 0)] * 3, None, 2)

@@ -1,0 +1,59 @@
+"""The same two browsers over the same lines with Janus between them instead of our server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench.servers.janus import Janus
+from tests.e2e.browser import participant
+from tests.lab.call import ROOM, Devices, Pair, settled
+from tests.lab.network import SERVER, Laboratory
+from tests.media.pictures import CUSTOMER
+
+POST = """
+stage.audioNack = true;
+stage.offering = new Promise((offered) => {
+  stage.post = (path, token, sdp) => {
+    offered(sdp);
+    return new Promise((resolve) => { stage.answered = (sdp) => resolve({ sdp }); });
+  };
+});
+null;
+"""
+"""Janus is spoken to by the tests, so that the page has only descriptions to make and take."""
+
+
+@asynccontextmanager
+async def janus_call(lab: Laboratory, directory: Path, devices: Devices) -> AsyncIterator[Pair]:
+    """Start Janus' videoroom in the server's network, and both browsers. Raises ServerError without Janus."""
+    camera, microphone = devices
+    phone, desk = lab.add("phone"), lab.add("desk")
+    janus = Janus(
+        os.sched_getaffinity(0),
+        local=SERVER,
+        control=lab.management,
+        launcher=("ip", "netns", "exec", lab.server),
+    )
+    base = f"https://{SERVER}"  # nobody is there: the client page is put under it by the test
+    async with (
+        janus,
+        participant(base, camera, microphone, program=desk.chromium(directory)) as viewer,
+        participant(base, camera, microphone, program=phone.chromium(directory)) as publisher,
+    ):
+        await janus.open_room(ROOM)
+        await publisher.page.evaluate(POST)
+        options = "{room: '', token: '', codec: 'video/VP8', width: 640, height: 360, fps: 15}"
+        offer = await publisher.page.evaluate(
+            f"async () => {{ stage.published = stage.publish({options}); return stage.offering; }}"
+        )
+        answer = await janus.offered(ROOM, CUSTOMER.identity, offer)
+        await publisher.page.evaluate("sdp => { stage.answered(sdp); return stage.published; }", answer)
+        handle, offer = await janus.offer(ROOM, CUSTOMER.identity)
+        given = [CUSTOMER.identity, offer]
+        await janus.taken(handle, await viewer.page.evaluate("given => stage.take(...given)", given))
+        shown = "who => stage.sessions.get(`subscribe ${who}`).first"
+        await viewer.page.evaluate(shown, CUSTOMER.identity)
+        yield await settled(Pair(phone, desk, publisher, viewer))
