@@ -77,6 +77,9 @@ def forward_command(
     bitrate: BitrateOption = 1000,
     record: RecordOption = False,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Workers of ours, each on a core.")] = 1,
+    layered: Annotated[
+        bool, typer.Option("--layered", help="Publishers offer layers: subscribers' lines are measured.")
+    ] = False,
     peers: PeersOption = "",
     json_path: JsonOption = None,
     html_path: HtmlOption = None,
@@ -84,7 +87,7 @@ def forward_command(
     """CPU per forwarded packet, delay, loss and memory; `ratio.<peer>` is ours over theirs."""
     loads = counts(rooms, "--rooms")
     plan = forward.Plan(
-        loads[0], parties, seconds, runs, codec, bitrate * 1000, names(peers), record, workers
+        loads[0], parties, seconds, runs, codec, bitrate * 1000, names(peers), record, workers, layered
     )
     finish(lambda progress: forward_loads(plan, loads, progress), json_path, html_path)
 

@@ -113,9 +113,12 @@ class Connection:
         publishes: bool,
         local: str,
         bound: socket.socket | None = None,
+        layered: bool = False,
     ) -> None:
-        """``bound``: a UDP socket to use, of another network for example; None: a new one on ``local``."""
+        """``bound``: a UDP socket to use, of another network for example; None: a new one on ``local``.
+        ``layered``: a publisher offers two sizes of its picture (RFC 8853) and sends one of them."""
         self.engine, self.mime, self.source, self.publishes = engine, mime, source, publishes
+        self.layered = layered
         self.ufrag, self.password = secrets.token_hex(4), secrets.token_hex(12)
         self.ssrcs = {"video": source * 4 + 1, "audio": source * 4 + 2}
         self.socket = bound or socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -186,6 +189,8 @@ class Connection:
             ]
             if kind == "video":
                 lines += [f"a=rtcp-fb:{number} {what}" for what in ("nack", "nack pli", "ccm fir")]
+            if direction == "sendonly" and self.layered and kind == "video":
+                lines += ["a=rid:h send", "a=rid:f send", "a=simulcast:send h;f"]
             if direction == "sendonly":
                 lines += [f"a=msid:bench {kind}", f"a=ssrc:{self.ssrcs[kind]} cname:bench"]
         return "\r\n".join([*lines, ""])

@@ -74,8 +74,11 @@ COUNTED = (
 class Calls:
     """All calls on one server, and the clock over them."""
 
-    def __init__(self, server: Server, engine: Engine, mime: str, parties: int = 2) -> None:
+    def __init__(
+        self, server: Server, engine: Engine, mime: str, parties: int = 2, *, layered: bool = False
+    ) -> None:
         self.server, self.engine, self.mime, self.parties_per_room = server, engine, mime, parties
+        self.layered = layered
         self.parties: list[Party] = []
         self.connections: list[Connection] = []
         self.rooms: list[str] = []
@@ -145,7 +148,14 @@ class Calls:
 
     def _connection(self, *, publishes: bool, source: int | None = None) -> Connection:
         number = next(self._numbers) if source is None else source
-        made = Connection(self.engine, self.mime, number, publishes=publishes, local=self.server.local)
+        made = Connection(
+            self.engine,
+            self.mime,
+            number,
+            publishes=publishes,
+            local=self.server.local,
+            layered=self.layered,
+        )
         self.connections.append(made)
         return made
 

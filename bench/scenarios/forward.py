@@ -29,6 +29,8 @@ class Plan:
     peers: tuple[str, ...] = ()
     record: bool = False
     workers: int = 1
+    layered: bool = False
+    """Publishers offer simulcast, so that subscribers' lines are measured; one layer is sent."""
 
 
 QUIET_S = 4.0
@@ -40,7 +42,7 @@ async def once(name: str, plan: Plan, cores: set[int]) -> dict[str, Any]:
     server: Server = named(name, cores, record=plan.record, workers=plan.workers)
     with Engine(clip.video(plan.codec, plan.bitrate_bps), clip.audio()) as engine:
         async with server:
-            calls = Calls(server, engine, plan.codec, plan.parties)
+            calls = Calls(server, engine, plan.codec, plan.parties, layered=plan.layered)
             try:
                 await asyncio.sleep(server.rest_s)
                 idle = await calls.measure(SETTLE_S)
@@ -86,6 +88,7 @@ async def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "bitrate_bps": plan.bitrate_bps,
         "seconds": plan.seconds,
         "record": plan.record,
+        "layered": plan.layered,
         "cores": {"servers": sorted(cores), "generator": sorted(ours)},
         "servers": servers,
         "left_out": left_out,

@@ -465,6 +465,10 @@ class BatchForwarder:
         with self._locked():
             return self._stream(stream).stats()
 
+    def received_bytes(self, stream: int) -> int:
+        with self._locked():
+            return self._stream(stream).bytes
+
     def route_stats(self, route: int) -> RouteStats:
         with self._locked():
             return self._route(route).stats()

@@ -464,6 +464,10 @@ class Forwarder(Protocol):
         """Return a stream's receive statistics."""
         ...
 
+    def received_bytes(self, stream: int) -> int:
+        """Return ``StreamStats.bytes`` alone, for who asks often."""
+        ...
+
     def route_stats(self, route: int) -> RouteStats:
         """Return a route's send statistics."""
         ...

@@ -401,6 +401,9 @@ class NativeForwarder:
     def stream_stats(self, stream: int) -> StreamStats:
         return self._counters(StreamStats, "fwd_stream_stats_t *", self._lib.fwd_stream_stats, stream)
 
+    def received_bytes(self, stream: int) -> int:
+        return self._call(self._lib.fwd_received_bytes, stream)
+
     def route_stats(self, route: int) -> RouteStats:
         return self._counters(RouteStats, "fwd_route_stats_t *", self._lib.fwd_route_stats, route)
 

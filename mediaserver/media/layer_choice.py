@@ -119,11 +119,15 @@ class LayerPolicy:
         Down at once, when the line bears less than the present layer weighs, or it is dead, or no longer
         wished. Up only to a layer that has settled and that the line has borne for a while.
         """
-        self._note_fits(layers, now)
         live = [number for number, layer in enumerate(layers) if layer.alive]
         if not live:
             return current
-        wished = [number for number in live if number <= self.limit]
+        limit = self.limit
+        wished = [number for number in live if number <= limit]
+        if wished and current == wished[-1] and self._bears(layers[current], 1.0):
+            self._fits.clear()  # there is nothing to climb to
+            return current
+        self._note_fits(layers, now)
         if not wished:  # a picture too large is better than none
             return live[0]
         borne = [number for number in wished if self._bears(layers[number], 1.0)]

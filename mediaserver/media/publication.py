@@ -155,13 +155,14 @@ class Publication:
         """Measure the layers and let recordings and subscribers choose; returns when to come again."""
         if not self.simulcast:
             return None
-        if now - self._looked_ns < LOOK_NS:
-            return self._looked_ns + LOOK_NS
+        again = (now // LOOK_NS + 1) * LOOK_NS  # all publications at once: one wake-up
+        if now // LOOK_NS == self._looked_ns // LOOK_NS:
+            return again
         self._looked_ns = now
         forwarder = self.transport.forwarder
         for layer in self.layers:
             if layer.stream is not None:
-                layer.meter.look(forwarder.stream_stats(layer.stream).bytes, now)
+                layer.meter.look(forwarder.received_bytes(layer.stream), now)
         newest = max(layer.meter.media_ns for layer in self.layers)
         self._states = [layer.meter.state(newest, now) for layer in self.layers]
         if self._order.reversed(self._states, now):
@@ -170,7 +171,7 @@ class Publication:
         self._choose_recorded(now)
         for subscription in self.subscribers:
             subscription.look(now)
-        return now + LOOK_NS
+        return again
 
     def _choose_recorded(self, now: int) -> None:
         number = self._policy.choose(self._states, self.layers.index(self._moving or self.recorded), now)

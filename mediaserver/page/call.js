@@ -1,6 +1,7 @@
 // A call: our own picture, sound and screen going out, everybody else's coming in, as tiles on the stage.
 
 import { roleName, t } from "./i18n.js";
+import { encodings, fit } from "./layers.js";
 import { Link } from "./link.js";
 import { Quality } from "./quality.js";
 import { Signal } from "./signal.js";
@@ -190,9 +191,9 @@ export class Call extends EventTarget {
       this.#ownTile = new Tile(this.stage, { identity: this.identity, source: "camera", own: true });
       this.#camera = this.#publish("camera", (pc) => {
         const stream = new MediaStream();
-        for (const [kind, track] of [["audio", this.devices.microphone], ["video", this.devices.camera]]) {
-          pc.addTransceiver(track ?? kind, { direction: "sendonly", streams: [stream] });
-        }
+        const { microphone, camera } = this.devices;
+        pc.addTransceiver(microphone ?? "audio", { direction: "sendonly", streams: [stream] });
+        pc.addTransceiver(camera ?? "video", { direction: "sendonly", streams: [stream], sendEncodings: encodings(camera) });
       });
       this.devices.addEventListener("change", this.onDevices);
       this.#showOwn();
@@ -360,7 +361,11 @@ export class Call extends EventTarget {
     const senders = this.#camera?.pc?.getTransceivers() ?? [];
     for (const { sender, receiver } of senders) {
       const track = receiver.track.kind === "audio" ? this.devices.microphone : this.devices.camera;
-      sender.replaceTrack(track).catch((error) => console.info("the connection is being remade", error.message));
+      const video = receiver.track.kind === "video";
+      sender
+        .replaceTrack(track)
+        .then(() => video && fit(sender, track))
+        .catch((error) => console.info("the connection is being remade", error.message));
     }
     this.#showOwn();
     this.dispatchEvent(new Event("change"));

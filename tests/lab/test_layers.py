@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Layered:
     viewer: Participant
     layers: str
     """Where the API shows the viewer's layers."""
+    told: list[tuple[float, int, bool, int]] = field(default_factory=list)
 
     async def width(self) -> int:
         """Return the width of the picture that is shown."""
@@ -87,6 +88,15 @@ class Layered:
             if time.time() - since_s > timeout_s:
                 return None
             await asyncio.sleep(0.2)
+
+    async def follow(self) -> None:
+        """Note from now on what the API says: UTC s, layer, still switching, target in kbit/s."""
+        while True:
+            said = await self.said()
+            one = (said["layer"], said["switching"], (said["target_bps"] or 0) // 1000)
+            if not self.told or self.told[-1][1:] != one:
+                self.told.append((time.time(), *one))
+            await asyncio.sleep(0.05)
 
     async def said(self) -> dict[str, Any]:
         """Return what the API says of the picture."""
@@ -129,6 +139,7 @@ async def test_subscriber_rate(lab: Laboratory, tmp_path: Path, devices: Devices
         wide = await made.said()
         assert wide["layer"] == len(WIDTHS) - 1, wide
         line.reset()
+        follower = asyncio.create_task(made.follow())
         narrow_s = time.time()
         line.set(down={"rate_bps": 300_000})
         down_s = await made.becomes(WIDTHS[0], narrow_s, 20)
@@ -140,6 +151,7 @@ async def test_subscriber_rate(lab: Laboratory, tmp_path: Path, devices: Devices
         await asyncio.sleep(3)
         again = await made.said()
         shown = await made.shown()
+        follower.cancel()
     ends = {"wide": wide, "narrow": narrow, "again": again}
     print(json.dumps({key: (one["target_bps"], one["layers"]) for key, one in ends.items()}))
     widths = [(round(next(group)[0] - narrow_s, 2), width) for width, group in _runs(shown)]
@@ -147,6 +159,7 @@ async def test_subscriber_rate(lab: Laboratory, tmp_path: Path, devices: Devices
         "queue_ms": statistics["queue_ms"],
         "dropped": statistics["dropped"]["queue"],
         "widths": widths,
+        "told": [(round(at_s - narrow_s, 2), *said) for at_s, *said in made.told],
     }
     pauses = [(late - early, early - narrow_s) for (early, _), (late, _) in itertools.pairwise(shown)]
     pause_s, _ = max((one for one in pauses if -0.5 <= one[1] < back_s - narrow_s), default=(20.0, 0.0))

@@ -72,6 +72,14 @@ int fwd_route_stats(forwarder_t *f, int64_t number, fwd_route_stats_t *stats) {
   return route ? FWD_OK : FWD_NO_ROUTE;
 }
 
+int64_t fwd_received_bytes(forwarder_t *f, int64_t number) {
+  forwarder_enter(f);
+  struct stream *stream = number > 0 ? map_get(&f->streams, (uint64_t)number) : NULL;
+  int64_t bytes = stream ? stream->stats.bytes : FWD_NO_STREAM;
+  forwarder_leave(f);
+  return bytes;
+}
+
 int fwd_parse_for_test(const uint8_t *data, size_t size) {
   if (size > MAX_PACKET_BYTES) size = MAX_PACKET_BYTES;
   struct rtp rtp;

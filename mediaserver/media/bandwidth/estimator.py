@@ -12,7 +12,6 @@ from collections import deque
 from typing import Final
 
 from mediaserver.forwarder.counters import SendFeedback, SendGroup
-from mediaserver.forwarder.sent import BURST_NS
 from mediaserver.media.bandwidth.aimd import BETA, RateControl
 from mediaserver.media.bandwidth.loss import LOW, LossControl
 from mediaserver.media.bandwidth.probe import FACTOR, Prober
@@ -38,11 +37,14 @@ _NO_QUEUE_MS: Final = 15.0
 _SHORT_QUEUE_MS: Final = 40.0
 _LONG_QUEUE_MS: Final = 150.0
 """While a queue is longer, the rate does not rise."""
-_RISING_MS: Final = 60.0
-_RISE_MS: Final = 30.0
-_RISES: Final = 2
-"""A queue above the first that grew by the second in so many feedbacks in a row is that of a line that fell:
+_FALL_QUEUE_MS: Final = 80.0
+_FALL_SHARE: Final = 0.6
+"""A queue longer than that, while less than this share of what is sent arrives, is that of a line that fell:
 too few packets come through it for the trend to see it soon, and each 0.1 s costs half a second of queue."""
+_FALL_NS: Final = 200 * MS
+_FALLEN_SHARE: Final = 0.5
+_AFTER_PROBE_NS: Final = 500 * MS
+"""So long after a probe its padding is among what was sent."""
 _FULL_QUEUE_MS: Final = 300.0
 """While it is longer, less than what arrives is sent, so that it is gone in a second or two."""
 _CLEAR_QUEUE_MS: Final = 80.0
@@ -93,9 +95,9 @@ class Estimator:
         self._base_ns = 0
         self._drained_ns = 0
         self._newest_sent_ns = 0
-        self._before = (0.0, 0)
-        """Queue (ms) and newest packet of the feedback before."""
-        self._rises = 0
+        self._probed_ns = 0
+        self._left: deque[tuple[int, int]] = deque(maxlen=8)
+        """When we looked, and how many bytes had been sent."""
         self._long_ms = 0.0
         self._long_ns = 0
         """Since when the queue is long, and how long it was then."""
@@ -156,7 +158,7 @@ class Estimator:
         over = self._take_groups(feedback, now)
         if self._hears(feedback, now):
             self._control(feedback, over, now)
-        self._taken_ns = now
+        self._note_taken(feedback, now)
         self._probe(feedback, now)
         return self._settle(now)
 
@@ -178,7 +180,7 @@ class Estimator:
             self._delay.update(self._usage, acked, self.rtt_s, now)
             self._note_loss(feedback, now)
             self.lost_limit = max(_FEW_LOST, int(2 * LOW * feedback.packets))
-        self._taken_ns = now
+        self._note_taken(feedback, now)
         return self._settle(now)
 
     def padding(self, bytes_sent: int, now: int) -> int:
@@ -204,6 +206,10 @@ class Estimator:
         return self._settle(now)
 
     # --- inside
+
+    def _note_taken(self, feedback: SendFeedback, now: int) -> None:
+        self._taken_ns = now
+        self._left.append((now, feedback.bytes_sent))
 
     def _hears(self, feedback: SendFeedback, now: int) -> bool:
         """Tell whether there was feedback; halve the rate when there was none for too long."""
@@ -285,16 +291,27 @@ class Estimator:
         else:
             self._base[0] = min(self._base[0], way_ns)
 
+    def _has_fallen(self, feedback: SendFeedback, now: int) -> bool:
+        """Tell whether much less arrives than is sent, and what was sent stands in a queue."""
+        if self.queue_ms < _FALL_QUEUE_MS or not self._left or now - self._probed_ns < _AFTER_PROBE_NS:
+            return False
+        begun_ns, before = next(
+            (one for one in reversed(self._left) if now - one[0] >= _FALL_NS), self._left[0]
+        )
+        acked = self.acked_bps(feedback.open, _FALL_NS)
+        if acked is None or now - begun_ns < _FALL_NS // 2:
+            return False
+        return acked < _FALL_SHARE * (feedback.bytes_sent - before) * 8 * SECOND_NS / (now - begun_ns)
+
     def _control(self, feedback: SendFeedback, over: bool, now: int) -> None:
         usage = Usage.OVER if over else self._usage
-        before_ms, before_ns = self._before
         probing = bool(self.prober.padding_until())
         if feedback.open is not None:
             self._note_way(feedback.open.last_sent_ns, feedback.open.last_arrival_ns, now)
-        self._before = (self.queue_ms, self._newest_sent_ns)
-        higher = self.queue_ms > _RISING_MS and self.queue_ms - before_ms > _RISE_MS
-        self._rises = self._rises + 1 if higher and self._newest_sent_ns - before_ns > BURST_NS else 0
-        if self._rises >= _RISES and not probing:
+        if probing:
+            self._probed_ns = now
+        fallen = self._has_fallen(feedback, now)
+        if fallen:
             usage = Usage.OVER
         long_queue = self.queue_ms > _LONG_QUEUE_MS and not probing
         if long_queue and self._is_way(now):
@@ -307,12 +324,16 @@ class Estimator:
             usage = Usage.OVER  # a queue that stands is nothing to the trend
         if usage is Usage.OVER:
             self.prober.hold(now)
-        window_ns = _ACKED_SHORT_NS if usage is Usage.OVER or long_queue else _ACKED_NS
+        window_ns = (
+            _FALL_NS if fallen else _ACKED_SHORT_NS if usage is Usage.OVER or long_queue else _ACKED_NS
+        )
         acked = self.acked_bps(feedback.open, window_ns)
         if acked is not None:
             acked /= 1 - self._loss.own  # what the path loses by itself is not its queue's
         self._delay.update(usage, acked, self.rtt_s, now, hold=long_queue)
         self._drain_bps = None
+        if fallen and acked is not None:
+            self._drain_bps = _FALLEN_SHARE * acked  # what arrived is in part from before the fall
         if long_queue and acked is not None and self.queue_ms > _FULL_QUEUE_MS:
             self._drain_bps = acked * max(1 - self.queue_ms / 1000, _DRAIN_SHARE)
         self._note_loss(feedback, now)

@@ -19,6 +19,9 @@ from recorder import rtcp
 
 UPDATE_NS: Final = 100 * MS
 """Between two looks at the feedback; libwebrtc's receivers send it every 50 to 250 ms."""
+ALERT_NS: Final = UPDATE_NS // 2
+ALERTED_NS: Final = 600 * MS
+"""The same when a resting line has got into trouble, for so long."""
 CALM_NS: Final = 2 * UPDATE_NS
 """The same while the line has room for all that is wanted."""
 REST_AFTER_NS: Final = 2 * SECOND_NS
@@ -64,7 +67,8 @@ class Sending:
         self._told_bps = self.estimator.target_bps
         self._sent = self._bytes = 0
         self._begun_ns = self._sent_ns = self._looked_ns = self._calm_ns = 0
-        self._running = self._resting = self._heard = False
+        self._running = self._resting = self._heard = self._alerted = False
+        self._alert_ns = 0
 
     @property
     def known(self) -> bool:
@@ -123,6 +127,7 @@ class Sending:
         """Look closely again: the forwarder has seen what it watches for, or more is wanted."""
         if self._measuring and self._numbered:
             self._running, self._resting, self._calm_ns = True, False, 0
+            self._alerted = True
             self._wake()
 
     def handle_timer(self, now: int) -> int | None:
@@ -152,6 +157,10 @@ class Sending:
             return None
         if not self.estimator.has_feedback:
             return now + SECOND_NS if now - self._begun_ns > PATIENCE_NS else _next(UPDATE_NS, now)
+        if self._alerted:
+            self._alerted, self._alert_ns = False, now + ALERTED_NS
+        if now < self._alert_ns:
+            return _next(ALERT_NS, now)
         if not self.estimator.calm:
             self._calm_ns = 0
             return _next(UPDATE_NS, now)
