@@ -24,6 +24,14 @@ stage.offering = new Promise((offered) => {
 null;
 """
 """Janus is spoken to by the tests, so that the page has only descriptions to make and take."""
+CONNECT = """
+async (sdp) => {
+  stage.answered(sdp);
+  await stage.published;
+  const { connection } = stage.sessions.get("publish camera");
+  while (connection.connectionState !== "connected") await new Promise((resolve) => setTimeout(resolve, 50));
+}
+"""
 
 
 @asynccontextmanager
@@ -45,13 +53,14 @@ async def janus_call(lab: Laboratory, directory: Path, devices: Devices) -> Asyn
     ):
         await janus.open_room(ROOM)
         await publisher.page.evaluate(POST)
-        options = "{room: '', token: '', codec: 'video/VP8', width: 640, height: 360, fps: 15}"
+        options = "{room: '', token: '', codec: 'video/VP8', width: 640, height: 360, fps: 15, hint: ''}"
         offer = await publisher.page.evaluate(
             f"async () => {{ stage.published = stage.publish({options}); return stage.offering; }}"
         )
         answer = await janus.offered(ROOM, CUSTOMER.identity, offer)
-        await publisher.page.evaluate("sdp => { stage.answered(sdp); return stage.published; }", answer)
+        await publisher.page.evaluate(CONNECT, answer)  # Janus has no feed of one who is not
         handle, offer = await janus.offer(ROOM, CUSTOMER.identity)
+        await viewer.page.evaluate("stage.patient = true")
         given = [CUSTOMER.identity, offer]
         await janus.taken(handle, await viewer.page.evaluate("given => stage.take(...given)", given))
         shown = "who => stage.sessions.get(`subscribe ${who}`).first"
