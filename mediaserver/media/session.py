@@ -422,7 +422,7 @@ class SubscribeSession(Session):
                 wanted = [ssrc for ssrc, _ in packet.entries]
             for subscription in self.subscriptions if wanted else ():
                 if subscription.ssrc in wanted:
-                    subscription.want_keyframe()
+                    subscription.want_keyframe(arrival_ns)
 
     def report(self, now: int) -> None:
         """Send the sender reports of all m-lines, few compounds; see whether something is being sent."""

@@ -27,6 +27,10 @@ REST_NS = 2 * SECOND_NS + SECOND_NS // 4
 BEARABLE = 0.7
 """A layer that is more than the line bears by this share of it is not sent on while the keyframe of a smaller
 one is awaited."""
+PLEAS = 10
+"""Keyframes that a client may ask for at once, and one more every ``PLEA_NS``: each costs the sender 3 to 10
+pictures, at the expense of what the others see and of the recording."""
+PLEA_NS = SECOND_NS
 STREAM_NAMES = ("main", "screen", "document")
 
 
@@ -77,6 +81,8 @@ class Subscription:
     def __post_init__(self) -> None:
         self._heard_ns = self._reported_ns = self._reports = 0
         self._metered = (0, 0)
+        self._pleas_ns = 0
+        """Until when all pleas so far are paid for."""
         if all(codec.rtx is None for codec in self.codecs):
             self.rtx_ssrc = None
 
@@ -171,9 +177,12 @@ class Subscription:
         self.waiting = False
         self.began()
 
-    def want_keyframe(self) -> None:
-        """Have the sender asked for a keyframe of the layer that is sent or waited for."""
-        if self.layer is not None:
+    def want_keyframe(self, now: int) -> None:
+        """Have the sender asked for a keyframe of the layer that is sent or waited for, as its client wishes;
+        not if that asks too often.
+        """
+        if self.layer is not None and self._pleas_ns - now <= (PLEAS - 1) * PLEA_NS:
+            self._pleas_ns = max(self._pleas_ns, now) + PLEA_NS
             self.layer.want_keyframe()
 
     # --- layers

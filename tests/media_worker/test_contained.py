@@ -13,11 +13,14 @@ import pytest
 
 from mediaserver.ipc import IpcError
 from mediaserver.media import session
+from mediaserver.media.feedback import SECOND_NS
+from mediaserver.media.layer import Layer
 from mediaserver.media.link import Link
 from mediaserver.media.room import MAX_SESSIONS_PER_PARTICIPANT
 from mediaserver.media.sdp import SdpError, parse_offer
 from mediaserver.media.service import Service
 from mediaserver.media.session import SubscribeSession
+from mediaserver.media.subscription import PLEAS
 from mediaserver.media.transport import Transport
 from recorder import rtcp
 from tests.forwarder.ends import World, rtp
@@ -169,3 +172,29 @@ async def test_one_participant_does_not_fill_the_room(tmp_path: Path) -> None:
             await enter("greedy")
         assert (refused.value.code, refused.value.status) == ("room_full", 503)
         await enter("customer")
+
+
+def test_a_client_that_asks_for_keyframes_all_the_time_is_heeded_once_a_second(world: World) -> None:
+    """The sender pays for each with 3 to 10 pictures, and so do the recording and the others."""
+    transport = transport_of(world)
+    made = SubscribeSession(cast(session.SessionOwner, None), transport, "viewer")
+    made.open(parse_offer((OFFERS / "chromium_subscribe.sdp").read_text()), ["VP8", "opus"], "somebody")
+    asked: list[int] = []
+    start = now = 10**12
+
+    def ask() -> None:
+        asked.append(now)
+
+    picture = made.pictures()[0]
+    picture.layer = cast(Layer, SimpleNamespace(want_keyframe=ask))
+    plea = rtcp.PictureLossIndication(7, picture.ssrc)
+    for tick in range(600):  # a minute
+        now = start + tick * SECOND_NS // 10
+        made.take_rtcp([plea], now)
+    assert PLEAS + 58 <= len(asked) <= PLEAS + 60
+    assert asked[:PLEAS] == [start + tick * SECOND_NS // 10 for tick in range(PLEAS)], "at first at once"
+    now += 60 * SECOND_NS
+    before = len(asked)
+    for _ in range(2 * PLEAS):
+        made.take_rtcp([plea], now)
+    assert len(asked) == before + PLEAS
