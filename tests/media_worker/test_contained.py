@@ -61,6 +61,9 @@ class Owner:
             raise ZeroDivisionError("a client's numbers")
         return now
 
+    def trouble(self) -> None:
+        raise AssertionError("no feedback is watched here")
+
 
 @pytest.mark.asyncio
 async def test_a_timer_that_fails_rests_and_the_others_run_on(world: World) -> None:
