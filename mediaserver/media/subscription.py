@@ -76,7 +76,8 @@ class Subscription:
 
     def __post_init__(self) -> None:
         self._heard_ns = self._reported_ns = self._reports = 0
-        self._metered = (0, 0)
+        self._metered = (0, 0, 0)
+        """Octets and time (ns) of the last look at what a picture without a choice takes, and its bit/s."""
         if all(codec.rtx is None for codec in self.codecs):
             self.rtx_ssrc = None
 
@@ -222,15 +223,18 @@ class Subscription:
         return Picture(publication.layer_states(now), current, self.policy.limit)
 
     def taken_bps(self, now: int) -> int:
-        """Return what a track without a choice takes of the line, bit/s; a picture since the last call."""
+        """Return what a track without a choice takes of the line, bit/s; a picture in the last second or so."""
         publication = self.publication
         if publication is None or publication.muted or self.route is None:
             return 0
         if self.kind == "audio":
             return SOUND_BPS
-        octets = self.transport.forwarder.route_stats(self.route).bytes
-        (before, since_ns), self._metered = self._metered, (octets, now)
-        return int((octets - before) * 8 * SECOND_NS / (now - since_ns) / PAYLOAD) if since_ns else 0
+        before, since_ns, bps = self._metered
+        if now - since_ns >= SECOND_NS // 2:
+            octets = self.transport.forwarder.route_stats(self.route).bytes
+            bps = int((octets - before) * 8 * SECOND_NS / (now - since_ns) / PAYLOAD) if since_ns else 0
+            self._metered = (octets, now, bps)
+        return bps
 
     def _wanted(self, publication: Publication, now: int) -> Layer:
         layers = publication.layers
