@@ -223,7 +223,7 @@ class Subscription:
         return Picture(publication.layer_states(now), current, self.policy.limit)
 
     def taken_bps(self, now: int) -> int:
-        """Return what a track without a choice takes of the line, bit/s; a picture in the last second or so."""
+        """Return what a track without a choice takes of the line, bit/s; a picture of late."""
         publication = self.publication
         if publication is None or publication.muted or self.route is None:
             return 0
