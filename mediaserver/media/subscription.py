@@ -104,10 +104,16 @@ class Subscription:
     def attach(self, publication: Publication) -> bool:
         """Send a publication from its next keyframe on; false if no codec fits. Its stream must be there."""
         codec = self.codec_for(publication)
-        layer = self._wanted(publication, time.monotonic_ns())
-        if codec is None or layer.stream is None:
+        if codec is None or publication.stream is None:
             return False
         self._leave()
+        self.publication, self.source = publication, publication.source
+        publication.subscribers.add(self)
+        self.changed()  # the first packet is measured too
+        layer = self._wanted(publication, time.monotonic_ns())
+        if layer.stream is None:
+            layer = publication.recorded
+        assert layer.stream is not None, "a publication's recorded layer has its stream"
         forwarder = self.transport.forwarder
         if self.route is None:
             self.route = forwarder.add_route(
@@ -129,12 +135,10 @@ class Subscription:
                 self.route, layer.stream, payload_type=codec.payload_type, rtx_payload_type=codec.rtx
             )
         forwarder.pause(self.route, publication.muted)
-        self.publication, self.source, self.layer = publication, publication.source, layer
+        self.layer = layer
         self._heard_ns = self._reported_ns = self._reports = 0
-        publication.subscribers.add(self)
         self.waiting = self.kind == "video"
         layer.want_keyframe()
-        self.changed()
         return True
 
     def detach(self) -> None:
@@ -195,6 +199,8 @@ class Subscription:
         publication = self.publication
         if self.route is None or publication is None or not publication.simulcast or publication.muted:
             return
+        if self.layer is None:
+            return  # about to be attached
         wanted = self._wanted(publication, now)
         forwarder = self.transport.forwarder
         if wanted is not self.layer and wanted.stream is not None:
