@@ -80,7 +80,8 @@ class Subscription:
 
     def __post_init__(self) -> None:
         self._heard_ns = self._reported_ns = self._reports = 0
-        self._metered = (0, 0)
+        self._metered = (0, 0, 0)
+        """Octets and time (ns) of the last look at what a picture without a choice takes, and its bit/s."""
         self._pleas_ns = 0
         """Until when all pleas so far are paid for."""
         if all(codec.rtx is None for codec in self.codecs):
@@ -109,10 +110,16 @@ class Subscription:
     def attach(self, publication: Publication) -> bool:
         """Send a publication from its next keyframe on; false if no codec fits. Its stream must be there."""
         codec = self.codec_for(publication)
-        layer = self._wanted(publication, time.monotonic_ns())
-        if codec is None or layer.stream is None:
+        if codec is None or publication.stream is None:
             return False
         self._leave()
+        self.publication, self.source = publication, publication.source
+        publication.subscribers.add(self)
+        self.changed()  # the first packet is measured too
+        layer = self._wanted(publication, time.monotonic_ns())
+        if layer.stream is None:
+            layer = publication.recorded
+        assert layer.stream is not None, "a publication's recorded layer has its stream"
         forwarder = self.transport.forwarder
         if self.route is None:
             self.route = forwarder.add_route(
@@ -134,12 +141,10 @@ class Subscription:
                 self.route, layer.stream, payload_type=codec.payload_type, rtx_payload_type=codec.rtx
             )
         forwarder.pause(self.route, publication.muted)
-        self.publication, self.source, self.layer = publication, publication.source, layer
+        self.layer = layer
         self._heard_ns = self._reported_ns = self._reports = 0
-        publication.subscribers.add(self)
         self.waiting = self.kind == "video"
         layer.want_keyframe()
-        self.changed()
         return True
 
     def detach(self) -> None:
@@ -203,6 +208,8 @@ class Subscription:
         publication = self.publication
         if self.route is None or publication is None or not publication.simulcast or publication.muted:
             return
+        if self.layer is None:
+            return  # about to be attached
         wanted = self._wanted(publication, now)
         forwarder = self.transport.forwarder
         if wanted is not self.layer and wanted.stream is not None:
@@ -231,15 +238,18 @@ class Subscription:
         return Picture(publication.layer_states(now), current, self.policy.limit)
 
     def taken_bps(self, now: int) -> int:
-        """Return what a track without a choice takes of the line, bit/s; a picture since the last call."""
+        """Return what a track without a choice takes of the line, bit/s; a picture of late."""
         publication = self.publication
         if publication is None or publication.muted or self.route is None:
             return 0
         if self.kind == "audio":
             return SOUND_BPS
-        octets = self.transport.forwarder.route_stats(self.route).bytes
-        (before, since_ns), self._metered = self._metered, (octets, now)
-        return int((octets - before) * 8 * SECOND_NS / (now - since_ns) / PAYLOAD) if since_ns else 0
+        before, since_ns, bps = self._metered
+        if now - since_ns >= SECOND_NS // 2:
+            octets = self.transport.forwarder.route_stats(self.route).bytes
+            bps = int((octets - before) * 8 * SECOND_NS / (now - since_ns) / PAYLOAD) if since_ns else 0
+            self._metered = (octets, now, bps)
+        return bps
 
     def _wanted(self, publication: Publication, now: int) -> Layer:
         layers = publication.layers

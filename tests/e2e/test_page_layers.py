@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.async_api import Page
 
+from compositor.timeline import Timeline
+from recorder.records import Record
 from tests.e2e.api import Api
 from tests.e2e.browser import chromium
+from tests.e2e.evidence import records_of
+from tests.e2e.stage import Stage
 from tests.e2e.test_page import invite, opened, sees
 from tests.media.pictures import AGENT
 
@@ -30,43 +34,50 @@ KEEP = """{
 SENT = """async () => {
     const sent = {};
     for (const connection of window.connections)
-        for (const report of (await connection.getStats()).values())
-            if (report.type === "outbound-rtp" && report.kind === "video" && report.frameWidth)
-                sent[report.rid] = report.frameWidth;
+        if (connection.connectionState !== "closed")
+            for (const report of (await connection.getStats()).values())
+                if (report.type === "outbound-rtp" && report.kind === "video" && report.frameWidth)
+                    sent[report.rid] = report.frameWidth;
     return sent;
 }"""
 WIDTH = """() => document.querySelector('.tile[data-identity=agent] video')?.videoWidth ?? 0"""
 PATIENCE_S = 40.0
 
 
-async def camera(api: Api, room: str) -> dict[str, Any]:
-    """Return the agent's camera as the API lists it."""
-    people = await api.participants(room)
-    tracks = [track for one in people if one["identity"] == "agent" for track in one["tracks"]]
-    return next((track for track in tracks if track["source"] == "camera"), {})
-
-
-async def follow(api: Api, room: str, viewer: Page, best: int, width: int) -> dict[str, float]:
-    """Wait until the best layer is recorded and seen; returns what happened after how many s."""
+async def becomes(viewer: Page, width: int) -> float:
+    """Wait until the agent's picture is so wide; returns how long that took in s."""
     began = time.monotonic()
-    seen: dict[str, float] = {}
-    while {f"recorded {best}", f"shown {width}"} - seen.keys():
-        passed = round(time.monotonic() - began, 2)
-        listed = await camera(api, room)
-        seen.setdefault(f"recorded {listed.get('recorded_layer')}", passed)
-        seen.setdefault(f"shown {await viewer.evaluate(WIDTH)}", passed)
-        assert passed < PATIENCE_S, (seen, listed)
-        await asyncio.sleep(0.1)
-    return seen
+    while (now := await viewer.evaluate(WIDTH)) != width:
+        assert time.monotonic() - began < PATIENCE_S, f"{now} wide"
+        await asyncio.sleep(0.05)
+    return time.monotonic() - began
+
+
+def recorded(records: Sequence[Record]) -> list[tuple[float, int]]:
+    """Return the widths of VP8 keyframes in a journal as they change, each with its s since the first."""
+    timeline = Timeline()
+    for record in records:
+        timeline.feed(record)
+    timeline.end()
+    found: list[tuple[float, int]] = []
+    keys = [
+        frame for frame in timeline.ready(1 << 62) if frame.keyframe and frame.data[3:6] == b"\x9d\x01\x2a"
+    ]
+    for frame in keys:
+        width = int.from_bytes(frame.data[6:8], "little") & 0x3FFF
+        if not found or found[-1][1] != width:
+            found.append((round((frame.at_ns - keys[0].at_ns) / 1e9, 2), width))
+    return found
 
 
 @pytest.mark.parametrize("small", [False, True])
 async def test_the_camera_goes_out_in_the_sizes_it_bears(
-    api: Api, room: str, devices: dict[str, tuple[Path, Path]], small: bool
+    stage: Stage, api: Api, room: str, devices: dict[str, tuple[Path, Path]], small: bool
 ) -> None:
     """Chromium leaves out the largest of too many: a small camera must not lose half of its picture."""
     flags = [f"--use-file-for-fake-video-capture={devices[AGENT.identity][0]}"] if small else []
     sizes = {"q": 320, "h": 640} if small else {"q": 320, "h": 640, "f": 1280}
+    best = max(sizes.values())
     async with (
         chromium(*flags) as browser,
         opened(browser, await invite(api, room, "agent", "Li"), before=KEEP) as agent,
@@ -74,17 +85,22 @@ async def test_the_camera_goes_out_in_the_sizes_it_bears(
     ):
         await customer.get_by_test_id("join").click()
         await agent.get_by_test_id("join").click()
-        seen = await follow(api, room, customer, len(sizes) - 1, 640 if small else 1280)
-        print(f"{'640' if small else '1280'} wide: {seen}")
+        while not any(one["identity"] == "agent" and one["tracks"] for one in await api.participants(room)):
+            await asyncio.sleep(0.05)
+        recording = await api.record(room, f"LAYERS-{room}", "single")
+        shown_s = await becomes(customer, best)
         await sees(customer, "agent")
+        await asyncio.sleep(6)
         assert await agent.evaluate(SENT) == sizes
-        listed = await camera(api, room)
-        assert [layer["rid"] for layer in listed["layers"]] == ["q", "h", "f"]
-        assert [layer["alive"] for layer in listed["layers"]] == [True, True, not small]
+        await api.stop(recording["id"])
+        found = recorded(await records_of(stage, recording["id"]))
+        print(f"camera of {best}: shown after {shown_s:.2f} s; recorded (s, width): {found}")
+        assert found[-1][1] == best
+        assert await customer.evaluate(WIDTH) == best
 
         # The camera off and on again: another track on the same layers.
         await agent.get_by_test_id("cam").click()
         await asyncio.sleep(1)
         await agent.get_by_test_id("cam").click()
         await sees(customer, "agent")
-        print(f"camera on again: {await follow(api, room, customer, len(sizes) - 1, 640 if small else 1280)}")
+        print(f"camera on again: the best after {await becomes(customer, best):.2f} s")
