@@ -395,6 +395,10 @@ class BatchForwarder:
                 raise ForwarderError(f"too long for a datagram: {len(data)} bytes")
             path.send_raw(Destination(socket, pack_address(address, self._family(socket))), data)
 
+    def authentic(self, peer: int, data: bytes) -> bool:
+        with self._locked() as path:
+            return path.authentic(self._peer(peer), data)
+
     def set_feedback(self, peer: int, interval_ms: int, sender_ssrc: int = 1) -> None:
         with self._locked():
             log = self._peer(peer).log

@@ -57,6 +57,9 @@ MAX_PACKET_BYTES: Final = 1600
 """Longest datagram that is taken; UDP payloads of an Ethernet path are at most 1,472."""
 CACHE_PACKETS: Final = 1024
 """Packets of one stream that can be resent at most (the byte cap and the age may be reached first)."""
+STRAY_NS: Final = 20_000_000
+"""Of the RTP from unknown addresses one packet is told of in so long: whoever goes on sending after the end of a
+session, or floods us, costs no more."""
 REPLAY_NS: Final = 500_000_000
 """A new video route begins with the stream's last keyframe if the cache holds it and it is not older than
 this."""
@@ -149,10 +152,11 @@ def check_route(parameters: RouteParameters) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RawDatagram:
-    """A datagram that is not SRTP or SRTCP: STUN from anybody, DTLS from bound addresses only."""
+    """A datagram that is not SRTP or SRTCP: STUN from anybody, DTLS from bound addresses only; and RTP from
+    unknown addresses, at most one in ``STRAY_NS``."""
 
     peer: int | None
-    """Whom the address is bound to; ``None`` for STUN of an unknown address. Nothing here is
+    """Whom the address is bound to; ``None`` for STUN and some RTP of an unknown address. Nothing here is
     authenticated."""
     address: Address
     socket: int
@@ -405,6 +409,11 @@ class Forwarder(Protocol):
 
     def send_raw(self, address: Address, data: bytes, socket: int = 0) -> None:
         """Send a datagram as it is (STUN, DTLS)."""
+        ...
+
+    def authentic(self, peer: int, data: bytes) -> bool:
+        """Tell whether an RTP packet from an unknown address is a peer's: of a stream of it, under its keys,
+        and newer than all that came (RFC 3711 section 3.3.2). The packet is not received by that."""
         ...
 
     def set_feedback(self, peer: int, interval_ms: int, sender_ssrc: int = 1) -> None:

@@ -314,6 +314,9 @@ class NativeForwarder:
         name = pack_address(address, self._family(socket))
         self._call(self._lib.fwd_send_raw, name, len(name), socket, data, len(data))
 
+    def authentic(self, peer: int, data: bytes) -> bool:
+        return bool(self._call(self._lib.fwd_authentic, peer, data, len(data)))
+
     def set_feedback(self, peer: int, interval_ms: int, sender_ssrc: int = 1) -> None:
         self._call(self._lib.fwd_set_feedback, peer, interval_ms, sender_ssrc)
 

@@ -112,6 +112,10 @@ class Session:
     def path_changed(self) -> None:
         """Do what lets media flow on at once."""
 
+    def sends(self, ssrc: int) -> bool:
+        """Tell whether a stream of the client has this SSRC."""
+        return False
+
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound of the client; what is malformed is counted."""
         try:
@@ -205,6 +209,10 @@ class PublishSession(Session):
     def layers(self) -> list[Layer]:
         """Return the layers of all publications."""
         return [layer for publication in self.publications for layer in publication.layers]
+
+    def sends(self, ssrc: int) -> bool:
+        """Tell whether a stream of the client has this SSRC."""
+        return any(layer.ssrc == ssrc for layer in self.layers())
 
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
         """Note the client's sender reports."""

@@ -41,6 +41,10 @@ is due to be repeated, at least once a second."""
 FEEDBACK_MS = 100
 """Between two transport-cc feedback packets; libwebrtc's receivers use 50-250 ms."""
 
+FOLLOW_NS = 200_000_000
+"""So long nothing must have come on a client's path before its media from elsewhere moves it: one that sends by
+two ways at a time stays where it is."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -240,11 +244,31 @@ class Transport:
         result = self.ice.receive(data, address, time.monotonic_ns(), socket, client)
         link = self.links.get(result.session) if result.session is not None else None
         if link is not None and result.bind:
-            self.forwarder.bind(link.peer, address, socket)
-            if link.state in (LinkState.CONNECTED, LinkState.DISCONNECTED):
-                self.counters.paths_changed += 1
-                link.owner.path_changed()
+            self._move(link, address, socket)
         return result
+
+    def _move(self, link: Link, address: Address, socket: int) -> None:
+        self.forwarder.bind(link.peer, address, socket)
+        if link.state in (LinkState.CONNECTED, LinkState.DISCONNECTED):
+            self.counters.paths_changed += 1
+            link.owner.path_changed()
+
+    def _follow(self, event: RawDatagram) -> None:
+        """Let RTP from an unknown address move the client that provably sent it, if its old path is silent.
+
+        A client whose address changed may check its path only seconds later (Chromium: 2.5 s); its media
+        comes at once. Who replays packets has old ones; who holds them back and sends them from elsewhere
+        stands in the way already, and the client's next check moves it back.
+        """
+        ssrc = int.from_bytes(event.data[8:12], "big")
+        for link in self.links.values():
+            if link.state in (LinkState.CONNECTED, LinkState.DISCONNECTED) and link.owner.sends(ssrc):
+                silent_ns = time.monotonic_ns() - self.forwarder.peer_stats(link.peer).last_received_ns
+                if silent_ns < FOLLOW_NS or not self.forwarder.authentic(link.peer, event.data):
+                    continue
+                if self.ice.follow(link.session, event.address, event.socket, time.monotonic_ns()):
+                    self._move(link, event.address, event.socket)
+                return
 
     def begin_dtls(self, result: CheckResult) -> None:
         """Begin the handshake where we are its client; after the reply to the check that bound it."""
@@ -275,6 +299,8 @@ class Transport:
             else:
                 self._send(link, flight)
                 self._after_dtls(link)
+        elif first >= 128:
+            self._follow(event)
         else:
             self.counters.unknown_datagrams += 1
 

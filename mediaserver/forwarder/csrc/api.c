@@ -434,6 +434,24 @@ int fwd_send_raw(forwarder_t *f, const uint8_t *name, int32_t name_length, int32
   return leave(f, FWD_OK);
 }
 
+int fwd_authentic(forwarder_t *f, int64_t number, const uint8_t *data, int32_t length) {
+  forwarder_enter(f);
+  struct peer *peer = find_peer(f, number);
+  int result = peer ? 0 : FWD_NO_PEER;
+  if (peer && length >= 12 && length <= MAX_PACKET_BYTES) {
+    struct source *source = peer_source(peer, get32(data + 8));
+    struct stream *stream = source && source->role == ROLE_MEDIA ? source->stream : NULL;
+    if (stream && stream->highest >= 0 && (int16_t)(uint16_t)(get16(data + 2) - (uint16_t)stream->highest) > 0) {
+      uint8_t copy[MAX_PACKET_BYTES];
+      uint64_t index = 0;
+      memcpy(copy, data, (size_t)length);
+      result = srtp_open(f, peer, source, &index, copy, length) >= 0;
+    }
+  }
+  forwarder_leave(f);
+  return result;
+}
+
 int fwd_set_feedback(forwarder_t *f, int64_t number, int32_t interval_ms, uint32_t sender_ssrc) {
   forwarder_enter(f);
   struct peer *peer = find_peer(f, number);

@@ -152,6 +152,7 @@ int fwd_resend(forwarder_t *f, int64_t route, const uint16_t *sequences, int32_t
 int fwd_send_rtcp(forwarder_t *f, int64_t peer, const uint8_t *data, int32_t size);
 int fwd_send_raw(forwarder_t *f, const uint8_t *name, int32_t name_length, int32_t socket, const uint8_t *data,
                  int32_t size);
+int fwd_authentic(forwarder_t *f, int64_t peer, const uint8_t *data, int32_t length);
 int fwd_set_feedback(forwarder_t *f, int64_t peer, int32_t interval_ms, uint32_t sender_ssrc);
 int fwd_set_measured(forwarder_t *f, int64_t peer, int32_t measured);
 /* Take the totals, leave the groups, and raise FWD_EVENT_FEEDBACK once there is trouble. */

@@ -46,6 +46,7 @@ enum {
 };
 #define CACHE_TOTAL_BYTES (256ll << 20)
 #define REPLAY_NS 500000000ll
+#define STRAY_NS 20000000ll
 #define MAX_TAPPED_BYTES (16ll << 20)
 
 enum { CODEC_NONE, CODEC_VP8, CODEC_VP9, CODEC_H264, CODEC_AV1 };
@@ -248,7 +249,7 @@ struct forwarder {
   struct map peers, streams, routes, bound;
   fwd_crypto_t crypto;
   bool evp;
-  int64_t next_number, now_ns, feedback_due_ns;
+  int64_t next_number, now_ns, feedback_due_ns, stray_ns; /* stray_ns: when a packet of nobody's was last told of */
   uint32_t seconds;
   fwd_stats_t stats;
 };

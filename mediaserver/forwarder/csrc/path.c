@@ -429,9 +429,14 @@ void path_datagram(forwarder_t *f, int socket, const uint8_t *name, uint8_t *dat
   uint8_t first = data[0];
   struct peer *peer = path_peer(f, name, socket);
   if (first >= 128 && first <= 191) {
-    if (!peer)
+    bool rtcp = data[1] >= 192 && data[1] <= 223; /* RFC 5761 section 4 */
+    if (!peer) {
       f->stats.unknown_address++;
-    else if (data[1] >= 192 && data[1] <= 223) /* RFC 5761 section 4 */
+      if (!rtcp && arrival_ns - f->stray_ns >= STRAY_NS) { /* perhaps a client whose address has changed */
+        f->stray_ns = arrival_ns;
+        raise_raw(f, NULL, name, socket, data, length, arrival_ns);
+      }
+    } else if (rtcp)
       receive_rtcp(f, peer, data, length, arrival_ns);
     else
       receive_rtp(f, peer, data, length, arrival_ns);
