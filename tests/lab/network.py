@@ -172,7 +172,8 @@ class Laboratory:
             ip("link", "set", near, "up")
             ip("-n", self.server, "addr", "add", f"{self.management}/30", "dev", far)
             ip("-n", self.server, "link", "set", far, "up")
-            ip("-n", self.server, "addr", "add", f"{SERVER}/32", "dev", "lo")
+            # Not on lo: Janus offers no address of a loopback device.
+            ip("-n", self.server, "addr", "add", f"{SERVER}/32", "dev", far)
             ip("-n", self.server, "-6", "addr", "add", f"{SERVER_6}/128", "dev", "lo", "nodad")
             self._stack = self._stack.pop_all()
         return self
