@@ -36,7 +36,7 @@ async (sdp) => {
 
 @asynccontextmanager
 async def janus_call(lab: Laboratory, directory: Path, devices: Devices) -> AsyncIterator[Pair]:
-    """Start Janus' videoroom in a network beside ours, and both browsers. Raises ServerError without Janus."""
+    """Start Janus' videoroom in a network beside ours, and both browsers. Raises ServerError without it."""
     camera, microphone = devices
     phone, desk = lab.add("phone"), lab.add("desk")
     namespace, control = lab.beside()
