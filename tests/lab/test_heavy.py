@@ -46,6 +46,7 @@ async def test_heavy_loss(
             bad = {**BAD, "loss": loss}
             await impaired(made, f"{loss:.0%} loss each way, {where}", table, CALL_S, frozen, bad, both=both)
             heard.append(await made.viewer.heard())
+            write_wav(tmp_path / f"heard-{loss:.0%}.wav", heard[-1])  # for ears that want to judge
         name = f"10, 20, 30 % loss each way, {where}"
         records = await journal(made, name, table, len(LEVELS) * CALL_S, {})
         await gaps(made, name, table, records)
