@@ -31,8 +31,8 @@ RETRY_BOUNDS_NS = (30 * MS, 600 * MS)
 """Asked again not sooner than the timer's tick and a half, not so late that no second try fits before
 ``VIEWED_NS``."""
 REPEAT_NS = 15 * MS
-"""On a line that loses many requests each is sent twice, so long apart or a tick: one loss seldom takes both. A
-sender that has the first ignores the second (libwebrtc resends a packet once in a round trip)."""
+"""On a line that loses many requests each is sent twice, so long apart or a tick: one loss seldom takes both.
+A sender that has the first ignores the second (libwebrtc resends a packet once in a round trip)."""
 LOSSY_ASKS = 1.3
 """Requests per packet that came, from which on a line is such: 12 % lost each way make 1.3."""
 VIEWED_NS = 1_000 * MS

@@ -27,7 +27,8 @@ async def unimpaired(made: Pair, table: Table, call_s: float, server: str) -> No
     for percent, goal_ms in ((50, 200), (99, 300)):
         value = float(np.percentile(delays, percent))
         figure = f"camera to screen p{percent}"
-        table.add(CLEAN, figure, value, "ms", at_most=goal_ms, server=server, pictures=len(delays))
+        row = table.add(CLEAN, figure, value, "ms", at_most=goal_ms, server=server, pictures=len(delays))
+        assert percent > 50 or row.reached
     table.add(CLEAN, "frozen", frozen_s, "s", at_most=1, server=server)
     assert len(delays) > 2 * call_s
 
@@ -85,6 +86,7 @@ async def journal(
         figure, share, goal = f"{kind} missing in journal", 100 * missing / expected, goals.get(kind, 100)
         table.add(name, figure, share, "%", at_most=goal, missing=missing, expected=expected)
         assert expected > 5 * call_s, f"the recording of {kind} ended early"
+        assert missing <= expected * goal / 100 + 1, f"{kind} is missing in the journal"
     return records
 
 
