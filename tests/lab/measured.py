@@ -78,12 +78,14 @@ async def impaired(
 async def journal(
     made: Call, name: str, table: Table, call_s: float, goals: Mapping[str, float]
 ) -> list[Record]:
-    """Add what the recording lacks, in percent of the packets sent; returns the journal."""
+    """Add what the recording lacks, in percent of the packets sent, beside the goal of each kind; returns the
+    journal.
+    """
     await asyncio.sleep(1)  # what is on the way still comes
     records = await made.end()
     totals = missing_packets(records)
     for kind, (missing, expected) in totals.items():
-        figure, share, goal = f"{kind} missing in journal", 100 * missing / expected, goals.get(kind, 100)
+        figure, share, goal = f"{kind} missing in journal", 100 * missing / expected, goals[kind]
         table.add(name, figure, share, "%", at_most=goal, missing=missing, expected=expected)
         assert expected > 5 * call_s, f"the recording of {kind} ended early"
         assert missing <= expected * goal / 100 + 1, f"{kind} is missing in the journal"

@@ -48,7 +48,7 @@ async def test_heavy_loss(
             heard.append(await made.viewer.heard())
             write_wav(tmp_path / f"heard-{loss:.0%}.wav", heard[-1])  # for ears that want to judge
         name = f"10, 20, 30 % loss each way, {where}"
-        records = await journal(made, name, table, len(LEVELS) * CALL_S, {})
+        records = await journal(made, name, table, len(LEVELS) * CALL_S, {"video": 1.0, "audio": 1.0})
         await gaps(made, name, table, records)
     whole = share(said, clean)
     assert whole > 0.9, "not even the clean line was understood"
