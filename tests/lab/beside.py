@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.servers.janus import Janus
 from tests.e2e.browser import participant
 from tests.lab.call import ROOM, Devices, Pair, settled
-from tests.lab.network import SERVER, Laboratory
+from tests.lab.network import BESIDE, Laboratory
 from tests.media.pictures import CUSTOMER
 
 POST = """
@@ -36,16 +36,17 @@ async (sdp) => {
 
 @asynccontextmanager
 async def janus_call(lab: Laboratory, directory: Path, devices: Devices) -> AsyncIterator[Pair]:
-    """Start Janus' videoroom in the server's network, and both browsers. Raises ServerError without Janus."""
+    """Start Janus' videoroom in a network beside ours, and both browsers. Raises ServerError without it."""
     camera, microphone = devices
     phone, desk = lab.add("phone"), lab.add("desk")
+    namespace, control = lab.beside()
     janus = Janus(
         os.sched_getaffinity(0),
-        local=SERVER,
-        control=lab.management,
-        launcher=("ip", "netns", "exec", lab.server),
+        local=BESIDE,
+        control=control,
+        launcher=("ip", "netns", "exec", namespace),
     )
-    base = f"https://{SERVER}"  # nobody is there: the client page is put under it by the test
+    base = f"https://{BESIDE}"  # nobody is there: the client page is put under it by the test
     async with (
         janus,
         participant(base, camera, microphone, program=desk.chromium(directory)) as viewer,
