@@ -17,9 +17,19 @@ TRANSPORT_CC = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-exte
 ABS_SEND_TIME = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 AUDIO_LEVEL = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
 ORIENTATION = "urn:3gpp:video-orientation"
+DEPENDENCY = "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension"
 
-PUBLISH_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION, RID, REPAIRED_RID)
-SUBSCRIBE_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION)
+PUBLISH_EXTENSIONS = (
+    MID,
+    TRANSPORT_CC,
+    ABS_SEND_TIME,
+    AUDIO_LEVEL,
+    ORIENTATION,
+    DEPENDENCY,
+    RID,
+    REPAIRED_RID,
+)
+SUBSCRIBE_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION, DEPENDENCY)
 _FEEDBACK = ("nack", "nack pli", "ccm fir", "transport-cc", "goog-remb")
 START_KBPS = 1_200
 """Where libwebrtc's estimator begins, kbit/s. With its own 300 Chromium 156 begins 720p
