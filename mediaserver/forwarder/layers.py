@@ -308,6 +308,7 @@ class LayerFilter:
         """Of the packet that was judged last: how many were left out before it; below, its marker."""
         self.marker = 0
         self.window: list[tuple[int, tuple[int, int]]] = []
+        self._picture: int | None = None
         self.begin(highest)
         self._picture = picture
         self.window = [(0, self.now)] * WINDOW
@@ -316,7 +317,7 @@ class LayerFilter:
         """Begin anew after the number ``highest``, with a keyframe."""
         self.highest = highest
         self._left_out = 0
-        self._picture: int | None = None
+        self._picture = None
         self.now = self.wanted
         self.masked = self.masked or self.now != (ALL, ALL)
 
