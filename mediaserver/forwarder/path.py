@@ -257,6 +257,8 @@ class PacketPath:
         self._first(route, packet, epoch)
 
     def _first(self, route: Route, packet: RtpPacket, epoch: Epoch) -> None:
+        if not route.judge(packet, epoch):
+            return
         number = route.peer.number_sent
         self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds), number)
 

@@ -231,6 +231,10 @@ class Room:
             recording.layer_changed(publication, at_ns)
         self.emit("track.layer", publication.summary(), publication)
 
+    def spatial_layers_changed(self, publication: Publication) -> None:
+        """Have recordings mark which spatial layers of a track there are: they keep what comes."""
+        self.emit("track.layer", publication.summary(), publication)
+
     # --- commands
 
     def mute(self, identity: str, kind: str | None, source: str | None, muted: bool) -> list[str]:

@@ -48,6 +48,9 @@ class SessionOwner(Protocol):
     def recorded_layer_changed(self, publication: Publication, at_ns: int) -> None:
         """Learn that recordings get another layer of a publication since ``at_ns``."""
 
+    def spatial_layers_changed(self, publication: Publication) -> None:
+        """Learn that spatial layers of a publication's scalable stream came or went."""
+
 
 @dataclass(eq=False)
 class Session:
@@ -165,7 +168,7 @@ class PublishSession(Session):
             codecs = fitting_codecs(media, room_codecs)
             reply.codecs, reply.direction = codecs[:1], "recvonly"
             wanted = [uri for uri in answer.PUBLISH_EXTENSIONS if media.rids or uri not in _RIDS]
-            reply.extensions = answer.extensions(media.extensions, wanted)
+            reply.extensions = answer.publish_extensions(media, codecs[0], wanted)
             reply.receive_rids = media.simulcast_rids
             chosen.append((media, codecs[0], reply.extensions))
         if not chosen:
@@ -196,6 +199,7 @@ class PublishSession(Session):
                     line=line,
                     rids=reply.receive_rids,
                     recorded_layer_changed=self.owner.recorded_layer_changed,
+                    spatial_layers_changed=self.owner.spatial_layers_changed,
                 )
             )
             if "goog-remb" in feedback and reply.offer.kind == "video":
