@@ -165,7 +165,13 @@ class Rooms:
             "auto": room.auto,
             "auto_started": room.auto_started,
             "seats": [
-                {"identity": one.identity, "seat": one.seat, "role": one.role, "name": one.name}
+                {
+                    "identity": one.identity,
+                    "seat": one.seat,
+                    "role": one.role,
+                    "name": one.name,
+                    "hidden": one.hidden,
+                }
                 for one in room.participants.values()
             ],
         }
@@ -176,9 +182,9 @@ class Rooms:
     ) -> Participant:
         """Give a participant its seat and keep it."""
         before = room.participants.get(identity)
-        seat = before.seat if before is not None else None
+        known = (before.seat, before.hidden) if before is not None else None
         participant = room.admit(identity, role, name, hidden=hidden)
-        if participant.seat != seat:
+        if (participant.seat, participant.hidden) != known:
             await self.save(room)
         return participant
 

@@ -34,7 +34,8 @@ async def read_events(call: Call) -> web.StreamResponse:
         return await _stream(call, after)
     events = await _page(call, after, limit)
     last = events[-1]["seq"] if events else after
-    return answer(models.Events(events=[models.Event.model_validate(event) for event in events], next=last))
+    shown = [models.Event.model_validate(event) for event in events if event_is_visible(call, event)]
+    return answer(models.Events(events=shown, next=last))
 
 
 async def _page(call: Call, after: int, limit: int) -> list[Envelope]:
@@ -57,7 +58,8 @@ async def _stream(call: Call, after: int) -> web.StreamResponse:
         await response.write(b"retry: 1000\n\n")
         while page := await _page(call, after, 500):
             for event in page:
-                await response.write(_frame(event))
+                if event_is_visible(call, event):
+                    await response.write(_frame(event))
             after = page[-1]["seq"]
         while not call.control.closing.is_set() and time.time() < call.asker.expires_at:
             try:

@@ -170,6 +170,9 @@ class LayersPatch(Request):
 
     preferred: int | None = Field(default=None, ge=0, le=2)
     maximum: int | None = Field(default=None, ge=0, le=2)
+    temporal: int | None = Field(
+        default=None, ge=0, le=2, description="Highest temporal layer, of a scalable stream only."
+    )
     source: Literal["camera", "screen", "document"] | None = None
 
 
@@ -320,7 +323,10 @@ class Layer(Answer):
     layer: int = Field(description="0 is the smallest.")
     rid: str = Field(description="Its name in the publisher's offer; empty without simulcast.")
     alive: bool
-    bps: int = Field(description="Payload rate of the last second, bit/s; 0: not measured.")
+    bps: int = Field(
+        description="Payload rate of the last second, bit/s; 0: not measured. Of a scalable stream that of "
+        "all up to it."
+    )
 
 
 class Picture(Answer):
@@ -331,6 +337,8 @@ class Picture(Answer):
     switching: bool = Field(description="Its next keyframe is waited for.")
     preferred: int | None
     maximum: int | None
+    temporal: int | None = Field(description="The wish for temporal layers; null: all.")
+    temporal_layers: int = Field(description="How many the stream has; 0: it is not scalable.")
     target_bps: int | None = Field(description="What the line bears for this picture; null: no limit known.")
     layers: list[Layer]
 

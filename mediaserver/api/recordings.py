@@ -203,10 +203,21 @@ async def verify(call: Call) -> web.Response:
 
 
 def event_is_visible(call: Call, event: dict[str, Any]) -> bool:
-    """Say whether an event is for who asks."""
-    if not may_see(call.asker, event["tenant"], event["room"]):
+    """Say whether an event is for who asks: to participants nothing of hidden others, nor the audit log."""
+    asker = call.asker
+    if not may_see(asker, event["tenant"], event["room"]):
         return False
-    return call.asker.kind == "server" or not event["type"].startswith("audit.")
+    if asker.kind == "server":
+        return True
+    if event["type"].startswith("audit."):
+        return False
+    data = event["data"]
+    identity = str(data.get("identity", ""))
+    if identity == asker.identity:
+        return True
+    room = call.control.rooms.get(asker.tenant, asker.room)
+    one = room.participants.get(identity) if room is not None else None
+    return not data.get("hidden") and not (one is not None and one.hidden)
 
 
 _STATE = ("recording_not_found", "recording_state")

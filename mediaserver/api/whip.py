@@ -55,6 +55,8 @@ async def begin_publishing(call: Call, room: Room, source: str, sdp: str) -> dic
     if call.asker.kind != "client":
         raise Problem("forbidden", "publishing needs a client token, because it names the participant")
     require(call, "publish")
+    if call.asker.grants.hidden:
+        raise Problem("forbidden", "who is hidden sends nothing: it would be shown and recorded")
     return await begin(call, room, "whip", sdp, {"source": source})
 
 

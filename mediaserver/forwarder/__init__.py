@@ -18,6 +18,7 @@ from mediaserver.forwarder.counters import (
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
     AUDIO_LEVEL,
+    DEPENDENCY,
     MID,
     REPAIRED_RID,
     RID,
@@ -45,6 +46,7 @@ from mediaserver.forwarder.interface import (
 __all__ = [
     "ABS_SEND_TIME",
     "AUDIO_LEVEL",
+    "DEPENDENCY",
     "MID",
     "REPAIRED_RID",
     "RID",

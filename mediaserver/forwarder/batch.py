@@ -33,8 +33,10 @@ from mediaserver.forwarder.interface import (
     Tapped,
     Targets,
     check_route,
+    layers_wanted,
 )
 from mediaserver.forwarder.journal import batches
+from mediaserver.forwarder.layers import LayerFilter, layer_rows
 from mediaserver.forwarder.outbox import Outbox
 from mediaserver.forwarder.path import PacketPath
 from mediaserver.forwarder.peer import MAX_SENT_SSRCS, Peer, Role, Source
@@ -282,6 +284,10 @@ class BatchForwarder:
             owner.sources[ssrc] = Source(Role.IGNORED)
             owner.held = [packet for packet in owner.held if packet.ssrc != ssrc]
 
+    def layer_bytes(self, stream: int) -> list[list[int]]:
+        with self._locked():
+            return layer_rows(self._stream(stream).layers.bytes)
+
     def missing(self, stream: int, span: int = 512) -> list[int]:
         with self._locked():
             return self._stream(stream).missing(span)
@@ -373,6 +379,15 @@ class BatchForwarder:
                 found.waiting = True
             found.paused = paused
 
+    def set_layers(self, route: int, spatial: int | None, temporal: int | None) -> None:
+        with self._locked():
+            found, wanted = self._route(route), layers_wanted(spatial, temporal)
+            if found.filter is None:
+                source = found.stream
+                begun = (source.highest, source.last_timestamp) if source is not None else (0, None)
+                found.filter = LayerFilter(*begun)
+            found.filter.wanted = wanted
+
     def resend(self, route: int, sequences: Sequence[int]) -> int:
         with self._locked() as path:
             return path.resend(self._route(route), list(sequences))
@@ -394,6 +409,10 @@ class BatchForwarder:
             if len(data) > MAX_PACKET_BYTES:
                 raise ForwarderError(f"too long for a datagram: {len(data)} bytes")
             path.send_raw(Destination(socket, pack_address(address, self._family(socket))), data)
+
+    def authentic(self, peer: int, data: bytes) -> bool:
+        with self._locked() as path:
+            return path.authentic(self._peer(peer), data)
 
     def set_feedback(self, peer: int, interval_ms: int, sender_ssrc: int = 1) -> None:
         with self._locked():

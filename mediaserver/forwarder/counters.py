@@ -78,6 +78,9 @@ class RouteStats:
     """Of 256, as the subscriber's last receiver report says (RFC 3550 section 6.4.1)."""
     report_ns: int
     """When that came; 0: none yet."""
+    spatial: int
+    """Highest spatial layer that is sent now, and temporal one; 255: all (``Forwarder.set_layers``)."""
+    temporal: int
 
 
 class SendGroup(NamedTuple):

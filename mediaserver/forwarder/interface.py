@@ -43,6 +43,7 @@ TRANSPORT_CC: Final = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-
 ABS_SEND_TIME: Final = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 AUDIO_LEVEL: Final = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
 VIDEO_ORIENTATION: Final = "urn:3gpp:video-orientation"
+DEPENDENCY: Final = "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension"
 
 MAX_PEERS: Final = 4096
 MAX_STREAMS: Final = 8192
@@ -57,6 +58,9 @@ MAX_PACKET_BYTES: Final = 1600
 """Longest datagram that is taken; UDP payloads of an Ethernet path are at most 1,472."""
 CACHE_PACKETS: Final = 1024
 """Packets of one stream that can be resent at most (the byte cap and the age may be reached first)."""
+STRAY_NS: Final = 20_000_000
+"""Of the RTP from unknown addresses one packet is told of in so long: whoever goes on sending after the end of a
+session, or floods us, costs no more."""
 REPLAY_NS: Final = 500_000_000
 """A new video route begins with the stream's last keyframe if the cache holds it and it is not older than
 this."""
@@ -119,7 +123,8 @@ class RouteParameters:
     rtx_payload_type: int | None = None
     extensions: Mapping[str, int] = field(default_factory=dict)
     """Header extension URI to the subscriber's id. Not listed here: not sent. ``MID`` carries ``mid``,
-    ``TRANSPORT_CC`` the subscriber's own numbers, ``ABS_SEND_TIME`` our sending time; the rest is copied."""
+    ``TRANSPORT_CC`` the subscriber's own numbers, ``ABS_SEND_TIME`` our sending time, ``DEPENDENCY`` frame
+    numbers without a jump and what of the layers is sent; the rest is copied."""
     mid: str = ""
     """Value of the MID extension, at most 16 bytes; empty: not sent."""
     allow_mixed: bool = False
@@ -144,15 +149,24 @@ def check_route(parameters: RouteParameters) -> None:
         raise ForwarderError(f"a first sequence number is below 32768, not {first}")
 
 
+def layers_wanted(spatial: int | None, temporal: int | None) -> tuple[int, int]:
+    """Return the highest layers as bytes, 255 for all. Raises ``ForwarderError``."""
+    wanted = tuple(255 if layer is None else layer for layer in (spatial, temporal))
+    if any(not 0 <= layer <= 255 for layer in wanted):
+        raise ForwarderError(f"no such layers: {spatial}, {temporal}")
+    return wanted[0], wanted[1]
+
+
 # --- events -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class RawDatagram:
-    """A datagram that is not SRTP or SRTCP: STUN from anybody, DTLS from bound addresses only."""
+    """A datagram that is not SRTP or SRTCP: STUN from anybody, DTLS from bound addresses only; and RTP from
+    unknown addresses, at most one in ``STRAY_NS``."""
 
     peer: int | None
-    """Whom the address is bound to; ``None`` for STUN of an unknown address. Nothing here is
+    """Whom the address is bound to; ``None`` for STUN and some RTP of an unknown address. Nothing here is
     authenticated."""
     address: Address
     socket: int
@@ -343,6 +357,13 @@ class Forwarder(Protocol):
         """Drop an SSRC of a peer for good."""
         ...
 
+    def layer_bytes(self, stream: int) -> list[list[int]]:
+        """Return the payload octets received of each spatial layer (4) and in it of each temporal one (4).
+
+        Higher ones count as the highest of these; a stream without layers has zeros, or all in the first.
+        """
+        ...
+
     def missing(self, stream: int, span: int = 512) -> list[int]:
         """Return the sequence numbers (16 bit, in order) among the last ``span`` that did not come, at most
         256."""
@@ -385,6 +406,15 @@ class Forwarder(Protocol):
         """Stop or go on sending. No sequence numbers are skipped; video goes on at the next keyframe."""
         ...
 
+    def set_layers(self, route: int, spatial: int | None, temporal: int | None) -> None:
+        """Send only up to a spatial and a temporal layer, each from 0, of a stream that has some; ``None``:
+        all.
+
+        Down at the next picture, spatially up at the next keyframe, temporally up where the stream says that
+        one can. Sent numbers have no holes by it; the last packet that is sent of a picture has the marker.
+        """
+        ...
+
     def resend(self, route: int, sequences: Sequence[int]) -> int:
         """Send packets (numbers as the subscriber knows them) again; return how many were. NACKs do this by
         themselves."""
@@ -405,6 +435,11 @@ class Forwarder(Protocol):
 
     def send_raw(self, address: Address, data: bytes, socket: int = 0) -> None:
         """Send a datagram as it is (STUN, DTLS)."""
+        ...
+
+    def authentic(self, peer: int, data: bytes) -> bool:
+        """Tell whether an RTP packet from an unknown address is a peer's: of a stream of it, under its keys,
+        and newer than all that came (RFC 3711 section 3.3.2). The packet is not received by that."""
         ...
 
     def set_feedback(self, peer: int, interval_ms: int, sender_ssrc: int = 1) -> None:

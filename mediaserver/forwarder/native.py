@@ -26,6 +26,7 @@ from mediaserver.forwarder.events import EVENT, read_events
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
     AUDIO_LEVEL,
+    DEPENDENCY,
     MAX_PACKET_BYTES,
     MID,
     REPAIRED_RID,
@@ -40,7 +41,9 @@ from mediaserver.forwarder.interface import (
     Tapped,
     Targets,
     check_route,
+    layers_wanted,
 )
+from mediaserver.forwarder.layers import COUNTED, layer_rows
 from mediaserver.forwarder.sent import MAX_GROUPS, read_feedback
 from mediaserver.forwarder.sockets import pack_address, prepare
 from mediaserver.forwarder.srtp import SrtpDirection
@@ -56,7 +59,15 @@ ffi.cdef(
     )
 )
 
-_KNOWN: Final = {MID: 1, RID: 2, REPAIRED_RID: 3, TRANSPORT_CC: 4, ABS_SEND_TIME: 5, AUDIO_LEVEL: 6}
+_KNOWN: Final = {
+    MID: 1,
+    RID: 2,
+    REPAIRED_RID: 3,
+    TRANSPORT_CC: 4,
+    ABS_SEND_TIME: 5,
+    AUDIO_LEVEL: 6,
+    DEPENDENCY: 7,
+}
 _MAX_URIS: Final = 1024
 _ERRORS: Final = {
     -1: "no such peer",
@@ -248,6 +259,11 @@ class NativeForwarder:
     def ignore_ssrc(self, peer: int, ssrc: int) -> None:
         self._call(self._lib.fwd_ignore_ssrc, peer, ssrc)
 
+    def layer_bytes(self, stream: int) -> list[list[int]]:
+        counts = ffi.new("int64_t[]", COUNTED * COUNTED)
+        self._call(self._lib.fwd_layer_bytes, stream, counts)
+        return layer_rows(list(counts))
+
     def missing(self, stream: int, span: int = 512) -> list[int]:
         found = ffi.new("uint16_t[]", 256)
         return list(found[0 : self._call(self._lib.fwd_missing, stream, span, found, 256)])
@@ -294,6 +310,9 @@ class NativeForwarder:
     def pause(self, route: int, paused: bool) -> None:
         self._call(self._lib.fwd_pause, route, paused)
 
+    def set_layers(self, route: int, spatial: int | None, temporal: int | None) -> None:
+        self._call(self._lib.fwd_set_layers, route, *layers_wanted(spatial, temporal))
+
     def resend(self, route: int, sequences: Sequence[int]) -> int:
         numbers = ffi.new("uint16_t[]", [sequence & 0xFFFF for sequence in sequences])
         return self._call(self._lib.fwd_resend, route, numbers, len(numbers))
@@ -313,6 +332,9 @@ class NativeForwarder:
             raise ForwarderError(f"too long for a datagram: {len(data)} bytes")
         name = pack_address(address, self._family(socket))
         self._call(self._lib.fwd_send_raw, name, len(name), socket, data, len(data))
+
+    def authentic(self, peer: int, data: bytes) -> bool:
+        return bool(self._call(self._lib.fwd_authentic, peer, data, len(data)))
 
     def set_feedback(self, peer: int, interval_ms: int, sender_ssrc: int = 1) -> None:
         self._call(self._lib.fwd_set_feedback, peer, interval_ms, sender_ssrc)

@@ -13,11 +13,13 @@ from typing import Any, Final
 from mediaserver.forwarder.feedback import nack_sequences, read_feedback
 from mediaserver.forwarder.interface import (
     MAX_HELD_PACKETS,
+    MAX_PACKET_BYTES,
     REPLAY_NS,
     FeedbackTrouble,
     Gap,
     Keyframe,
     NewSsrc,
+    STRAY_NS,
     RawDatagram,
     Rtcp,
     Switched,
@@ -53,7 +55,7 @@ class PacketPath:
         self.streams: dict[int, Stream] = {}
         self.routes: dict[int, Route] = {}
         self.bound: list[dict[bytes, Peer]] = [{} for _ in sockets]
-        self.batches = self.unknown = self.malformed = 0
+        self.batches = self.unknown = self.malformed = self.stray_ns = 0
         self.now_ns = 0
         self._seconds = 0
         self._length: Any = srtp_ffi.new("int *")
@@ -82,9 +84,16 @@ class PacketPath:
             first = buffer[at][0]
             peer = bound.get(name)
             if 128 <= first <= 191:
+                rtcp = 192 <= buffer[at + 1][0] <= 223  # RFC 5761 section 4
                 if peer is None:
                     self.unknown += 1
-                elif 192 <= buffer[at + 1][0] <= 223:  # RFC 5761 section 4
+                    if not rtcp and arrival_ns - self.stray_ns >= STRAY_NS:
+                        # Perhaps a client whose address has changed.
+                        self.stray_ns = arrival_ns
+                        data = buffer[at : at + length]
+                        address = unpack_address(name)
+                        self.outbox.put(RawDatagram(None, address, receiver.index, data, arrival_ns))
+                elif rtcp:
                     self._receive_rtcp(peer, receiver, slot, length, arrival_ns)
                 else:
                     self._receive_rtp(peer, receiver, slot, length, arrival_ns)
@@ -97,6 +106,18 @@ class PacketPath:
             else:
                 self.malformed += 1
         return len(batch)
+
+    def authentic(self, peer: Peer, data: bytes) -> bool:
+        """Tell whether a packet from elsewhere is the peer's; see ``Forwarder.authentic``."""
+        if not 12 <= len(data) <= MAX_PACKET_BYTES:
+            return False
+        source = peer.sources.get(int.from_bytes(data[8:12], "big"))
+        stream = source.stream if source is not None and source.role is Role.MEDIA else None
+        if stream is None or stream.highest < 0:
+            return False
+        ahead = (int.from_bytes(data[2:4], "big") - stream.highest) & 0xFFFF
+        copy = srtp_ffi.new("char[]", data)
+        return 0 < ahead < 0x8000 and self._unprotect(peer, lib.srtp_unprotect, copy, len(data)) >= 0
 
     def _receive_rtp(self, peer: Peer, receiver: Receiver, slot: int, length: int, arrival_ns: int) -> None:
         at = slot * SLOT_BYTES
@@ -236,6 +257,8 @@ class PacketPath:
         self._first(route, packet, epoch)
 
     def _first(self, route: Route, packet: RtpPacket, epoch: Epoch) -> None:
+        if not route.judge(packet, epoch):
+            return
         number = route.peer.number_sent
         self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds), number)
 

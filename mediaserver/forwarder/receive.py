@@ -9,8 +9,10 @@ from mediaserver.forwarder.counters import StreamStats
 from mediaserver.forwarder.interface import (
     AUDIO_LEVEL,
     CACHE_PACKETS,
+    DEPENDENCY,
     StreamParameters,
 )
+from mediaserver.forwarder.layers import LayerReader
 from mediaserver.forwarder.wire import CODECS, RtpPacket, is_keyframe_start
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Stream:
         self.codec = CODECS.get(parameters.mime.lower(), 0) if parameters.kind == "video" else 0
         self.rtx_ssrc = parameters.rtx_ssrc
         self.audio_level_id = parameters.extensions.get(AUDIO_LEVEL, 0)
+        self.layers = LayerReader(self.codec, parameters.extensions.get(DEPENDENCY, 0))
         self.routes: list[Route] = []
         self.packets = self.bytes = self.recovered = self.duplicates = self.late = 0
         self.other_payload = self.malformed = self.keyframes = 0
@@ -121,6 +124,8 @@ class Stream:
             same = first is not None and first.timestamp == packet.timestamp
             if extended > self.keyframe_extended and not same:
                 self.keyframe_extended = extended
+        if self.codec:
+            self.layers.read(packet)
         if self.audio_level_id:
             for number, at, length in packet.elements:
                 if number == self.audio_level_id and length:

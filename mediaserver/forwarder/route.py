@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Final
 from mediaserver.forwarder.counters import RouteStats
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
+    DEPENDENCY,
     MID,
     REPAIRED_RID,
     RID,
     TRANSPORT_CC,
     RouteParameters,
 )
-from mediaserver.forwarder.wire import VP8, RtpPacket, vp8_numbers
+from mediaserver.forwarder.layers import ALL, LayerFilter, Verdict, rewrite_descriptor
+from mediaserver.forwarder.wire import VP8, RtpPacket, element, vp8_numbers
 
 if TYPE_CHECKING:
     from mediaserver.forwarder.peer import Peer
@@ -54,7 +56,9 @@ class Epoch:
     """One stretch of a route; see the module's text."""
 
     __slots__ = (
+        "dependency_id",
         "floor",
+        "frame_offset",
         "index_offset",
         "mapping",
         "payload_type",
@@ -72,6 +76,8 @@ class Epoch:
         self.timestamp_offset = 0
         self.picture_offset = 0
         self.index_offset = 0
+        self.frame_offset = 0
+        self.dependency_id = stream.parameters.extensions.get(DEPENDENCY, 0)
         self.payload_type = 0
         self.rtx_payload_type: int | None = None
         self.mapping: tuple[tuple[int, int], ...] = ()
@@ -81,7 +87,18 @@ class Sent:
     """What a plain resending must repeat bit by bit: the same nonce must never protect two different
     packets."""
 
-    __slots__ = ("epoch", "extended", "number", "received", "resent_ns", "seconds")
+    __slots__ = (
+        "epoch",
+        "extended",
+        "fill",
+        "marker",
+        "mask",
+        "number",
+        "received",
+        "resent_ns",
+        "seconds",
+        "targets",
+    )
 
     def __init__(self, extended: int, epoch: Epoch, received: int, number: int | None, seconds: int) -> None:
         self.extended = extended
@@ -90,6 +107,11 @@ class Sent:
         self.number = number
         self.seconds = seconds
         self.resent_ns = 0
+        self.marker = 0
+        self.mask = self.targets = 0
+        """What of its layers is sent, as ``LayerFilter.mask`` says it."""
+        self.fill = False
+        """Nothing but padding."""
 
 
 class Route:
@@ -125,6 +147,11 @@ class Route:
         self._two_byte = any(value > 14 for value in extensions.values())
         self._picture = -1
         self._index = -1
+        self._frame = -1
+        self.filter: LayerFilter | None = None
+        """None: nothing was ever left out; below, what it says of the packet that is sent."""
+        self._shift = 0
+        self._fill = False
 
     def begin(self, stream: Stream, packet: RtpPacket) -> None:
         """Begin an epoch with this packet of ``stream``."""
@@ -148,6 +175,11 @@ class Route:
                 epoch.picture_offset = (self._picture + 1 - value) & 0x7FFF
             if index and self._index >= 0:
                 epoch.index_offset = (self._index + 1 - packet.data[index]) & 0xFF
+        told = element(packet, epoch.dependency_id) if epoch.dependency_id else None
+        if told is not None and len(told) >= 3 and self._frame >= 0:
+            epoch.frame_offset = (self._frame + 1 - _frame_number(told)) & 0xFFFF
+        if self.filter is not None:
+            self.filter.begin(packet.extended - 1)
         received, sent = stream.parameters.extensions, self.parameters.extensions
         epoch.mapping = tuple(
             (received[uri], sent[uri]) for uri in received if uri in sent and uri not in _OWN
@@ -157,21 +189,46 @@ class Route:
         self.pending = None
         self.waiting = False
 
+    def judge(self, packet: RtpPacket, epoch: Epoch) -> bool:
+        """Tell whether something is to be sent for ``packet``; ``first`` is called next for it."""
+        if self.filter is None:
+            return True
+        verdict = self.filter.judge(packet)
+        self._shift, self._fill = self.filter.shift, verdict is Verdict.FILL
+        return verdict is not Verdict.LEAVE_OUT
+
     def first(self, packet: RtpPacket, epoch: Epoch, now_ns: int, seconds: int) -> bytes:
         """Make the packet that is sent for ``packet`` and remember it."""
-        extended = packet.extended + epoch.sequence_offset
+        extended = packet.extended + epoch.sequence_offset - self._shift
         number = self._number()
-        self.sent[extended % SENT_RING] = Sent(extended, epoch, packet.extended, number, seconds)
-        if extended > self.last:
+        sent = self.sent[extended % SENT_RING] = Sent(extended, epoch, packet.extended, number, seconds)
+        sent.marker, sent.fill = packet.marker, self._fill
+        if self.filter is not None:
+            sent.marker = self.filter.marker
+            sent.mask, sent.targets = self.filter.mask(packet, epoch.stream.layers.structure)
+        newest = extended > self.last
+        if newest:
             self.last = extended
             self.last_timestamp = (packet.timestamp + epoch.timestamp_offset) & 0xFFFFFFFF
             self.last_sent_ns = packet.arrival_ns
+            told = element(packet, epoch.dependency_id) if epoch.dependency_id else None
+            if told is not None and len(told) >= 3:
+                self._frame = (_frame_number(told) + epoch.frame_offset) & 0xFFFF
         self.packets += 1
-        self.bytes += packet.payload_end - packet.payload_start
+        if not sent.fill:
+            self.bytes += packet.payload_end - packet.payload_start
         if self.budget < RESEND_BUDGET:
             self.budget += 1
         return self.build(
-            packet, epoch, self.ssrc, epoch.payload_type, extended & 0xFFFF, number, seconds, None
+            packet,
+            sent,
+            self.ssrc,
+            epoch.payload_type,
+            extended & 0xFFFF,
+            number,
+            seconds,
+            None,
+            newest=newest,
         )
 
     def _number(self) -> int | None:
@@ -196,19 +253,17 @@ class Route:
         self.retransmitted += 1
         if epoch.rtx_payload_type is None or self.parameters.rtx_ssrc is None:
             return self.build(
-                packet, epoch, self.ssrc, epoch.payload_type, sequence, sent.number, sent.seconds, None
+                packet, sent, self.ssrc, epoch.payload_type, sequence, sent.number, sent.seconds, None
             )
-        return self._as_rtx(
-            packet, epoch, self.parameters.rtx_ssrc, epoch.rtx_payload_type, sequence, seconds
-        )
+        return self._as_rtx(packet, sent, self.parameters.rtx_ssrc, epoch.rtx_payload_type, sequence, seconds)
 
     def _as_rtx(
-        self, packet: RtpPacket, epoch: Epoch, ssrc: int, payload_type: int, original: int, seconds: int
+        self, packet: RtpPacket, sent: Sent, ssrc: int, payload_type: int, original: int, seconds: int
     ) -> bytes:
         number = self._number()
         sequence = self.next_rtx & 0xFFFF
         self.next_rtx += 1
-        return self.build(packet, epoch, ssrc, payload_type, sequence, number, seconds, original)
+        return self.build(packet, sent, ssrc, payload_type, sequence, number, seconds, original)
 
     def filler(self, at: int, seconds: int) -> tuple[bytes, int]:
         """Make a packet that only fills the line: a cached one, from the extended number ``at`` downwards, as
@@ -219,13 +274,13 @@ class Route:
         while at > self.last - SENT_RING and at >= 0:
             sent = self.sent[at % SENT_RING]
             at -= 1
-            if sent is None or sent.extended != at + 1 or sent.epoch.rtx_payload_type is None:
+            if sent is None or sent.fill or sent.extended != at + 1 or sent.epoch.rtx_payload_type is None:
                 continue
             packet = sent.epoch.stream.cache.get(sent.received)
             if packet is None or packet.payload_end - packet.payload_start < MIN_FILLER_BYTES:
                 continue
             original = sent.extended & 0xFFFF
-            return self._as_rtx(packet, sent.epoch, ssrc, sent.epoch.rtx_payload_type, original, seconds), at
+            return self._as_rtx(packet, sent, ssrc, sent.epoch.rtx_payload_type, original, seconds), at
         number = self._number()
         extension = self._written(self._own(number, seconds), two_byte=self._two_byte)
         first = 0xB0 if extension else 0xA0
@@ -238,23 +293,30 @@ class Route:
     def build(
         self,
         packet: RtpPacket,
-        epoch: Epoch,
+        sent: Sent,
         ssrc: int,
         payload_type: int,
         sequence: int,
         number: int | None,
         seconds: int,
         original: int | None,
+        *,
+        newest: bool = False,
     ) -> bytes:
         """Rewrite a packet: plain, or as RTX of the number ``original``."""
-        data = packet.data
-        extension = self._extension(packet, epoch, number, seconds)
+        data, epoch = packet.data, sent.epoch
+        if sent.fill:
+            extension = self._written(self._own(number, seconds), two_byte=self._two_byte)
+            timestamp = (packet.timestamp + epoch.timestamp_offset) & 0xFFFFFFFF
+            head = _HEADER.pack(0xB0 if extension else 0xA0, payload_type, sequence, timestamp, ssrc)
+            return head + extension + (b"" if original is None else original.to_bytes(2, "big")) + b"\x01"
+        extension = self._extension(packet, sent, number, seconds)
         first = 0x80 | data[0] & 0x2F | (0x10 if extension else 0)
         timestamp = (packet.timestamp + epoch.timestamp_offset) & 0xFFFFFFFF
-        head = _HEADER.pack(first, packet.marker | payload_type, sequence, timestamp, ssrc)
+        head = _HEADER.pack(first, sent.marker | payload_type, sequence, timestamp, ssrc)
         payload = data[packet.payload_start :]
         if epoch.stream.codec == VP8:
-            payload = self._renumber(packet, epoch, payload, newest=original is None)
+            payload = self._renumber(packet, epoch, payload, newest=newest)
         if original is not None:
             payload = original.to_bytes(2, "big") + payload
         return head + data[12 : packet.csrcs_end] + extension + payload
@@ -264,7 +326,6 @@ class Route:
         if numbers is None:
             numbers = packet.vp8 = vp8_numbers(packet.data, packet.payload_start, packet.payload_end)
         picture, bits, index = numbers
-        newest = newest and packet.extended + epoch.sequence_offset == self.last
         changed: bytearray | None = None
         if epoch.picture_offset or epoch.index_offset:
             changed = bytearray(payload)
@@ -286,7 +347,8 @@ class Route:
                 self._index = value
         return payload if changed is None else bytes(changed)
 
-    def _extension(self, packet: RtpPacket, epoch: Epoch, number: int | None, seconds: int) -> bytes:
+    def _extension(self, packet: RtpPacket, sent: Sent, number: int | None, seconds: int) -> bytes:
+        epoch = sent.epoch
         copied = packet.copied.get(epoch.mapping)
         if copied is None:
             mapping = dict(epoch.mapping)
@@ -300,7 +362,18 @@ class Route:
             and self.parameters.allow_mixed
             and any(len(value) > 16 or not value for _, value in copied)
         )
+        if epoch.dependency_id and (epoch.frame_offset or sent.targets):
+            described = dict(epoch.mapping).get(epoch.dependency_id)
+            copied = [
+                (i, self._described(value, sent, two_byte=two_byte) if i == described else value)
+                for i, value in copied
+            ]
         return self._written(self._own(number, seconds) + copied, two_byte=two_byte)
+
+    def _described(self, value: bytes, sent: Sent, *, two_byte: bool) -> bytes:
+        room = 250 if two_byte else 11  # it grows by up to 5 bytes
+        targets = 0 if len(value) > room else sent.targets
+        return rewrite_descriptor(value, sent.epoch.frame_offset, sent.mask, targets)
 
     def _own(self, number: int | None, seconds: int) -> list[tuple[int, bytes]]:
         values: list[tuple[int, bytes]] = []
@@ -348,7 +421,13 @@ class Route:
             padding=self.padding,
             fraction_lost=self.fraction_lost,
             report_ns=self.report_ns,
+            spatial=self.filter.now[0] if self.filter else ALL,
+            temporal=self.filter.now[1] if self.filter else ALL,
         )
+
+
+def _frame_number(descriptor: bytes) -> int:
+    return descriptor[1] << 8 | descriptor[2]
 
 
 def _picture_id(data: bytes, at: int, bits: int) -> int:

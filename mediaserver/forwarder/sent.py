@@ -22,6 +22,8 @@ BURST_NS: Final = 5_000_000
 """``burst_time`` of draft-ietf-rmcat-gcc-02, section 5.2, when sending and when arriving."""
 MAX_BURST_NS: Final = 100_000_000
 """Longest group of packets pressed together on the way, as libwebrtc's inter_arrival.cc has it."""
+MAX_REFERENCE: Final = 1 << 32
+"""In 64 ms, 8.7 years: a clock that has gone so far lies and is begun anew: nanoseconds have 64 bits."""
 _TICK_NS: Final = 250_000
 _SENT: Final = 0
 _LOST: Final = 1
@@ -85,6 +87,8 @@ class SendLog:
             self._reference = raw
         else:
             self._reference += ((raw - self._reference + 0x800000) & 0xFFFFFF) - 0x800000
+            if abs(self._reference) > MAX_REFERENCE:
+                self._reference = raw
         ticks = self._reference * 256
         for chunk in chunks:
             symbols = min(_symbols_in(chunk), count)
@@ -162,7 +166,8 @@ class SendLog:
             gap = arrival_ns - last_arrival
             burst = gap <= BURST_NS and gap < sent_ns - last_sent
             burst = burst and arrival_ns - first_arrival < MAX_BURST_NS
-            if late or burst or sent_ns - first_sent <= BURST_NS:
+            # Whatever arrivals are claimed, what a group holds is bounded.
+            if group[6] < SENT_LOG and (late or burst or sent_ns - first_sent <= BURST_NS):
                 group[4] = told_ns
                 group[5] += size
                 group[6] += 1

@@ -6,7 +6,10 @@ The native twin of this file is ``csrc/wire.c``; the conformance suite holds bot
 from __future__ import annotations
 
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mediaserver.forwarder.layers import Layered
 
 _HEADER: Final = Struct("!BBHII")
 MAX_ELEMENTS: Final = 32
@@ -32,6 +35,7 @@ class RtpPacket:
         "elements",
         "extended",
         "keyframe",
+        "layered",
         "marker",
         "payload_end",
         "payload_start",
@@ -57,6 +61,8 @@ class RtpPacket:
     payload_end: int
     extended: int
     keyframe: bool
+    layered: Layered | None
+    """What ``layers.LayerReader`` found."""
     vp8: tuple[int, int, int] | None
     """``vp8_numbers`` of the payload, once a route asked for them."""
     copied: dict[tuple[tuple[int, int], ...], list[tuple[int, bytes]]]
@@ -85,7 +91,7 @@ def parse_rtp(data: bytes, arrival_ns: int) -> RtpPacket | None:
     packet.ssrc = ssrc
     packet.extended = 0
     packet.two_byte = packet.keyframe = False
-    packet.vp8 = None
+    packet.vp8 = packet.layered = None
     packet.copied = {}
     start = 12 + 4 * (first & 0x0F)
     packet.csrcs_end = start

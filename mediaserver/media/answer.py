@@ -17,9 +17,21 @@ TRANSPORT_CC = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-exte
 ABS_SEND_TIME = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 AUDIO_LEVEL = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
 ORIENTATION = "urn:3gpp:video-orientation"
+DEPENDENCY = "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension"
 
-PUBLISH_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION, RID, REPAIRED_RID)
-SUBSCRIBE_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION)
+PUBLISH_EXTENSIONS = (
+    MID,
+    TRANSPORT_CC,
+    ABS_SEND_TIME,
+    AUDIO_LEVEL,
+    ORIENTATION,
+    DEPENDENCY,
+    RID,
+    REPAIRED_RID,
+)
+SUBSCRIBE_EXTENSIONS = (MID, TRANSPORT_CC, ABS_SEND_TIME, AUDIO_LEVEL, ORIENTATION, DEPENDENCY)
+SCALABLE = ("video/VP9", "video/AV1")
+"""Codecs whose layers the forwarder can tell in one stream."""
 _FEEDBACK = ("nack", "nack pli", "ccm fir", "transport-cc", "goog-remb")
 START_KBPS = 1_200
 """Where libwebrtc's estimator begins, kbit/s. With its own 300 Chromium 156 begins 720p
@@ -148,6 +160,13 @@ def subscribe_extensions(media: MediaOffer, codecs: Sequence[Codec]) -> dict[str
     numbered = TRANSPORT_CC in media.extensions and any("transport-cc" in c.feedback for c in codecs)
     unused = ABS_SEND_TIME if numbered else TRANSPORT_CC
     return extensions(media.extensions, [uri for uri in SUBSCRIBE_EXTENSIONS if uri != unused])
+
+
+def publish_extensions(media: MediaOffer, codec: Codec, supported: Sequence[str]) -> dict[str, int]:
+    """Return the header extensions of what is received. Chromium leaves the picture ids out of VP8 payloads
+    that have dependency descriptors, so those are for the codecs whose layers are in one stream."""
+    unused = "" if mime(codec, media.kind) in SCALABLE else DEPENDENCY
+    return extensions(media.extensions, [uri for uri in supported if uri != unused])
 
 
 def extensions(offered: Mapping[str, int], supported: Iterable[str]) -> dict[str, int]:

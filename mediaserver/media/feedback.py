@@ -30,6 +30,11 @@ FIRST_ROUND_NS = 100 * MS
 RETRY_BOUNDS_NS = (30 * MS, 600 * MS)
 """Asked again not sooner than the timer's tick and a half, not so late that no second try fits before
 ``VIEWED_NS``."""
+REPEAT_NS = 15 * MS
+"""On a line that loses many requests each is sent twice, so long apart or a tick: one loss seldom takes both.
+A sender that has the first ignores the second (libwebrtc resends a packet once in a round trip)."""
+LOSSY_ASKS = 1.3
+"""Requests per packet that came, from which on a line is such: 12 % lost each way make 1.3."""
 VIEWED_NS = 1_000 * MS
 """Later than this a retransmission serves no viewer: his jitter buffer has gone on or asked for a
 keyframe."""
@@ -85,7 +90,14 @@ class Line:
     deviation_ns: int = FIRST_ROUND_NS // 4
     hold_ns: int = HOLD_BOUNDS_NS[0]
     samples: int = 0
+    asks: float = 1.0
+    """How often a packet had to be asked for until it came, smoothed over 16 packets."""
     _doubtful: int = 0
+
+    @property
+    def lossy(self) -> bool:
+        """Tell whether requests and answers are lost so often that one request is not enough."""
+        return self.asks > LOSSY_ASKS
 
     def resent(self, after_ns: int, *, sure: bool = True) -> None:
         """Note that a packet came so long after it was first asked for; ``sure`` if once only (Karn's rule).
@@ -127,6 +139,8 @@ class _Missing:
     """When it was asked for first, and last."""
     asked_ns: int = 0
     asks: int = 0
+    repeat: bool = False
+    """It is to be asked for once more at once."""
 
 
 class NackGenerator:
@@ -187,6 +201,10 @@ class NackGenerator:
                 entry.asked_ns = now
                 entry.first_ns = entry.first_ns or now
                 entry.asks += 1
+                entry.repeat = self.line.lossy
+                ask.append(sequence)
+            elif entry.repeat and now - entry.asked_ns >= REPEAT_NS:
+                entry.repeat = False
                 ask.append(sequence)
         if recovered is not None:
             self._learn(came, recovered - self._recovered, now)
@@ -199,6 +217,8 @@ class NackGenerator:
             if entry.asks == 0 or resent == 0:
                 self.line.reordered(now - entry.since_ns)
             elif resent >= sum(1 for one in came if one.asks):
+                if self.line.samples:  # before, an answer may only have been waited for too shortly
+                    self.line.asks += (entry.asks - self.line.asks) / 16
                 self.line.resent(now - entry.first_ns, sure=entry.asks == 1)
 
 

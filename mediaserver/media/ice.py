@@ -137,11 +137,13 @@ class IceAgent:
 
     def restart(self, session: str, remote_ufrag: str, now: int) -> Credentials:
         """Give a session new credentials (RFC 8445 section 9); the old ones hold until the first check with
-        the new."""
+        the new: the answer may be lost, and the client ask again while its old path carries."""
         leg = self._legs[session]
-        if leg.old is not None:
-            self._by_ufrag.pop(leg.old.ufrag, None)
-        leg.old, leg.local = leg.local, self._fresh()
+        if leg.old is None:
+            leg.old = leg.local
+        else:
+            self._by_ufrag.pop(leg.local.ufrag, None)  # never used
+        leg.local = self._fresh()
         leg.remote_ufrag = remote_ufrag
         leg.created_ns = now
         self._by_ufrag[leg.local.ufrag] = leg
@@ -174,6 +176,18 @@ class IceAgent:
         """Return address and socket a session is bound to, if any."""
         leg = self._legs.get(session)
         return (leg.address, leg.socket) if leg is not None and leg.address is not None else None
+
+    def follow(self, session: str, address: Address, socket: int, now: int) -> bool:
+        """Bind a session to where its media comes from now; the caller has seen that it is authentic and that
+        the old path is silent. False if somebody else is there. Consent is not renewed by it.
+        """
+        leg = self._legs.get(session)
+        if leg is None or leg.address is None:
+            return False
+        checked_ns = leg.last_check_ns
+        moved = self._accept(leg, address, socket, True, now)
+        leg.last_check_ns = checked_ns
+        return moved
 
     def lose(self, address: Address) -> None:
         """Take note that nothing can be sent to an address any more; the next valid check binds at once."""
@@ -219,7 +233,9 @@ class IceAgent:
         if request.controlled:
             self.counters.role_conflict += 1
             return CheckResult(stun.refuse_role(request.transaction, key), leg.session)
-        bind = self._accept(leg, address, socket, request.nominates, now)
+        # Who restarted ICE lost its path; Chromium nominates no new one while it believes in the old.
+        restarted = current and leg.old is not None
+        bind = self._accept(leg, address, socket, request.nominates or restarted, now)
         if current and leg.old is not None:
             self._by_ufrag.pop(leg.old.ufrag, None)
             leg.old = None

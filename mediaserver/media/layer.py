@@ -56,7 +56,7 @@ class Layer:
             )
             self.reporter = ReceptionReporter(self.ssrc)
             publication.transport.watch_stream(self.stream, self)
-            if publication.simulcast:
+            if publication.simulcast or publication.scalable is not None:
                 publication.transport.wake(self.stream)
         return self.stream is not None
 

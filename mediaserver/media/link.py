@@ -32,6 +32,9 @@ class LinkOwner(Protocol):
     def path_changed(self) -> None:
         """Learn that the client's packets come and go by another path: what was sent to the old is lost."""
 
+    def sends(self, ssrc: int) -> bool:
+        """Tell whether a stream of the client has this SSRC."""
+
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound packet of the client."""
 

@@ -12,6 +12,7 @@ from mediaserver.media import answer
 from mediaserver.media.feedback import Line
 from mediaserver.media.layer import Layer
 from mediaserver.media.layer_choice import LOOK_NS, LayerPolicy, LayerState, OrderWatch
+from mediaserver.media.scalable import ScalableLayers
 from mediaserver.media.sdp import Codec, MediaOffer
 from mediaserver.media.transport import Transport
 from recorder.ids import uuid7
@@ -19,6 +20,10 @@ from recorder.records import TrackInfo
 
 if TYPE_CHECKING:
     from mediaserver.media.subscription import Subscription
+
+
+UNLAYERED_LOOK_NS = 4 * LOOK_NS
+"""A stream that might have layers and has none is looked at seldomer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Publication:
     """The simulcast layers that were agreed, as offered."""
     recorded_layer_changed: Callable[[Publication, int], None] = lambda publication, at_ns: None
     """Told when recordings get another layer, and since when."""
+    spatial_layers_changed: Callable[[Publication], None] = lambda publication: None
+    """Told when spatial layers of its scalable stream came or went; recordings have what comes."""
     id: str = field(default_factory=lambda: str(uuid7()))
     muted: bool = False
     tapped: bool = False
@@ -68,6 +75,8 @@ class Publication:
         self._order = OrderWatch()
         self._states: list[LayerState] = []
         self._looked_ns = 0
+        self.scalable = ScalableLayers() if not self.simulcast and self.mime in answer.SCALABLE else None
+        """The layers of its one stream, if its codec may have some."""
         if self.media.ssrcs and not self.media.rids:
             repairs = set(self.media.repairs.values())
             only = self.recorded
@@ -92,7 +101,7 @@ class Publication:
     @property
     def layered(self) -> bool:
         """Tell whether there is anything to choose for its subscribers."""
-        return self.simulcast
+        return self.simulcast or (self.scalable is not None and len(self.scalable.states) > 1)
 
     @property
     def stream(self) -> int | None:
@@ -153,13 +162,15 @@ class Publication:
 
     def look(self, now: int) -> int | None:
         """Measure the layers and let recordings and subscribers choose; returns when to come again."""
-        if not self.simulcast:
+        if not self.simulcast and self.scalable is None:
             return None
         again = (now // LOOK_NS + 1) * LOOK_NS  # all publications at once: one wake-up
         if now // LOOK_NS == self._looked_ns // LOOK_NS:
             return again
         self._looked_ns = now
         forwarder = self.transport.forwarder
+        if self.scalable is not None:
+            return self._look_scalable(self.scalable, now)
         for layer in self.layers:
             if layer.stream is not None:
                 layer.meter.look(forwarder.received_bytes(layer.stream), now)
@@ -172,6 +183,18 @@ class Publication:
         for subscription in self.subscribers:
             subscription.look(now)
         return again
+
+    def _look_scalable(self, scalable: ScalableLayers, now: int) -> int:
+        before = self.layered
+        if self.stream is not None:
+            if scalable.look(self.transport.forwarder.layer_bytes(self.stream), now):
+                self.spatial_layers_changed(self)
+            for subscription in self.subscribers if scalable.found else ():
+                subscription.look(now)
+                if not before:
+                    subscription.changed()  # now there is something to choose
+        every = LOOK_NS if scalable.found else UNLAYERED_LOOK_NS
+        return (now // every + 1) * every
 
     def _choose_recorded(self, now: int) -> None:
         number = self._policy.choose(self._states, self.layers.index(self._moving or self.recorded), now)
@@ -252,10 +275,20 @@ class Publication:
         if self.simulcast:
             said["layers"] = self.layers_json()
             said["recorded_layer"] = self.layers.index(self.recorded)
+        elif self.scalable is not None and self.scalable.found:
+            said["layers"] = self.layers_json()
+            said["recorded_layer"] = self.scalable.top
         return said
 
     def layers_json(self) -> list[dict[str, object]]:
         """Return the layers as the API shows them, from the smallest."""
+        if self.scalable is not None:
+            return [
+                {"layer": number, "rid": "", "alive": alive, "bps": state.bps}
+                for number, (alive, state) in enumerate(
+                    zip(self.scalable.alive, self.scalable.states, strict=True)
+                )
+            ]
         states = self.layer_states(time.monotonic_ns())
         return [
             {"layer": number, "rid": layer.rid, "alive": state.alive, "bps": state.bps}

@@ -16,6 +16,8 @@ from mediaserver.media.view import ViewSession
 
 JsonObject = dict[str, Any]
 MAX_SESSIONS_PER_ROOM = 256
+MAX_SESSIONS_PER_PARTICIPANT = 64
+"""So that one token, with offers it never takes up, does not shut the others out."""
 _KEPT_REASONS = ("replaced", "room_closed", "removed", "deleted", "client_closed")
 """Ends that are nobody's fault; any other reason of a session that never connected is a failure."""
 
@@ -111,7 +113,7 @@ class Room:
     def publish(self, offer: Offer, person: Participant, source: str, token_id: str) -> PublishSession:
         """Begin a publishing session; raises IpcError. A former session of identity and source ends once it
         connects."""
-        self._admit()
+        self._admit(person)
         session = PublishSession(self, self.transport, person.identity, token_id)
         taps = [self._draw_tap(), self._draw_tap()]
         session.open(offer, self.codecs, source, person.sender, taps)
@@ -120,7 +122,7 @@ class Room:
 
     def subscribe(self, offer: Offer, person: Participant, target: str, token_id: str) -> SubscribeSession:
         """Begin a subscribing session; its target need not be there yet. Raises IpcError."""
-        self._admit()
+        self._admit(person)
         session = SubscribeSession(self, self.transport, person.identity, token_id)
         session.hidden = person.hidden
         session.open(offer, self.codecs, target)
@@ -139,7 +141,7 @@ class Room:
 
     def view(self, offer: Offer, person: Participant, token_id: str) -> ViewSession:
         """Begin a session that receives everybody's tracks on one connection; raises IpcError."""
-        self._admit()
+        self._admit(person)
         session = ViewSession(self, self.transport, person.identity, token_id)
         session.hidden = person.hidden
         session.open_view(offer, self.codecs)
@@ -229,6 +231,10 @@ class Room:
             recording.layer_changed(publication, at_ns)
         self.emit("track.layer", publication.summary(), publication)
 
+    def spatial_layers_changed(self, publication: Publication) -> None:
+        """Have recordings mark which spatial layers of a track there are: they keep what comes."""
+        self.emit("track.layer", publication.summary(), publication)
+
     # --- commands
 
     def mute(self, identity: str, kind: str | None, source: str | None, muted: bool) -> list[str]:
@@ -279,11 +285,13 @@ class Room:
 
     # --- inside
 
-    def _admit(self) -> None:
+    def _admit(self, person: Participant) -> None:
         if self.closing:
             raise IpcError("room_closed", self.name, 410)
         if sum(len(person.sessions) for person in self.participants.values()) >= MAX_SESSIONS_PER_ROOM:
             raise IpcError("room_full", f"{MAX_SESSIONS_PER_ROOM} sessions", 503)
+        if len(person.sessions) >= MAX_SESSIONS_PER_PARTICIPANT:
+            raise IpcError("room_full", f"{MAX_SESSIONS_PER_PARTICIPANT} sessions of one participant", 503)
 
     def _enter(self, person: Participant, session: Session) -> None:
         self.participants[person.identity] = person
@@ -291,7 +299,13 @@ class Room:
 
     def _tell(self, kind: str, person: Participant, session: Session, **more: object) -> None:
         data = {"session": session.id, "kind": session.kind, "identity": person.identity, **more}
-        if person.hidden:  # control may know; the record does not (a supervisor who only listens)
+        self._tell_unless(person.hidden, kind, data)
+
+    def _tell_of(self, session: SubscribeSession, kind: str, data: JsonObject) -> None:
+        self._tell_unless(session.hidden, kind, {"session": session.id, "identity": session.identity, **data})
+
+    def _tell_unless(self, hidden: bool, kind: str, data: JsonObject) -> None:
+        if hidden:  # control may know; the record does not (a supervisor who only listens)
             self._publish_event(self.envelope(kind, {**data, "hidden": True}))
         else:
             self.emit(kind, data)
@@ -338,22 +352,11 @@ class Room:
     def _connect(self, session: SubscribeSession, publication: Publication) -> None:
         place = session.place_for(publication)
         if place is None:
-            self.emit(
-                "subscription.unplaced",
-                {"session": session.id, "identity": session.identity, "track": publication.id},
-            )
+            self._tell_of(session, "subscription.unplaced", {"track": publication.id})
         elif not place.attach(publication):
             problem = self._mismatch(publication, session)
-            self.emit(
-                "session.failed",
-                {
-                    "session": session.id,
-                    "identity": session.identity,
-                    "code": problem.code,
-                    "detail": problem.detail,
-                    "track": publication.id,
-                },
-            )
+            failure = {"code": problem.code, "detail": problem.detail, "track": publication.id}
+            self._tell_of(session, "session.failed", failure)
 
     def _mismatch(self, publication: Publication, session: SubscribeSession) -> IpcError:
         offered = [c.name for s in session.subscriptions if s.kind == publication.kind for c in s.codecs]

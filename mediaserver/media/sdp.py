@@ -325,6 +325,7 @@ def _finish(offer: Offer, session: MediaOffer) -> None:
     if not offer.media:
         raise SdpError("has no m-line")
     mids: set[str] = set()
+    ssrcs: set[int] = set()
     for media in offer.media:
         media.ufrag = media.ufrag or session.ufrag
         media.password = media.password or session.password
@@ -335,6 +336,10 @@ def _finish(offer: Offer, session: MediaOffer) -> None:
         if media.mid in mids and media.mid:
             raise SdpError("two m-lines have the same mid")
         mids.add(media.mid)
+        own = {*media.ssrcs, *media.repairs.values()}
+        if own & ssrcs:
+            raise SdpError("two m-lines have the same ssrc")  # RFC 3550 section 8: unique in a session
+        ssrcs |= own
         _settle_codecs(media)
     transport = offer.transport
     if not transport.ufrag or not transport.password:

@@ -399,7 +399,8 @@ class Service:
 
     def _reports(self, now: int) -> None:
         for session, _ in list(self.sessions.values()):
-            session.report(now)
+            with self.transport.contained("report_failed"):
+                session.report(now)
 
     def is_orphan(self, now: int, orphan_ns: int) -> bool:
         """Tell whether nobody needs this worker: no control for so long, no session, no recording."""
@@ -417,7 +418,7 @@ def _wish(value: object) -> LayerWish:
     if not isinstance(value, dict):
         raise IpcError("bad_request", "wish must be an object", 400)
     numbers = []
-    for name in ("preferred", "maximum"):
+    for name in ("preferred", "maximum", "temporal"):
         number = value.get(name)
         whole = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_LAYERS
         if number is not None and not whole:
@@ -426,7 +427,7 @@ def _wish(value: object) -> LayerWish:
     source = value.get("source") or ""
     if source not in ("", *SOURCES):
         raise IpcError("source_unknown", str(source)[:64], 400)
-    return LayerWish(numbers[0], numbers[1], source)
+    return LayerWish(numbers[0], numbers[1], source, numbers[2])
 
 
 def _codec_name(name: str) -> str:

@@ -27,6 +27,8 @@ SOURCES = ("camera", "screen", "document")
 REPORT_NS = 2 * SECOND_NS
 """Between receiver reports after the first ``EARLY_REPORTS``, which come every second: what they say of loss
 and round-trip time changes slowly, and transport-cc has told the sender long before."""
+REPORTS_TOGETHER = 20
+"""Sender reports of 28 bytes, each with a CNAME of as many, in one datagram: 1,120 bytes."""
 QUIET_NS = 3 * SECOND_NS
 """A publisher that sends nothing is looked at again after this."""
 
@@ -45,6 +47,9 @@ class SessionOwner(Protocol):
 
     def recorded_layer_changed(self, publication: Publication, at_ns: int) -> None:
         """Learn that recordings get another layer of a publication since ``at_ns``."""
+
+    def spatial_layers_changed(self, publication: Publication) -> None:
+        """Learn that spatial layers of a publication's scalable stream came or went."""
 
 
 @dataclass(eq=False)
@@ -110,6 +115,10 @@ class Session:
     def path_changed(self) -> None:
         """Do what lets media flow on at once."""
 
+    def sends(self, ssrc: int) -> bool:
+        """Tell whether a stream of the client has this SSRC."""
+        return False
+
     def received_rtcp(self, event: Rtcp) -> None:
         """Take a compound of the client; what is malformed is counted."""
         try:
@@ -159,7 +168,7 @@ class PublishSession(Session):
             codecs = fitting_codecs(media, room_codecs)
             reply.codecs, reply.direction = codecs[:1], "recvonly"
             wanted = [uri for uri in answer.PUBLISH_EXTENSIONS if media.rids or uri not in _RIDS]
-            reply.extensions = answer.extensions(media.extensions, wanted)
+            reply.extensions = answer.publish_extensions(media, codecs[0], wanted)
             reply.receive_rids = media.simulcast_rids
             chosen.append((media, codecs[0], reply.extensions))
         if not chosen:
@@ -190,6 +199,7 @@ class PublishSession(Session):
                     line=line,
                     rids=reply.receive_rids,
                     recorded_layer_changed=self.owner.recorded_layer_changed,
+                    spatial_layers_changed=self.owner.spatial_layers_changed,
                 )
             )
             if "goog-remb" in feedback and reply.offer.kind == "video":
@@ -203,6 +213,10 @@ class PublishSession(Session):
     def layers(self) -> list[Layer]:
         """Return the layers of all publications."""
         return [layer for publication in self.publications for layer in publication.layers]
+
+    def sends(self, ssrc: int) -> bool:
+        """Tell whether a stream of the client has this SSRC."""
+        return any(layer.ssrc == ssrc for layer in self.layers())
 
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
         """Note the client's sender reports."""
@@ -420,16 +434,17 @@ class SubscribeSession(Session):
                 wanted = [ssrc for ssrc, _ in packet.entries]
             for subscription in self.subscriptions if wanted else ():
                 if subscription.ssrc in wanted:
-                    subscription.want_keyframe()
+                    subscription.want_keyframe(arrival_ns)
 
     def report(self, now: int) -> None:
-        """Send the sender reports of all m-lines in one compound; see whether something is being sent."""
+        """Send the sender reports of all m-lines, few compounds; see whether something is being sent."""
         if self.sending.measuring and self._live_routes():
             self.sending.look(now)
             self._weigh(now)
         packets = [packet for subscription in self.subscriptions for packet in subscription.report(now)]
-        if packets:
-            self.transport.forwarder.send_rtcp(self.link.peer, rtcp.build(packets))
+        for at in range(0, len(packets), 2 * REPORTS_TOGETHER):
+            compound = rtcp.build(packets[at : at + 2 * REPORTS_TOGETHER])
+            self.transport.forwarder.send_rtcp(self.link.peer, compound)
 
 
 _RIDS = (answer.RID, answer.REPAIRED_RID)

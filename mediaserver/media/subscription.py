@@ -27,6 +27,10 @@ REST_NS = 2 * SECOND_NS + SECOND_NS // 4
 BEARABLE = 0.7
 """A layer that is more than the line bears by this share of it is not sent on while the keyframe of a smaller
 one is awaited."""
+PLEAS = 10
+"""Keyframes that a client may ask for at once, and one more every ``PLEA_NS``: each costs the sender 3 to 10
+pictures, at the expense of what the others see and of the recording."""
+PLEA_NS = SECOND_NS
 STREAM_NAMES = ("main", "screen", "document")
 
 
@@ -38,6 +42,8 @@ class LayerWish:
     maximum: int | None = None
     source: str = ""
     """Empty: of all sources."""
+    temporal: int | None = None
+    """Highest temporal layer, of a scalable stream only."""
 
 
 def draw_ssrc() -> int:
@@ -68,6 +74,8 @@ class Subscription:
     waiting: bool = False
     layer: Layer | None = None
     """What of the publication is sent, or will be from its next keyframe on."""
+    spatial: int | None = None
+    """Highest spatial layer that is sent of a scalable stream, or will be from its next keyframe on."""
     policy: LayerPolicy = field(default_factory=LayerPolicy)
     began: Callable[[], None] = lambda: None
     """Called when the route begins to send."""
@@ -78,6 +86,12 @@ class Subscription:
         self._heard_ns = self._reported_ns = self._reports = 0
         self._metered = (0, 0, 0)
         """Octets and time (ns) of the last look at what a picture without a choice takes, and its bit/s."""
+        self._pleas_ns = 0
+        """Until when all pleas so far are paid for."""
+        self.temporal: int | None = None
+        """The wish for temporal layers."""
+        self._asked: tuple[int | None, int | None] = (None, None)
+        self._filtered = False
         if all(codec.rtx is None for codec in self.codecs):
             self.rtx_ssrc = None
 
@@ -135,8 +149,10 @@ class Subscription:
                 self.route, layer.stream, payload_type=codec.payload_type, rtx_payload_type=codec.rtx
             )
         forwarder.pause(self.route, publication.muted)
-        self.layer = layer
+        self.layer, self.spatial = layer, None
+        self._ask_layers(None, None)
         self._heard_ns = self._reported_ns = self._reports = 0
+        self._look_scalable(publication, time.monotonic_ns())
         self.waiting = self.kind == "video"
         layer.want_keyframe()
         return True
@@ -176,9 +192,12 @@ class Subscription:
         self.waiting = False
         self.began()
 
-    def want_keyframe(self) -> None:
-        """Have the sender asked for a keyframe of the layer that is sent or waited for."""
-        if self.layer is not None:
+    def want_keyframe(self, now: int) -> None:
+        """Have the sender asked for a keyframe of the layer that is sent or waited for, as its client wishes;
+        not if that asks too often.
+        """
+        if self.layer is not None and self._pleas_ns - now <= (PLEAS - 1) * PLEA_NS:
+            self._pleas_ns = max(self._pleas_ns, now) + PLEA_NS
             self.layer.want_keyframe()
 
     # --- layers
@@ -186,6 +205,7 @@ class Subscription:
     def set_layers(self, wish: LayerWish) -> None:
         """Take the client's wishes; what is None in one counts as the highest."""
         self.policy.preferred, self.policy.maximum = wish.preferred, wish.maximum
+        self.temporal = wish.temporal
         self.look(time.monotonic_ns())
         self.changed()
 
@@ -197,10 +217,13 @@ class Subscription:
     def look(self, now: int) -> None:
         """Choose a layer anew; the route goes over to it at its next keyframe."""
         publication = self.publication
-        if self.route is None or publication is None or not publication.simulcast or publication.muted:
+        if self.route is None or publication is None or publication.muted:
             return
         if self.layer is None:
             return  # about to be attached
+        self._look_scalable(publication, now)
+        if not publication.simulcast:
+            return
         wanted = self._wanted(publication, now)
         forwarder = self.transport.forwarder
         if wanted is not self.layer and wanted.stream is not None:
@@ -224,6 +247,8 @@ class Subscription:
         publication = self.publication
         if publication is None or not publication.layered:
             return None
+        if publication.scalable is not None:
+            return Picture(publication.scalable.states, self.spatial, self.policy.limit)
         layers = publication.layers
         current = layers.index(self.layer) if self.layer in layers else None
         return Picture(publication.layer_states(now), current, self.policy.limit)
@@ -242,6 +267,33 @@ class Subscription:
             self._metered = (octets, now, bps)
         return bps
 
+    def _look_scalable(self, publication: Publication, now: int) -> None:
+        """Choose among the layers of one stream: down at its next picture, up at its next keyframe."""
+        scalable, route = publication.scalable, self.route
+        if scalable is None or route is None or not scalable.found:
+            return
+        number = self.policy.choose(scalable.states, self.spatial, now)
+        if number is None:
+            return
+        if number != self.spatial:
+            self.transport.counters.layer_switches += self.spatial is not None
+            self.spatial = number
+        temporal = (
+            scalable.temporal_for(self.policy.target_bps, self.temporal) if number == 0 else self.temporal
+        )
+        self._ask_layers(None if number == len(scalable.states) - 1 else number, temporal)
+        if self.layer is not None and self._filtered:
+            stats = self.transport.forwarder.route_stats(route)
+            self.waiting = stats.waiting or stats.spatial < number
+            if self.waiting:
+                self.layer.want_keyframe()  # asked again until one comes
+
+    def _ask_layers(self, spatial: int | None, temporal: int | None) -> None:
+        if self.route is not None and self._asked != (spatial, temporal):
+            self.transport.forwarder.set_layers(self.route, spatial, temporal)
+            self._asked = spatial, temporal
+            self._filtered = True
+
     def _wanted(self, publication: Publication, now: int) -> Layer:
         layers = publication.layers
         current = layers.index(self.layer) if self.layer in layers else None
@@ -253,14 +305,17 @@ class Subscription:
         publication, layer = self.publication, self.layer
         assert publication is not None, "only of what is sent"
         assert layer is not None, "a publication is sent in a layer"
+        scalable = publication.scalable
         return {
             "mid": self.media.mid,
             "source": publication.source,
             "track": publication.id,
-            "layer": publication.layers.index(layer),
+            "layer": publication.layers.index(layer) if scalable is None else self.spatial or 0,
             "switching": self.waiting,
             "preferred": self.policy.preferred,
             "maximum": self.policy.maximum,
+            "temporal": self.temporal,
+            "temporal_layers": scalable.temporal if scalable is not None else 0,
             "target_bps": self.policy.target_bps,
             "layers": publication.layers_json(),
         }

@@ -41,6 +41,8 @@ that was checked longest ago its place, so that nobody fills the door with one t
 MAX_FAULTS = 32
 """Checks of one connection that prove nothing, since its last good one. One read of a stream may bring
 20,000, 10 us each, during which nobody else is served."""
+MAX_FRAMES = 2_500
+"""Frames a second of one connection: 24 Mbit/s in packets of 1,200 bytes. Who sends more is no camera."""
 PROVE_NS = 10 * SECOND_NS
 CONSENT_NS = 30 * SECOND_NS
 """RFC 7675 section 5.1: without a valid check for so long nobody is there any more."""
@@ -115,6 +117,9 @@ class _Connection:
         self.deframer = Deframer(MAX_PACKET_BYTES)
         self.out = bytearray()
         self.faults = 0
+        self.frames = 0
+        self.frames_ns = now
+        """Frames since then, of one second."""
         self.writing = False
         self.closed = False
 
@@ -139,6 +144,10 @@ class _Connection:
             self.door.counters.malformed += 1
             self.door.drop(self)
             return
+        if self._hurries(len(frames)):
+            self.door.counters.malformed += 1
+            self.door.drop(self)
+            return
         for at, datagram in enumerate(frames):
             if datagram[0] < 4:
                 if self.inner is None and self.door.hand_over(self, frames[at:]):
@@ -152,6 +161,13 @@ class _Connection:
                     self.inner.send(datagram)
             if self.closed:
                 return
+
+    def _hurries(self, frames: int) -> bool:
+        now = self.door.now()
+        if now - self.frames_ns >= SECOND_NS:
+            self.frames, self.frames_ns = 0, now
+        self.frames += frames
+        return self.frames > MAX_FRAMES
 
     def _check(self, datagram: bytes) -> None:
         try:

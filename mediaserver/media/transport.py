@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -40,6 +40,10 @@ TICK_S = 0.02
 is due to be repeated, at least once a second."""
 FEEDBACK_MS = 100
 """Between two transport-cc feedback packets; libwebrtc's receivers use 50-250 ms."""
+
+FOLLOW_NS = 200_000_000
+"""So long nothing must have come on a client's path before its media from elsewhere moves it: one that sends by
+two ways at a time stays where it is."""
 
 _log = structlog.get_logger(__name__)
 
@@ -198,13 +202,11 @@ class Transport:
             except Exception:
                 # One session's fault must not stop the others' calls; it is counted and logged with its
                 # trace.
-                self.counters.internal_errors += 1
-                _log.exception("event_failed", event=type(event).__name__)
+                self._failed("event_failed", kind=type(event).__name__)
         try:
             self.take_tapped()
         except Exception:
-            self.counters.internal_errors += 1
-            _log.exception("tap_failed")
+            self._failed("tap_failed")
 
     def _dispatch(self, event: object) -> None:
         match event:
@@ -242,11 +244,31 @@ class Transport:
         result = self.ice.receive(data, address, time.monotonic_ns(), socket, client)
         link = self.links.get(result.session) if result.session is not None else None
         if link is not None and result.bind:
-            self.forwarder.bind(link.peer, address, socket)
-            if link.state in (LinkState.CONNECTED, LinkState.DISCONNECTED):
-                self.counters.paths_changed += 1
-                link.owner.path_changed()
+            self._move(link, address, socket)
         return result
+
+    def _move(self, link: Link, address: Address, socket: int) -> None:
+        self.forwarder.bind(link.peer, address, socket)
+        if link.state in (LinkState.CONNECTED, LinkState.DISCONNECTED):
+            self.counters.paths_changed += 1
+            link.owner.path_changed()
+
+    def _follow(self, event: RawDatagram) -> None:
+        """Let RTP from an unknown address move the client that provably sent it, if its old path is silent.
+
+        A client whose address changed may check its path only seconds later (Chromium: 2.5 s); its media
+        comes at once. Who replays packets has old ones; who holds them back and sends them from elsewhere
+        stands in the way already, and the client's next check moves it back.
+        """
+        ssrc = int.from_bytes(event.data[8:12], "big")
+        for link in self.links.values():
+            if link.state in (LinkState.CONNECTED, LinkState.DISCONNECTED) and link.owner.sends(ssrc):
+                silent_ns = time.monotonic_ns() - self.forwarder.peer_stats(link.peer).last_received_ns
+                if silent_ns < FOLLOW_NS or not self.forwarder.authentic(link.peer, event.data):
+                    continue
+                if self.ice.follow(link.session, event.address, event.socket, time.monotonic_ns()):
+                    self._move(link, event.address, event.socket)
+                return
 
     def begin_dtls(self, result: CheckResult) -> None:
         """Begin the handshake where we are its client; after the reply to the check that bound it."""
@@ -277,6 +299,8 @@ class Transport:
             else:
                 self._send(link, flight)
                 self._after_dtls(link)
+        elif first >= 128:
+            self._follow(event)
         else:
             self.counters.unknown_datagrams += 1
 
@@ -314,18 +338,24 @@ class Transport:
         assert self._loop is not None
         now = time.monotonic_ns()
         for session in list(self._shaking):
-            link = self.links[session]
-            due = link.dtls.next_timer()
-            if due is not None and due <= now:
-                self._send(link, link.dtls.handle_timer(now))
-                self._after_dtls(link)
+            link = self.links.get(session)
+            due = link.dtls.next_timer() if link is not None else None
+            if link is not None and due is not None and due <= now:
+                with self.contained("dtls_timer_failed"):
+                    self._send(link, link.dtls.handle_timer(now))
+                    self._after_dtls(link)
         for number, when in list(self._busy.items()):
             if when > now:
                 continue
             owner = self._streams.get(number) or self._timers.get(number)
             again = None
-            with contextlib.suppress(ForwarderError):  # the stream ended between two ticks
+            try:
                 again = owner.handle_timer(now) if owner is not None else None
+            except ForwarderError:
+                again = None  # the stream ended between two ticks
+            except Exception:
+                again = None
+                self._failed("timer_failed")
             if again is None:
                 self._busy.pop(number, None)
             else:
@@ -350,14 +380,25 @@ class Transport:
             found = self.links.get(session)
             if found is None:
                 continue
-            if state is IceState.EXPIRED:
-                self.shut(found, "ice_timeout" if found.state is LinkState.CONNECTING else "consent_expired")
-            elif found.state is not LinkState.CONNECTING:
-                connected = state is IceState.CONNECTED
-                self._change(found, LinkState.CONNECTED if connected else LinkState.DISCONNECTED)
+            with self.contained("consent_failed"):
+                if state is IceState.EXPIRED:
+                    connecting = found.state is LinkState.CONNECTING
+                    self.shut(found, "ice_timeout" if connecting else "consent_expired")
+                elif found.state is not LinkState.CONNECTING:
+                    connected = state is IceState.CONNECTED
+                    self._change(found, LinkState.CONNECTED if connected else LinkState.DISCONNECTED)
         for call in self._each_second:
-            try:
+            with self.contained("second_failed"):
                 call(now)
-            except Exception:
-                self.counters.internal_errors += 1
-                _log.exception("second_failed")
+
+    @contextlib.contextmanager
+    def contained(self, event: str) -> Iterator[None]:
+        """Count and log a failure of one client's, or of one duty; the others' timers go on."""
+        try:
+            yield
+        except Exception:
+            self._failed(event)
+
+    def _failed(self, event: str, **more: str) -> None:
+        self.counters.internal_errors += 1
+        _log.exception(event, **more)

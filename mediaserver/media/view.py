@@ -131,7 +131,9 @@ class ViewSession(SubscribeSession):
         if subscription is None or publication is None or publication.kind != "video":
             return
         if (one := self.wishes.get(publication.id)) is not None:
-            subscription.set_layers(LayerWish(one.get("preferred"), one.get("maximum")))
+            subscription.set_layers(
+                LayerWish(one.get("preferred"), one.get("maximum"), temporal=one.get("temporal"))
+            )
 
     def tracks(self) -> list[JsonObject]:
         """Return what each open m-line carries, by mid."""

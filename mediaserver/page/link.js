@@ -1,17 +1,28 @@
 // One WebRTC connection to the server (WHIP or WHEP) that comes back by itself.
 //
-// States: connecting → connected ⇄ reconnecting → failed | closed. A connection counts as broken when ICE fails, when
-// it stays disconnected, when nothing at all has arrived for a while (a dead server process sends no goodbye), or when
-// the event stream says so. Then ICE is restarted, which keeps the session over a change of network; if that does not
-// help, or the session is gone, the connection is made anew: a new offer, with growing pauses.
+// States: connecting → connected ⇄ reconnecting → failed | closed. A connection counts as broken when the network
+// changed, when ICE fails or stays disconnected, when nothing at all has arrived for a while (a dead server process sends
+// no goodbye), or when the event stream says so. Then ICE is restarted, which keeps the session over a change of network;
+// if that does not help, or the session is gone, the connection is made anew: a new offer, with growing pauses.
+
+import { roamingConnection } from "./roaming.js";
 
 const CONNECT_TIMEOUT_MS = 8000;
+const ROAMING_TIMEOUT_MS = 3000; // such a connection has no ICE-TCP: where UDP is shut an ordinary one is next
 const DISCONNECTED_MS = 1500;
 const SILENCE_MS = 3200; // ICE checks of a quiet connection are answered every 2.5 s
+const LOOK_MS = 200;
+const LIVELY_LOOKS = 8; // so often in a row something had arrived …
+const LIVELY_SILENCE_MS = 700; // … then so much silence is no pause: feedback alone comes every 100 ms
+const SHOWN_MS = 500; // what is mended sooner need not be told
 const FRESH_MS = 1500;
-const MEND_MS = 5000; // for an ICE restart
+const MEND_MS = 5000; // for an ICE restart that the server has answered, or a server that answers but cannot
 const ASK_MS = 1500; // for one answer: on a dead network it never comes
+const NETWORK = "the network changed";
+const SETTINGS = { bundlePolicy: "max-bundle" };
 const PAUSES_MS = [0, 250, 250, 500, 500, 500, 1000, 1000, 2000];
+
+let roams = true; // until such a connection fails, and again once an ordinary one has
 
 export class Link extends EventTarget {
   #api;
@@ -23,7 +34,7 @@ export class Link extends EventTarget {
   #location = null;
   #connectedAt = null;
   #mending = false;
-  #moved = () => this.pc && this.#state === "connected" && this.#mend(this.pc, "the network changed");
+  #moved = () => this.pc && this.#state === "connected" && this.#mend(this.pc, NETWORK);
   #wake = () => {};
   pc = null;
 
@@ -115,7 +126,8 @@ export class Link extends EventTarget {
   }
 
   async #connect() {
-    const pc = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
+    const roaming = roams ? roamingConnection(SETTINGS) : null;
+    const pc = roaming ?? new RTCPeerConnection(SETTINGS);
     this.pc = pc;
     pc.ontrack = (event) => this.dispatchEvent(Object.assign(new Event("track"), { track: event }));
     let lost = 0;
@@ -138,72 +150,119 @@ export class Link extends EventTarget {
     if (iceServers.length) pc.setConfiguration({ ...pc.getConfiguration(), iceServers });
     await described(pc, offer);
     await pc.setRemoteDescription({ type: "answer", sdp });
-    await connected(pc);
+    try {
+      await connected(pc, roaming ? ROAMING_TIMEOUT_MS : CONNECT_TIMEOUT_MS);
+    } catch (problem) {
+      roams = !roaming;
+      throw problem;
+    }
   }
 
-  /** Restart ICE; break the link if that does not bring it back in time. */
+  /**
+   * Bring back what seems lost. While the server does not answer there is nothing better than this connection: its checks
+   * go on, and media flows as soon as one gets through. Then ICE is restarted; the link breaks if that does not help.
+   */
   async #mend(pc, reason) {
     if (this.pc !== pc || this.#mending) return;
     if (this.#state !== "connected") return this.restart(reason);
     this.#mending = true;
-    const until = performance.now() + MEND_MS;
-    this.#become("reconnecting");
+    const telling = setTimeout(() => this.pc === pc && this.#become("reconnecting"), SHOWN_MS);
+    const heard = new AbortController();
+    const listening = reason === NETWORK ? null : listen(pc, heard);
     try {
-      const offer = await pc.createOffer({ iceRestart: true });
-      const fragment = (offer.sdp.match(/^a=ice-(ufrag|pwd):.*$/gm) ?? []).slice(0, 2).join("\r\n") + "\r\n";
-      const answer = await this.#askRestart(pc, fragment, until);
-      await pc.setLocalDescription(offer);
-      await pc.setRemoteDescription({ type: "answer", sdp: renewed(pc.currentRemoteDescription.sdp, answer) });
-      const [, ufrag] = offer.sdp.match(/^a=ice-ufrag:(\S+)/m);
-      while (!(await answers(pc, ufrag))) {
-        if (this.pc !== pc || performance.now() > until) throw new Error("no connection in time");
-        await new Promise((done) => setTimeout(done, 50));
-      }
-      console.info("link mended", this.#path, reason);
+      const restarted = await this.#restartIce(pc, heard.signal);
+      console.info(restarted ? "link mended" : "link recovered", this.#path, reason);
       if (this.pc === pc) this.#become("connected");
     } catch (problem) {
       console.info("link not mended", this.#path, problem.message);
       if (this.pc === pc) this.restart(reason);
     } finally {
+      clearTimeout(telling);
+      clearInterval(listening);
       this.#mending = false;
     }
   }
 
-  async #askRestart(pc, fragment, until) {
+  /** Restart ICE; false if something was heard before the server answered. Throws when it does not help. */
+  async #restartIce(pc, heard) {
     for (;;) {
+      const before = pc.currentRemoteDescription;
+      const offer = await offered(pc, { iceRestart: true });
+      const fragment = (offer.sdp.match(/^a=ice-(ufrag|pwd):.*$/gm) ?? []).slice(0, 2).join("\r\n") + "\r\n";
+      const answer = await this.#askRestart(pc, fragment, heard);
+      if (answer === null) return false;
+      if (pc.signalingState !== "stable" || pc.currentRemoteDescription.sdp !== before.sdp) continue; // offered meanwhile
+      await described(pc, offer);
+      await pc.setRemoteDescription({ type: "answer", sdp: renewed(pc.currentRemoteDescription.sdp, answer) });
+      const [, ufrag] = offer.sdp.match(/^a=ice-ufrag:(\S+)/m);
+      const until = performance.now() + MEND_MS;
+      while (!(await answers(pc, ufrag))) {
+        if (this.pc !== pc || performance.now() > until) throw new Error("no connection in time");
+        await new Promise((done) => setTimeout(done, 50));
+      }
+      return true;
+    }
+  }
+
+  /** Ask until the server answers; null once something is heard. */
+  async #askRestart(pc, fragment, heard) {
+    let until = Infinity;
+    for (let pauseMs = 50; ; pauseMs = Math.min(400, 2 * pauseMs)) {
       try {
         return await this.#api.restartIce(this.#location, fragment, AbortSignal.timeout(ASK_MS));
       } catch (problem) {
+        if (heard.aborted) return null;
+        if (problem.status) until = Math.min(until, performance.now() + MEND_MS);
         if (!problem.retryable || this.pc !== pc || performance.now() > until) throw problem;
-        await new Promise((done) => setTimeout(done, 200));
+        await new Promise((done) => setTimeout(done, pauseMs));
+        if (heard.aborted) return null;
       }
     }
   }
 
-  /** Break the link when nothing arrives any more, neither media nor answers to ICE checks. */
+  /** Mend the link when nothing arrives any more, neither media nor answers to ICE checks. */
   #watch() {
     const pc = this.pc;
     let last = "";
     let since = performance.now();
+    let looked = since;
+    let lively = 0;
     return setInterval(async () => {
       const seen = await arrivals(pc);
+      const now = performance.now();
+      const late = now - looked > 2 * LOOK_MS; // a busy or hidden page: looks say little of what came between
+      looked = now;
       if (seen !== last) {
         last = seen;
-        since = performance.now();
-      } else if (this.pc === pc && performance.now() - since > SILENCE_MS) {
-        since = performance.now();
+        since = now;
+        lively = late ? 0 : lively + 1;
+      } else if (this.pc === pc && now - since > (lively >= LIVELY_LOOKS ? LIVELY_SILENCE_MS : SILENCE_MS)) {
+        since = now;
+        lively = 0;
         this.#mend(pc, "silence");
-      }
-    }, 400);
+      } else if (late || lively < LIVELY_LOOKS) lively = 0;
+    }, LOOK_MS);
   }
 }
 
-/** Put the new names of the server's fragment into its answer; its candidates stay what they were. */
+/** Abort once something new arrives; gives the timer. */
+function listen(pc, heard) {
+  const before = arrivals(pc);
+  return setInterval(async () => {
+    if ((await arrivals(pc)) !== (await before)) heard.abort();
+  }, LOOK_MS / 2);
+}
+
+/**
+ * Put the new names of the server's fragment into its answer; its candidates stay what they were. What it said last may
+ * have been an offer of its own, in which it leaves the DTLS role open: it stays the server.
+ */
 function renewed(sdp, fragment) {
   const said = (name) => fragment.match(new RegExp(`^a=${name}:.*$`, "m"))[0].trim();
   return sdp
     .replace(/^a=ice-ufrag:.*$/gm, said("ice-ufrag"))
-    .replace(/^a=ice-pwd:.*$/gm, said("ice-pwd"));
+    .replace(/^a=ice-pwd:.*$/gm, said("ice-pwd"))
+    .replace(/^a=setup:actpass/gm, "a=setup:passive");
 }
 
 /** Whether the server answers checks that were sent under a name of ours. */
@@ -229,24 +288,24 @@ async function arrivals(pc) {
  * Make an offer that asks for lost sound to be sent again: libwebrtc does that for whoever negotiates it, but does not
  * offer it by itself.
  */
-async function offered(pc) {
-  const { type, sdp } = await pc.createOffer();
-  return { type, sdp: sdp.replace(/^(a=rtpmap:(\d+) opus\/.*\r\n)/gm, "$1a=rtcp-fb:$2 nack\r\n") };
+async function offered(pc, options) {
+  const { sdp: plain } = await pc.createOffer(options);
+  return { sdp: plain.replace(/^(a=rtpmap:(\d+) opus\/.*\r\n)/gm, "$1a=rtcp-fb:$2 nack\r\n"), plain };
 }
 
 /** Set an offer; a browser that takes no changed one sets its own. */
-async function described(pc, offer) {
+async function described(pc, { sdp, plain }) {
   try {
-    await pc.setLocalDescription(offer);
+    await pc.setLocalDescription({ type: "offer", sdp });
   } catch (problem) {
     console.info("sound is not asked for again:", problem.message);
-    await pc.setLocalDescription();
+    await pc.setLocalDescription({ type: "offer", sdp: plain });
   }
 }
 
-function connected(pc) {
+function connected(pc, limitMs) {
   return new Promise((done, fail) => {
-    const timer = setTimeout(() => fail(new Error("no connection in time")), CONNECT_TIMEOUT_MS);
+    const timer = setTimeout(() => fail(new Error("no connection in time")), limitMs);
     const look = () => {
       if (pc.connectionState !== "connected") return;
       clearTimeout(timer);

@@ -3,6 +3,8 @@
 import { Problem } from "./api.js";
 
 const ANSWER_MS = 10_000;
+const CONNECT_MS = 3000;
+const PROD_MS = 1500; // for the answer to a ping where the network is in doubt
 const PING_MS = 15_000;
 const PAUSES_MS = [0, 250, 500, 1000, 2000];
 
@@ -19,10 +21,13 @@ export class Signal extends EventTarget {
   #failures = 0;
   #ping = 0;
   #silent = 0;
+  #doubted = false;
+  #moved = () => this.cut();
 
   constructor(api) {
     super();
     this.#api = api;
+    window.addEventListener("online", this.#moved);
     this.#connect();
   }
 
@@ -43,7 +48,11 @@ export class Signal extends EventTarget {
         const { session, sdp: answer, ice_servers: iceServers } = await this.request(type, { ...members, sdp });
         return { sdp: answer, location: `/v1/sessions/${session}`, iceServers };
       },
-      restartIce: (...given) => this.#api.restartIce(...given),
+      restartIce: (...given) => {
+        if (!this.#doubted) this.#ask(PROD_MS); // the socket goes the same way
+        this.#doubted = true;
+        return this.#api.restartIce(...given);
+      },
       hangUp: (location) => this.#api.hangUp(location),
     };
   }
@@ -52,7 +61,9 @@ export class Signal extends EventTarget {
     if (this.#closed) return;
     if (this.#open) this.#socket.send(JSON.stringify({ type: "leave", id: ++this.#id }));
     this.#closed = true;
+    window.removeEventListener("online", this.#moved);
     clearInterval(this.#ping);
+    clearTimeout(this.#silent);
     this.#socket?.close();
     for (const request of [...this.#pending.values()]) this.#settle(request, new Problem("server_gone", "left"));
   }
@@ -74,6 +85,7 @@ export class Signal extends EventTarget {
   #connect() {
     const socket = new WebSocket(new URL("/v1/signal", location.href.replace(/^http/, "ws")));
     this.#socket = socket;
+    this.#silent = setTimeout(() => this.cut(), CONNECT_MS);
     socket.onopen = () => {
       const known = this.#resume && { resume: this.#resume, last_seq: this.#lastSeq };
       socket.send(JSON.stringify({ type: known ? "resume" : "join", id: ++this.#id, token: this.#api.session.token, ...known }));
@@ -84,6 +96,7 @@ export class Signal extends EventTarget {
 
   #take(message) {
     clearTimeout(this.#silent);
+    this.#doubted = false;
     if (message.type === "welcome") return this.#welcome(message);
     if (message.type === "pong") return;
     if (message.seq) {
@@ -105,26 +118,32 @@ export class Signal extends EventTarget {
     this.#resume = message.resume;
     if (!message.resumed) this.#lastSeq = 0;
     clearInterval(this.#ping);
-    this.#ping = setInterval(() => {
-      this.#socket.send(JSON.stringify({ type: "ping", id: ++this.#id, last_seq: this.#lastSeq }));
-      this.#silent = setTimeout(() => this.cut(), ANSWER_MS);
-    }, PING_MS);
+    this.#ping = setInterval(() => this.#ask(ANSWER_MS), PING_MS);
     // The answers to what it took are on their way; the rest it has never seen.
     const lost = [...this.#pending.values()].filter(({ id }) => !message.resumed || id > message.last_id);
     if (!message.resumed) this.dispatchEvent(new Event("joined"));
     for (const request of lost) this.#send(request);
   }
 
+  /** Ping; give the socket up if nothing comes in time. */
+  #ask(limitMs) {
+    if (!this.#open) return;
+    this.#socket.send(JSON.stringify({ type: "ping", id: ++this.#id, last_seq: this.#lastSeq }));
+    clearTimeout(this.#silent);
+    this.#silent = setTimeout(() => this.cut(), limitMs);
+  }
+
   /** Give the socket up; a new one takes over. */
   cut() {
     const socket = this.#socket;
+    if (!socket) return; // the next one is about to be made
     socket.close();
     this.#lost(socket, 0, "cut");
   }
 
   #lost(socket, code, reason) {
     if (this.#socket !== socket) return;
-    this.#open = false;
+    this.#open = this.#doubted = false;
     this.#socket = null;
     clearInterval(this.#ping);
     clearTimeout(this.#silent);

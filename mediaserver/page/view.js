@@ -2,6 +2,7 @@
 // come and go (docs/signal.md).
 
 import { Link } from "./link.js";
+import { bePatient } from "./patience.js";
 
 const SMALL = [240, 480]; // a picture narrower than these needs a layer less each
 
@@ -28,6 +29,7 @@ export class View extends EventTarget {
       this.#waiting = null;
       for (const kind of ["audio", "video"]) pc.addTransceiver(kind, { direction: "recvonly" });
       pc.addEventListener("signalingstatechange", () => this.#apply());
+      bePatient(pc);
     });
   }
 

@@ -21,7 +21,8 @@ MAX_UNSENT = 512
 """Messages (and ``MAX_UNSENT_BYTES``) that wait for a slow client; one more and it is disconnected."""
 MAX_UNSENT_BYTES = 4 << 20
 KEPT = 256
-"""Messages sent but not acknowledged that are kept for a resume."""
+"""Messages (and ``KEPT_BYTES``) sent but not acknowledged that are kept for a resume."""
+KEPT_BYTES = 1 << 20
 BURST, PER_S = 60, 20.0
 """Requests at once, and a second in the long run."""
 QUALITY_S = 2.0
@@ -61,7 +62,7 @@ class Line:
     def __post_init__(self) -> None:
         self._kept: deque[tuple[int, str]] = deque()
         self._sent = 0
-        self._unsent_bytes = 0
+        self._kept_bytes = self._unsent_bytes = 0
         self._tokens, self._filled = float(BURST), time.monotonic()
 
     @property
@@ -76,13 +77,14 @@ class Line:
         self.seq += 1
         text = kind(seq=self.seq, **members).model_dump_json()
         self._kept.append((self.seq, text))
+        self._kept_bytes += len(text)
         self._unsent_bytes += len(text)
         if self.seq - self._sent > MAX_UNSENT or self._unsent_bytes > MAX_UNSENT_BYTES:
             self._kept.clear()
+            self._kept_bytes = 0
             self.ending = "too_slow"
             self.end("too_slow")
-        while len(self._kept) > KEPT and self._kept[0][0] <= self._sent:
-            self._kept.popleft()
+        self._tidy()
         self.wake.set()
 
     def next_text(self) -> str | None:
@@ -91,13 +93,20 @@ class Line:
             if seq > self._sent:
                 self._sent = seq
                 self._unsent_bytes -= len(text)
+                self._tidy()
                 return text
         return None
+
+    def _tidy(self) -> None:
+        while len(self._kept) > KEPT or self._kept_bytes > KEPT_BYTES:
+            if self._kept[0][0] > self._sent:
+                return
+            self._kept_bytes -= len(self._kept.popleft()[1])
 
     def acknowledge(self, seq: int) -> None:
         """Forget what has arrived."""
         while self._kept and self._kept[0][0] <= min(seq, self._sent):
-            self._kept.popleft()
+            self._kept_bytes -= len(self._kept.popleft()[1])
 
     def rewind(self, seq: int) -> bool:
         """Have everything after ``seq`` sent again; false if that is not all here any more."""

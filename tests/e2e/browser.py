@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from playwright.async_api import Browser, Route, async_playwright
 
+from tests.e2e.stage import ROOT
 from tests.media.lossy import LossyLink
 from tests.media.sounds import Sound
 
 CHROMIUM = Path("/usr/bin/chromium")
 CLIENT = Path(__file__).with_name("client.html")
+PATIENCE = ROOT / "mediaserver" / "page" / "patience.js"
 FLAGS = (
     "--no-sandbox",
     "--disable-dev-shm-usage",
@@ -31,6 +33,12 @@ FLAGS = (
     "--allow-loopback-in-peer-connection",
     "--disable-features=WebRtcHideLocalIpsWithMdns",
 )
+
+
+def client_page() -> str:
+    """Return the client page with the scripts it shares with the server's own page."""
+    shared = PATIENCE.read_text(encoding="utf-8").replace("export function", "function")
+    return CLIENT.read_text(encoding="utf-8").replace("<script>", f"<script>\n{shared}</script>\n<script>", 1)
 
 
 class Scripted(Protocol):
@@ -56,8 +64,11 @@ class Participant:
         height: int = 360,
         fps: int = 15,
         audio: bool = True,
+        hint: str = "detail",
     ) -> dict[str, Any]:
-        """Publish camera and microphone; returns ``{location, etag}``."""
+        """Publish camera and microphone; returns ``{location, etag}``. ``hint``: detail keeps the size of the
+        picture when the rate is low; nothing is what the server's page says of cameras.
+        """
         options = {
             "room": room,
             "token": token,
@@ -66,6 +77,7 @@ class Participant:
             "height": height,
             "fps": fps,
             "audio": audio,
+            "hint": hint,
         }
         made: dict[str, Any] = await self.page.evaluate("options => stage.publish(options)", options)
         return made
@@ -153,9 +165,7 @@ async def participant(
         page = await browser.new_page(ignore_https_errors=True)
 
         async def serve(route: Route) -> None:
-            await route.fulfill(
-                body=CLIENT.read_text(encoding="utf-8"), content_type="text/html; charset=utf-8"
-            )
+            await route.fulfill(body=client_page(), content_type="text/html; charset=utf-8")
 
         async def through(route: Route) -> None:
             answer = await route.fetch()

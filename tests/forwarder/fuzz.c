@@ -305,7 +305,7 @@ static void call(const uint8_t *data, size_t size) {
   memcpy(a, data, size < sizeof a ? size : sizeof a);
   int peer = a[1] % PEERS, stream = a[2] % STREAMS, route = a[1] % ROUTES;
   uint32_t ssrc = get32(a + 2);
-  switch (a[0] % 22) {
+  switch (a[0] % 23) {
     case 0: fwd_pause(f, routes[route], a[2] & 1); break;
     case 1: fwd_switch(f, routes[route], streams[stream], a[3] & 1 ? 110 : -1, -1); break;
     case 2: {
@@ -369,6 +369,12 @@ static void call(const uint8_t *data, size_t size) {
         insist(groups[i].packets > 0 && groups[i].first_sent_ns <= groups[i].last_sent_ns &&
                    groups[i].first_arrival_ns <= groups[i].last_arrival_ns,
                "a group of packets begins before it ends");
+      break;
+    }
+    case 21: {
+      int64_t counts[16];
+      fwd_set_layers(f, routes[route], a[2] & 4 ? 255 : a[2] & 3, a[3] & 4 ? 255 : a[3] & 3);
+      fwd_layer_bytes(f, streams[stream], counts);
       break;
     }
     default: fwd_set_extensions(f, peers[peer], a[2] & 1 ? extensions : other, 5);

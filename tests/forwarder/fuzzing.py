@@ -81,7 +81,7 @@ def made() -> bytes:
         feedback([1] * 9 + [0] * 3 + [1]),
         bytes.fromhex("81c90007 00000007 00002224 40000005") + bytes(16),  # a receiver report of one block
     ]
-    calls = [bytes((number, at, at + 1, 5, *range(8))) for number in range(22) for at in (1, 2)]
+    calls = [bytes((number, at, at + 1, 5, *range(8))) for number in range(23) for at in (1, 2)]
     plain = [nack(0x2223 + 2 * codec, (100, 0xFFFF)) for codec in range(5)]
     return b"".join(
         [*(step(packet) for packet in sent), *(step(packet, SUBSCRIBER, 4) for packet in asked)]
@@ -92,9 +92,29 @@ def made() -> bytes:
     )
 
 
+def scalable() -> bytes:
+    """Return a conversation in spatial and temporal layers, with wishes and packets that come late."""
+    from tests.forwarder.scalable import ScalableStream
+    from tests.forwarder.test_resending import nack
+
+    steps = []
+    for codec, number in (("VP9", 2), ("AV1", 4)):
+        source = ScalableStream(codec, ssrc=0x1111 + number, dependency_id=7)
+        for turn, (spatial, temporal) in enumerate(((1, 1), (0, 0), (2, 1), (4, 4))):
+            steps += [step(bytes((21, route, spatial, temporal)), CALL) for route in (number, number + 5)]
+            packets = [one.data for one in source.next(key=turn == 2) + source.pictures(3)]
+            late = packets[2:20:5]
+            steps += [step(packet) for packet in packets if packet not in late]
+            steps += [step(packet) for packet in late]
+        steps.append(step(nack(0x2222 + 2 * number, (100, 0xFFFF), (117, 0xFFFF)), SUBSCRIBER, 4))
+        steps.append(step(nack(0x2223 + 2 * number, (100, 0xFFFF), (117, 0xFFFF)), 2, 4))
+    return b"".join(steps)
+
+
 def seeds() -> Iterator[bytes]:
-    """Give all seeds: captured calls in windows, and one conversation that is made up."""
+    """Give all seeds: captured calls in windows, and two conversations that are made up."""
     yield made()
+    yield scalable()
     for path in sorted(CORPUS.glob("*.bin")):
         steps = split(path.read_bytes())
         for at in range(BEGIN, len(steps), WINDOW):

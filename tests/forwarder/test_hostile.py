@@ -318,6 +318,30 @@ def test_a_forged_ssrc_reaches_only_its_own_peer(world: World) -> None:
     assert event.peer == attacker.peer
 
 
+def test_only_newer_packets_under_a_peers_keys_are_its_own(world: World) -> None:
+    """By them a peer is found again whose address has changed; what was seen before proves nothing."""
+    publisher, other = world.end(), world.end()
+    world.stream(publisher)
+    world.stream(other, 0x7777)
+    publisher.send(rtp(10))
+    world.settle()
+    held = publisher.tx.protect(rtp(9))
+    fresh = publisher.tx.protect(rtp(11))
+    ask = world.forwarder.authentic
+    assert not ask(publisher.peer, held)
+    assert not ask(other.peer, fresh), "no stream of its own"
+    assert not ask(publisher.peer, other.tx.protect(rtp(12))), "another's keys"
+    assert not ask(publisher.peer, publisher.tx.protect(rtp(12, ssrc=0x5555))), "no stream"
+    for length in range(len(fresh)):
+        assert not ask(publisher.peer, fresh[:length]), length
+    for at in range(len(fresh)):
+        assert not ask(publisher.peer, fresh[:at] + bytes([fresh[at] ^ 1]) + fresh[at + 1 :]), at
+    assert not ask(publisher.peer, bytes(2000))
+    assert ask(publisher.peer, fresh)
+    with pytest.raises(ForwarderError):
+        ask(12345, fresh)
+
+
 def test_packets_from_unbound_addresses_move_nothing(world: World) -> None:
     publisher, subscriber = world.end(), world.end()
     world.route(world.stream(publisher), subscriber)
@@ -328,7 +352,8 @@ def test_packets_from_unbound_addresses_move_nothing(world: World) -> None:
             world.sent += 2
     assert not subscriber.receive_bytes()
     assert world.forwarder.stats().unknown_address == 100
-    assert not world.take(RawDatagram)
+    told = [event for event in world.take(RawDatagram) if isinstance(event, RawDatagram)]
+    assert {(event.peer, event.data[0]) for event in told} == {(None, 0x80)}, "RTP, perhaps of who has moved"
     publisher.send(rtp(100))
     assert len(subscriber.receive()) == 1
 

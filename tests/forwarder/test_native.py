@@ -199,7 +199,10 @@ def test_conformance_under_sanitizers(sanitized: Path) -> None:
     chosen = "native and not libsrtp and not without_growth and not 2000 and not undrained"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:benchmark"]
-        + [f"tests/forwarder/test_{part}.py" for part in ("hostile", "resending", "rtcp", "switching")]
+        + [
+            f"tests/forwarder/test_{part}.py"
+            for part in ("hostile", "layers", "resending", "rtcp", "switching")
+        ]
         + ["-k", chosen],
         cwd=ROOT,
         env=environ,

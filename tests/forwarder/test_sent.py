@@ -117,6 +117,40 @@ def test_the_log_rolls_over(world: World) -> None:
     assert told.packets == 1000 - (told.sent - SENT_LOG), "what is older than the log is not known any more"
 
 
+def test_a_group_is_no_larger_than_the_log(world: World) -> None:
+    """Who claims that all arrives ever earlier would have its bytes counted beyond 31 bits."""
+    publisher, subscriber, _ = call(world)
+    for at in range(0, SENT_LOG + 500, 250):
+        publisher.send(*(rtp(at + i) for i in range(250)))
+        world.settle()
+        subscriber.receive()
+        told = tell(world, subscriber, {n: 5000 - n for n in range(at, at + 250)})
+    assert told.open is not None
+    assert told.open.packets <= SENT_LOG
+    assert told.packets == 250
+
+
+@pytest.mark.parametrize("step", [0x7FFFFF, 0x800000], ids=["forwards", "back"])
+def test_a_clock_that_runs_away_is_begun_anew(world: World, step: int) -> None:
+    """17,200 feedbacks a quarter of a year apart, 40 in each datagram, would pass 2^63 ns."""
+    publisher, subscriber, _ = call(world)
+    publisher.send(rtp(0))
+    subscriber.receive()
+    reference = 0
+    for _ in range(450):
+        compound = b""
+        for _ in range(40):
+            reference = (reference + step) & 0xFFFFFF
+            body = struct.pack("!HHIHBx", 9, 1, reference << 8, 0x2001, 0)
+            compound += struct.pack("!BBHII", 0x8F, 205, 5, 5, 6) + body
+        subscriber.send_rtcp(compound)
+        world.settle()
+    told = tell(world, subscriber, {0: 3})
+    assert told.packets == 1
+    assert told.open is not None
+    assert abs(told.open.first_arrival_ns) < 1 << 60
+
+
 def test_groups_nobody_takes_are_bounded() -> None:
     """The twin alone: real time would be 2 s of sending."""
     log = SendLog()

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.servers.janus import Janus
 from tests.e2e.browser import participant
 from tests.lab.call import ROOM, Devices, Pair, settled
-from tests.lab.network import SERVER, Laboratory
+from tests.lab.network import BESIDE, Laboratory
 from tests.media.pictures import CUSTOMER
 
 POST = """
@@ -24,20 +24,29 @@ stage.offering = new Promise((offered) => {
 null;
 """
 """Janus is spoken to by the tests, so that the page has only descriptions to make and take."""
+CONNECT = """
+async (sdp) => {
+  stage.answered(sdp);
+  await stage.published;
+  const { connection } = stage.sessions.get("publish camera");
+  while (connection.connectionState !== "connected") await new Promise((resolve) => setTimeout(resolve, 50));
+}
+"""
 
 
 @asynccontextmanager
 async def janus_call(lab: Laboratory, directory: Path, devices: Devices) -> AsyncIterator[Pair]:
-    """Start Janus' videoroom in the server's network, and both browsers. Raises ServerError without Janus."""
+    """Start Janus' videoroom in a network beside ours, and both browsers. Raises ServerError without it."""
     camera, microphone = devices
     phone, desk = lab.add("phone"), lab.add("desk")
+    namespace, control = lab.beside()
     janus = Janus(
         os.sched_getaffinity(0),
-        local=SERVER,
-        control=lab.management,
-        launcher=("ip", "netns", "exec", lab.server),
+        local=BESIDE,
+        control=control,
+        launcher=("ip", "netns", "exec", namespace),
     )
-    base = f"https://{SERVER}"  # nobody is there: the client page is put under it by the test
+    base = f"https://{BESIDE}"  # nobody is there: the client page is put under it by the test
     async with (
         janus,
         participant(base, camera, microphone, program=desk.chromium(directory)) as viewer,
@@ -45,13 +54,14 @@ async def janus_call(lab: Laboratory, directory: Path, devices: Devices) -> Asyn
     ):
         await janus.open_room(ROOM)
         await publisher.page.evaluate(POST)
-        options = "{room: '', token: '', codec: 'video/VP8', width: 640, height: 360, fps: 15}"
+        options = "{room: '', token: '', codec: 'video/VP8', width: 640, height: 360, fps: 15, hint: ''}"
         offer = await publisher.page.evaluate(
             f"async () => {{ stage.published = stage.publish({options}); return stage.offering; }}"
         )
         answer = await janus.offered(ROOM, CUSTOMER.identity, offer)
-        await publisher.page.evaluate("sdp => { stage.answered(sdp); return stage.published; }", answer)
+        await publisher.page.evaluate(CONNECT, answer)  # Janus has no feed of one who is not
         handle, offer = await janus.offer(ROOM, CUSTOMER.identity)
+        await viewer.page.evaluate("stage.patient = true")
         given = [CUSTOMER.identity, offer]
         await janus.taken(handle, await viewer.page.evaluate("given => stage.take(...given)", given))
         shown = "who => stage.sessions.get(`subscribe ${who}`).first"

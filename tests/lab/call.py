@@ -173,9 +173,10 @@ async def call(
                         "only => Object.assign(stage, {only, onlyRelay: true})", only
                     )
                 await publisher.page.evaluate("stage.audioNack = true")
-                await publisher.publish(ROOM, await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role))
+                token = await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role)
+                await publisher.publish(ROOM, token, hint="")
             recording = await api.record(ROOM, "LAB-1")
-            await viewer.page.evaluate("stage.audioNack = true")
+            await viewer.page.evaluate("stage.audioNack = stage.patient = true")
             await viewer.subscribe(ROOM, CUSTOMER.identity, await api.token(ROOM, VIEWER, "agent"))
             yield await settled(Call(phone, desk, publisher, viewer, stage, api, recording["id"]))
 

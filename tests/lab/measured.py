@@ -27,7 +27,8 @@ async def unimpaired(made: Pair, table: Table, call_s: float, server: str) -> No
     for percent, goal_ms in ((50, 200), (99, 300)):
         value = float(np.percentile(delays, percent))
         figure = f"camera to screen p{percent}"
-        table.add(CLEAN, figure, value, "ms", at_most=goal_ms, server=server, pictures=len(delays))
+        row = table.add(CLEAN, figure, value, "ms", at_most=goal_ms, server=server, pictures=len(delays))
+        assert percent > 50 or row.reached
     table.add(CLEAN, "frozen", frozen_s, "s", at_most=1, server=server)
     assert len(delays) > 2 * call_s
 
@@ -70,21 +71,24 @@ async def impaired(
     )
     assert lost > 10, "the line lost nothing: the run says nothing"
     decoded = after["framesDecoded"] - before["framesDecoded"]
-    assert decoded > 2 * call_s, "the viewer saw next to nothing"
+    assert decoded > call_s / 2, "the viewer saw next to nothing"
     return frozen
 
 
 async def journal(
     made: Call, name: str, table: Table, call_s: float, goals: Mapping[str, float]
 ) -> list[Record]:
-    """Add what the recording lacks, in percent of the packets sent; returns the journal."""
+    """Add what the recording lacks, in percent of the packets sent, beside the goal of each kind; returns the
+    journal.
+    """
     await asyncio.sleep(1)  # what is on the way still comes
     records = await made.end()
     totals = missing_packets(records)
     for kind, (missing, expected) in totals.items():
-        figure, share, goal = f"{kind} missing in journal", 100 * missing / expected, goals.get(kind, 100)
+        figure, share, goal = f"{kind} missing in journal", 100 * missing / expected, goals[kind]
         table.add(name, figure, share, "%", at_most=goal, missing=missing, expected=expected)
         assert expected > 5 * call_s, f"the recording of {kind} ended early"
+        assert missing <= expected * goal / 100 + 1, f"{kind} is missing in the journal"
     return records
 
 

@@ -26,6 +26,8 @@ from tests.e2e.stage import ROOT, Stage, kill
 
 SERVER, SERVER_6 = "10.214.0.1", "fd00:214::1"
 """The server's addresses as its clients know them."""
+BESIDE = "10.214.0.2"
+"""Of another server, put beside ours."""
 PREFIX = "lab"
 START_S = 90.0
 """Until the server is ready, on a machine that starts two browsers at the same time or does other things."""
@@ -155,8 +157,8 @@ class Laboratory:
         self.clients: dict[str, Network] = {}
         # 10.215.0.0/16 in /30s: laboratories of several test runs at a time do not meet.
         base = self._mark % 16384 * 4
-        self._near = f"10.215.{base >> 8}.{(base & 255) + 1}"
-        self.management = f"10.215.{base >> 8}.{(base & 255) + 2}"
+        self._slot = f"{base >> 8}.{base & 255}"
+        self.management = self._own(215, 2)
         """The server's address for the tests themselves: no line is between."""
 
     def __enter__(self) -> Laboratory:
@@ -165,13 +167,7 @@ class Laboratory:
         _sweep()
         with self._stack:
             self._namespace(self.server)
-            near, far = f"labn{self._mark}", f"labf{self._mark}"
-            ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", self.server)
-            self._stack.callback(_quietly, "link", "del", near)
-            ip("addr", "add", f"{self._near}/30", "dev", near)
-            ip("link", "set", near, "up")
-            ip("-n", self.server, "addr", "add", f"{self.management}/30", "dev", far)
-            ip("-n", self.server, "link", "set", far, "up")
+            self._manage(self.server, 215)
             ip("-n", self.server, "addr", "add", f"{SERVER}/32", "dev", "lo")
             ip("-n", self.server, "-6", "addr", "add", f"{SERVER_6}/128", "dev", "lo", "nodad")
             self._stack = self._stack.pop_all()
@@ -200,6 +196,37 @@ class Laboratory:
         self.clients[name] = made
         return made
 
+    def beside(self) -> tuple[str, str]:
+        """Make a network beside the server's for another server; returns its namespace and its address for
+        the tests. Clients reach it as ``BESIDE``, by the same lines. Raises LabError.
+
+        It has one device: Janus sends by that which has its address, whatever the routes say.
+        """
+        namespace = f"{PREFIX}{self._mark}-beside"
+        self._namespace(namespace)
+        self._manage(namespace, 216)
+        ip(
+            "-n",
+            self.server,
+            "link",
+            "add",
+            "beside",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "lines",
+            "netns",
+            namespace,
+        )
+        ip("-n", self.server, "link", "set", "beside", "up")
+        ip("-n", self.server, "route", "add", f"{BESIDE}/32", "dev", "beside")
+        ip("netns", "exec", self.server, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+        ip("-n", namespace, "addr", "add", f"{BESIDE}/32", "dev", "lines")
+        ip("-n", namespace, "link", "set", "lines", "up")
+        ip("-n", namespace, "route", "add", "default", "via", SERVER, "dev", "lines", "onlink")
+        return namespace, self._own(216, 2)
+
     def stage(self, data: Path, **settings: object) -> Stage:
         """Return the real server, not yet started, in the server's network."""
         own = {
@@ -211,6 +238,21 @@ class Laboratory:
         }
         launcher = ("ip", "netns", "exec", self.server)
         return Stage(data, own, launcher=launcher, address=self.management, start_s=START_S)
+
+    def _own(self, net: int, host: int) -> str:
+        """Return an address of this laboratory's /30 in 10.``net``.0.0/16; ``host`` 1: ours, 2: theirs."""
+        high, low = self._slot.split(".")
+        return f"10.{net}.{high}.{int(low) + host}"
+
+    def _manage(self, namespace: str, net: int) -> None:
+        """Join a namespace to the tests' own network by a pair that has no line."""
+        near, far = f"lab{net}n{self._mark}", f"lab{net}f{self._mark}"
+        ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", namespace)
+        self._stack.callback(_quietly, "link", "del", near)
+        ip("addr", "add", f"{self._own(net, 1)}/30", "dev", near)
+        ip("link", "set", near, "up")
+        ip("-n", namespace, "addr", "add", f"{self._own(net, 2)}/30", "dev", far)
+        ip("-n", namespace, "link", "set", far, "up")
 
     def _namespace(self, name: str) -> None:
         ip("netns", "add", name)

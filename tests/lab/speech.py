@@ -30,8 +30,10 @@ SLOT_S: Final = 1.1
 """A word begins so often; the longest lasts 0.8 s."""
 MARGIN_S: Final = 0.35
 """A word is looked for so much earlier and later than the rest of its sentence says."""
-SENTENCE: Final = 8
+SENTENCE: Final = 4
 """Words that are put in their place together: a jitter buffer's delay moves more slowly than this lasts."""
+REACH_S: Final = 1.3
+"""So far a sentence is looked for before and after its place in the whole: buffers hold up to 1 s."""
 HOP: Final = RATE // 50
 WINDOW: Final = 2048
 BANDS: Final = 24
@@ -154,7 +156,7 @@ def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
     # The received sound lies somewhere in the repeated speech: the other way round than a word in a sentence.
     start = _offset(received[: period // 2], sent)
     told: list[tuple[str, bool]] = []
-    begin, shift = -start, 0
+    begin = -start
     ahead = [
         (begin + round(at_s * RATE / HOP) + turn * period, text)
         for turn in range(2 + len(received) // period)
@@ -168,7 +170,7 @@ def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
     ]
     for index in range(0, len(inside), SENTENCE):
         sentence = inside[index : index + SENTENCE]
-        shift = _shift(sentence, received, shift)
+        shift = _shift(sentence, received)
         for at, text in sentence:
             first = max(0, at + shift - margin)
             part = received[first : at + shift + len(_templates()[text]) + margin]
@@ -176,9 +178,9 @@ def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
     return told
 
 
-def _shift(sentence: Sequence[tuple[int, str]], received: Features, before: int) -> int:
-    """Return by how many frames a sentence has moved against the first, looked for around what it was."""
-    reach = 20
+def _shift(sentence: Sequence[tuple[int, str]], received: Features) -> int:
+    """Return by how many frames a sentence is away from its place."""
+    reach = round(REACH_S * RATE / HOP)
 
     def likeness(shift: int) -> float:
         total = 0.0
@@ -188,7 +190,7 @@ def _shift(sentence: Sequence[tuple[int, str]], received: Features, before: int)
             total += float((template[: len(part)] * part).sum())
         return total
 
-    return max(range(before - reach, before + reach + 1), key=likeness)
+    return max(range(-reach, reach + 1), key=likeness)
 
 
 def _best(heard: Features) -> str | None:

@@ -140,4 +140,4 @@ def test_nothing_is_left_after_a_failure(lab_seed: int) -> None:
         _ = 1 / 0
     assert line.process.poll() == 0
     assert f"lab{os.getpid()}" not in ip("netns", "list")
-    assert f"labn{os.getpid()}" not in ip("link")
+    assert f"lab215n{os.getpid()}" not in ip("link")

@@ -87,6 +87,17 @@ def test_the_round_trip_is_measured_from_packets_asked_for_once() -> None:
     assert nack.asked <= 50  # the first were asked for twice: 100 ms were taken for granted
 
 
+def test_on_a_line_that_loses_requests_each_is_sent_twice() -> None:
+    good, bad = Line(samples=1), Line(samples=1, asks=2.0)
+    assert (good.lossy, bad.lossy) == (False, True)
+    for line, times in ((good, 1), (bad, 2)):
+        nack = NackGenerator(line)
+        nack.add(7, 7, NOW)
+        asked = [nack.to_ask([7], NOW + after * 20 * MS) for after in range(5)]
+        assert asked.count([7]) == times
+        assert asked.count([]) == 5 - times
+
+
 def test_bounds_of_what_is_learnt() -> None:
     low, high = RETRY_BOUNDS_NS
     assert Line(MS, 0).retry_ns == low
@@ -139,6 +150,7 @@ def simulate(
     ] = []  # (arrival in ms, number, whether it is resent) of what is under way
     sent = 200 * 60
     came: set[int] = set()
+    resent_ms: dict[int, int] = {}
     highest, in_vain, recovered = -1, 0, 0
 
     def send(number: int, at_ms: int, *, again: bool = False) -> None:
@@ -163,6 +175,9 @@ def simulate(
             )
             if ask and chance.random() >= loss:  # the request passes the same line
                 for number in ask:
+                    if now_ms - resent_ms.get(number, -round_ms) < round_ms:
+                        continue  # as libwebrtc does: the first answer is still under way
+                    resent_ms[number] = now_ms
                     send(number, now_ms + round_ms // 2 + round(chance.uniform(0, jitter_ms)), again=True)
     return sum(1 for number in range(min(came), highest) if number not in came), in_vain
 
@@ -173,6 +188,7 @@ def simulate(
         (0.05, 100, 0.0004, 0.006),
         (0.10, 100, 0.0006, 0.008),
         (0.20, 100, 0.001, 0.01),
+        (0.30, 100, 0.002, 0.02),
         (0.05, 400, 0.001, 0.02),
     ],
 )

@@ -198,6 +198,40 @@ def test_restart_keeps_the_old_name_until_the_new_one_is_used() -> None:
     assert ice.receive(check(old), HERE, NOW).reply is None
 
 
+def test_a_restart_whose_answer_was_lost_leaves_the_old_name_in_use() -> None:
+    ice, old = agent()
+    ice.receive(check(old, nominate=True), HERE, NOW)
+    lost = ice.restart("s", "lost", NOW)
+    new = ice.restart("s", "fresh", NOW)
+    assert ice.receive(check(old), HERE, NOW).reply is not None
+    assert ice.receive(check(lost, "lost"), HERE, NOW).reply is None, "nobody can have its name"
+    assert ice.receive(check(new, "fresh", nominate=True), ELSEWHERE, NOW).bind
+    assert ice.receive(check(old), HERE, NOW).reply is None
+
+
+def test_the_first_check_after_a_restart_moves_without_nomination() -> None:
+    ice, old = agent()
+    ice.receive(check(old, nominate=True), HERE, NOW)
+    new = ice.restart("s", "fresh", NOW)
+    assert ice.receive(check(new, "fresh"), ELSEWHERE, NOW).bind
+    assert not ice.receive(check(new, "fresh"), HERE, NOW).bind, "only the first"
+    assert ice.place("s") == (ELSEWHERE, 0)
+
+
+def test_media_moves_a_session_but_is_no_consent() -> None:
+    ice, local = agent()
+    assert not ice.follow("s", ELSEWHERE, 0, NOW), "never checked"
+    ice.receive(check(local, nominate=True), HERE, NOW)
+    victim = ice.add("victim", "them", NOW)
+    ice.receive(check(victim), ("192.0.2.2", 4000), NOW)
+    assert not ice.follow("s", ("192.0.2.2", 4000), 0, NOW + SECOND_NS), "somebody is there"
+    assert ice.follow("s", ELSEWHERE, 0, NOW + 29 * SECOND_NS)
+    assert ice.place("s") == (ELSEWHERE, 0)
+    assert not ice.follow("nobody", HERE, 0, NOW)
+    expired = ice.handle_timer(NOW + 31 * SECOND_NS, lambda session: NOW + 31 * SECOND_NS)
+    assert ("s", IceState.EXPIRED) in expired
+
+
 def test_flood_is_limited_but_bound_addresses_are_heard() -> None:
     ice, local = agent()
     ice.receive(check(local), HERE, NOW)

@@ -12,7 +12,7 @@ from playwright.async_api import Page
 
 from mediaserver.forwarder import TRANSPORT_CC
 from mediaserver.media.bandwidth import Sending
-from mediaserver.media.bandwidth.estimator import START_BPS
+from mediaserver.media.bandwidth.estimator import FLOOR_BPS, START_BPS
 from recorder import rtcp
 from recorder.rtcp_transport import TransportFeedback
 from tests.e2e.browser import chromium
@@ -91,6 +91,25 @@ def test_a_probe_pads_the_line_and_raises_the_estimate(kind: str) -> None:
         assert told, "who chooses layers was told"
         assert told[-1] > START_BPS
         assert world.forwarder.route_stats(call.route).padding > 0
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("kind", ["python", "native"])
+def test_feedback_that_tells_of_nothing_is_rested_on(kind: str) -> None:
+    """A calm line of which no packet is known to have arrived: there is no shortest way yet."""
+    world = World(kind)
+    try:
+        call = Call(world)
+        now = time.monotonic_ns()
+        for number in range(100):
+            call.publisher.send(rtp(number, payload=bytes(600)))
+            call.subscriber.receive()
+            call.subscriber.send_rtcp(rtcp.build([TransportFeedback(5, 6, 40_000, 0, 0, (1,))]))
+            world.settle()
+            now += 100_000_000
+            assert call.sending.handle_timer(now) is not None
+        assert call.sending.target_bps >= FLOOR_BPS
     finally:
         world.close()
 

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from mediaserver.media import tcp
 from mediaserver.media.ice import CheckResult
-from mediaserver.media.tcp import MAX_FAULTS, PER_SESSION, TcpDoor
+from mediaserver.media.tcp import MAX_FAULTS, MAX_FRAMES, PER_SESSION, TcpDoor
 from tests.media_worker.rig import Worker, worker
 from tests.media_worker.tcp_client import check, framed, read_frame
 from tests.media_worker.test_tcp import entered
@@ -39,6 +39,20 @@ async def test_a_stream_of_rubbish_is_cut_off(server: Worker, proven: bool) -> N
         writer.write(framed(check(name, remote, password)))
         assert await asyncio.wait_for(read_frame(reader), 5)
     writer.write(framed(b"\0") * (MAX_FAULTS + 1))
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    assert (await server.call("stats"))["tcp"]["malformed"] == before + 1
+
+
+async def test_more_frames_than_media_has_are_not_carried(server: Worker) -> None:
+    """Each is a datagram to send on: 22,000 in what one read takes, a tenth of a second."""
+    name, password, remote, port = await entered(server, "hurry")
+    before = (await server.call("stats"))["tcp"]["malformed"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(framed(check(name, remote, password)))
+    assert await asyncio.wait_for(read_frame(reader), 5)
+    writer.write(framed(b"\x80") * 4 * MAX_FRAMES)  # some of it may fall into the next second
     with contextlib.suppress(ConnectionError):
         assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()

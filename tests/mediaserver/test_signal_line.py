@@ -17,7 +17,7 @@ from mediaserver.control import Control
 from mediaserver.secrets import open_secrets
 from mediaserver.signal import line as lines
 from mediaserver.signal.line import Line
-from mediaserver.signal.messages import Done
+from mediaserver.signal.messages import Done, OfferMessage
 from mediaserver.tokens import Principal
 from tests.mediaserver.running import KEYS, Client, make_keys, settings_in
 
@@ -34,6 +34,23 @@ def test_a_slow_client_ends_and_what_waited_is_let_go() -> None:
     assert line.ending == "too_slow"
     assert line.next_text() is None
     assert not line.rewind(1)
+
+
+def test_what_is_kept_for_a_resume_is_bounded_in_bytes() -> None:
+    """256 answers to offers of 256 KiB, which nobody acknowledges, would be 50 MB for each line."""
+    line = Line(WHO, "token")
+    large = {"session": "s", "version": 1, "sdp": "x" * (200 << 10), "tracks": [], "skipped": []}
+    for _ in range(20):
+        line.put(OfferMessage, **large)
+        assert line.next_text()
+    kept = next(count for count in range(21) if not line.rewind(20 - count)) - 1
+    assert 1 <= kept * (200 << 10) <= lines.KEPT_BYTES
+    assert line.rewind(20)
+    line.acknowledge(20)
+    for number in range(lines.KEPT):
+        line.put(Done, re=number)
+        assert line.next_text()
+    assert line.rewind(20), "small ones are kept as ever"
 
 
 @given(st.lists(st.sampled_from(["put", "send", "lose", "ack"]), max_size=1500))

@@ -199,6 +199,7 @@ int64_t fwd_add_stream(forwarder_t *f, int64_t number, const fwd_stream_paramete
   if (p->extension_count)
     memcpy(stream->extensions, p->extensions, (size_t)p->extension_count * sizeof *p->extensions);
   stream->audio_level_id = id_of(p->extensions, p->extension_count, FWD_URI_AUDIO_LEVEL);
+  stream->dependency_id = id_of(p->extensions, p->extension_count, FWD_URI_DEPENDENCY);
   result = claim(peer, p->ssrc, ROLE_MEDIA, stream);
   if (!result && p->has_rtx_ssrc) result = claim(peer, p->rtx_ssrc, ROLE_RTX, stream);
   if (result) {
@@ -343,7 +344,7 @@ int64_t fwd_add_route(forwarder_t *f, int64_t stream_number, int64_t peer_number
   route->next_rtx = before.next;
   route->rtx_base = before.base;
   route->last = -1;
-  route->picture = route->index = -1;
+  route->picture = route->index = route->frame = -1;
   route->budget = RESEND_BUDGET;
   route->extension_count = (uint8_t)p->extension_count;
   for (int i = 0; i < p->extension_count; i++) {
@@ -400,6 +401,18 @@ int fwd_pause(forwarder_t *f, int64_t number, int32_t paused) {
   return leave(f, route ? FWD_OK : FWD_NO_ROUTE);
 }
 
+int fwd_set_layers(forwarder_t *f, int64_t number, int32_t spatial, int32_t temporal) {
+  forwarder_enter(f);
+  struct route *route = find_route(f, number);
+  if (!route) return leave(f, FWD_NO_ROUTE);
+  if (spatial < 0 || spatial > LAYERS_ALL || temporal < 0 || temporal > LAYERS_ALL) return leave(f, FWD_INVALID);
+  if (!route->filter && !(route->filter = filter_new(route->stream)))
+    return leave(f, FWD_NO_MEMORY);
+  route->filter->wanted_spatial = (uint8_t)spatial;
+  route->filter->wanted_temporal = (uint8_t)temporal;
+  return leave(f, FWD_OK);
+}
+
 int fwd_resend(forwarder_t *f, int64_t number, const uint16_t *sequences, int32_t count) {
   forwarder_enter(f);
   struct route *route = find_route(f, number);
@@ -432,6 +445,24 @@ int fwd_send_raw(forwarder_t *f, const uint8_t *name, int32_t name_length, int32
     f->stats.send_messages++;
   }
   return leave(f, FWD_OK);
+}
+
+int fwd_authentic(forwarder_t *f, int64_t number, const uint8_t *data, int32_t length) {
+  forwarder_enter(f);
+  struct peer *peer = find_peer(f, number);
+  int result = peer ? 0 : FWD_NO_PEER;
+  if (peer && length >= 12 && length <= MAX_PACKET_BYTES) {
+    struct source *source = peer_source(peer, get32(data + 8));
+    struct stream *stream = source && source->role == ROLE_MEDIA ? source->stream : NULL;
+    if (stream && stream->highest >= 0 && (int16_t)(uint16_t)(get16(data + 2) - (uint16_t)stream->highest) > 0) {
+      uint8_t copy[MAX_PACKET_BYTES];
+      uint64_t index = 0;
+      memcpy(copy, data, (size_t)length);
+      result = srtp_open(f, peer, source, &index, copy, length) >= 0;
+    }
+  }
+  forwarder_leave(f);
+  return result;
 }
 
 int fwd_set_feedback(forwarder_t *f, int64_t number, int32_t interval_ms, uint32_t sender_ssrc) {

@@ -28,7 +28,8 @@ enum {
   FWD_URI_TRANSPORT_CC = 4,
   FWD_URI_ABS_SEND_TIME = 5,
   FWD_URI_AUDIO_LEVEL = 6,
-  FWD_URI_OTHER = 7
+  FWD_URI_DEPENDENCY = 7,
+  FWD_URI_OTHER = 8
 };
 
 enum { FWD_EVENT_RAW = 1, FWD_EVENT_RTCP, FWD_EVENT_NEW_SSRC, FWD_EVENT_KEYFRAME, FWD_EVENT_GAP,
@@ -100,7 +101,7 @@ typedef struct {
 typedef struct {
   int64_t stream, peer, ssrc, packets, bytes, retransmitted, retransmit_missed, last_sequence, last_timestamp,
       last_sent_ns, sequence_offset, timestamp_offset, paused, waiting, pending_stream, padding, fraction_lost,
-      report_ns;
+      report_ns, spatial, temporal;
 } fwd_route_stats_t;
 
 /* Packets sent in one burst, with the times of their arrivals in the subscriber's clock. */
@@ -140,6 +141,8 @@ int fwd_remove_stream(forwarder_t *f, int64_t stream);
 int fwd_set_rtx_ssrc(forwarder_t *f, int64_t stream, uint32_t ssrc);
 int fwd_ignore_ssrc(forwarder_t *f, int64_t peer, uint32_t ssrc);
 int fwd_missing(forwarder_t *f, int64_t stream, int32_t span, uint16_t *out, int32_t room);
+/* Write 16 numbers: payload octets by spatial layer * 4 + temporal layer. */
+int fwd_layer_bytes(forwarder_t *f, int64_t stream, int64_t *out);
 int fwd_tap(forwarder_t *f, int64_t stream, int32_t track);
 int fwd_move_tap(forwarder_t *f, int64_t from, int64_t to);
 
@@ -147,11 +150,14 @@ int64_t fwd_add_route(forwarder_t *f, int64_t stream, int64_t peer, const fwd_ro
 int fwd_remove_route(forwarder_t *f, int64_t route);
 int fwd_switch(forwarder_t *f, int64_t route, int64_t stream, int32_t payload_type, int32_t rtx_payload_type);
 int fwd_pause(forwarder_t *f, int64_t route, int32_t paused);
+/* 255: no layer is left out. */
+int fwd_set_layers(forwarder_t *f, int64_t route, int32_t spatial, int32_t temporal);
 int fwd_resend(forwarder_t *f, int64_t route, const uint16_t *sequences, int32_t count);
 
 int fwd_send_rtcp(forwarder_t *f, int64_t peer, const uint8_t *data, int32_t size);
 int fwd_send_raw(forwarder_t *f, const uint8_t *name, int32_t name_length, int32_t socket, const uint8_t *data,
                  int32_t size);
+int fwd_authentic(forwarder_t *f, int64_t peer, const uint8_t *data, int32_t length);
 int fwd_set_feedback(forwarder_t *f, int64_t peer, int32_t interval_ms, uint32_t sender_ssrc);
 int fwd_set_measured(forwarder_t *f, int64_t peer, int32_t measured);
 /* Take the totals, leave the groups, and raise FWD_EVENT_FEEDBACK once there is trouble. */
@@ -191,6 +197,9 @@ int fwd_route_stats(forwarder_t *f, int64_t route, fwd_route_stats_t *stats);
 
 /* Let a fuzzer into everything that parses bytes; never fails. */
 int fwd_parse_for_test(const uint8_t *data, size_t size);
+/* Write a dependency descriptor of at most 250 bytes anew to `out` (255 bytes); return its length. */
+int fwd_rewrite_for_test(const uint8_t *data, int32_t size, uint16_t frame_offset, uint32_t mask, int32_t targets,
+                         uint8_t *out);
 /* AES-GCM media with session keys derived from these: 0 if the packet was (un)protected, in place. For vectors. */
 int fwd_gcm_for_test(const fwd_crypto_t *crypto, int32_t derive, const uint8_t *key, const uint8_t *salt,
                      uint64_t index, int32_t decrypt, uint8_t *packet, int32_t *length);

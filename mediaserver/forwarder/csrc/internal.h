@@ -43,9 +43,14 @@ enum {
   MAX_GROUPS = 256,
   MAX_PADDING = 64,
   WINDOW_WORDS = 16,
+  MAX_TEMPLATES = 64,
+  MAX_TARGETS = 32,
+  LAYERS_ALL = 255, /* no layer is left out */
+  COUNTED = 4,      /* spatial and temporal layers that are counted */
 };
 #define CACHE_TOTAL_BYTES (256ll << 20)
 #define REPLAY_NS 500000000ll
+#define STRAY_NS 20000000ll
 #define MAX_TAPPED_BYTES (16ll << 20)
 
 enum { CODEC_NONE, CODEC_VP8, CODEC_VP9, CODEC_H264, CODEC_AV1 };
@@ -58,6 +63,9 @@ static inline void put32(uint8_t *p, uint32_t v) { put16(p, v >> 16); put16(p + 
 
 struct element { uint8_t id, length; uint16_t at; };
 
+/* What a packet says of its layer; layers.py explains it. */
+struct layered { uint8_t spatial, temporal, up, generation; bool known, starts, ends; };
+
 /* A well-formed RTP packet, taken apart; offsets are into data. */
 struct rtp {
   const uint8_t *data;
@@ -66,11 +74,12 @@ struct rtp {
   uint16_t sequence, csrcs_end, payload_start, payload_end;
   uint8_t marker, payload_type, element_count;
   bool two_byte, keyframe;
+  struct layered layer;
   struct element elements[MAX_ELEMENTS];
 };
 
 /* A packet that is kept: in a stream's cache, or held for an SSRC that Python has not decided on. */
-struct kept { int64_t arrival_ns, extended; uint32_t size; uint8_t data[]; };
+struct kept { int64_t arrival_ns, extended; uint32_t size; struct layered layer; uint8_t data[]; };
 
 /* 64-bit numbers to pointers, open addressing. Keys are never 0. */
 struct map { uint64_t *keys; void **values; uint32_t size, used; uint64_t seed; };
@@ -151,16 +160,26 @@ struct peer {
   fwd_peer_stats_t stats;
 };
 
+/* Templates and decode targets of a stream's dependency descriptors. */
+struct structure {
+  uint8_t generation, offset, templates, targets;
+  uint8_t spatial[MAX_TEMPLATES], temporal[MAX_TEMPLATES], up[MAX_TEMPLATES];
+  uint8_t target_spatial[MAX_TARGETS], target_temporal[MAX_TARGETS];
+  uint32_t active;
+};
+
 struct stream {
   int64_t number;
   struct peer *peer;
   uint32_t ssrc, clock_rate;
   int32_t track;
   int16_t payload_type, rtx_payload_type;
-  uint8_t codec, audio_level_id;
+  uint8_t codec, audio_level_id, dependency_id;
   int64_t keep_ns, keep_bytes, base, highest, keyframe_extended, jitter_x16;
   int64_t tap_from; /* whose tap moves here at the next keyframe; 0: nobody's */
   uint32_t transit;
+  struct structure *structure; /* NULL until one is told */
+  int64_t layer_bytes[COUNTED * COUNTED];
   fwd_extension_t extensions[MAX_MAPPED];
   uint8_t extension_count;
   struct pointers routes;
@@ -174,14 +193,32 @@ struct stream {
 struct epoch {
   int64_t stream, floor, sequence_offset;
   uint32_t timestamp_offset;
-  uint16_t picture_offset;
-  uint8_t index_offset, payload_type, codec, mapped;
+  uint16_t picture_offset, frame_offset;
+  uint8_t index_offset, payload_type, codec, mapped, dependency_id;
   int16_t rtx_payload_type;
   uint8_t from[MAX_MAPPED], to[MAX_MAPPED];
 };
 
 /* What a plain resending must repeat bit by bit: one nonce must never protect two different packets. */
-struct sent { uint32_t extended, received, epoch, seconds, resent_ms; uint16_t number; bool used, measured; };
+struct sent {
+  uint32_t extended, received, epoch, seconds, resent_ms, mask;
+  uint16_t number;
+  uint8_t targets, marker;
+  bool used, fill, measured;
+};
+
+/* What one route leaves out of its stream. */
+struct judged { uint32_t shift; uint8_t spatial, temporal; };
+struct filter {
+  int64_t highest;
+  uint32_t left_out, picture;
+  uint8_t wanted_spatial, wanted_temporal, spatial, temporal;
+  bool begun, masked;
+  struct judged window[CACHE_PACKETS];
+};
+enum verdict { SEND, LEAVE_OUT, FILL };
+/* How a packet is sent: its number is smaller by `shift`; `targets` > 0: `mask` says which of them are left. */
+struct verdict_on { uint32_t shift, mask; uint8_t marker, targets; bool fill; };
 
 struct route {
   int64_t number;
@@ -198,7 +235,8 @@ struct route {
   struct epoch epochs[EPOCHS];
   int64_t next, next_rtx, base, rtx_base, last, last_sent_ns;
   uint32_t last_timestamp;
-  int32_t picture, index, budget;
+  int32_t picture, index, frame, budget;
+  struct filter *filter; /* NULL: nothing was ever left out */
   int64_t packets, bytes, retransmitted, missed, padding, fraction_lost, report_ns;
   struct sent sent[SENT_RING];
 };
@@ -248,7 +286,7 @@ struct forwarder {
   struct map peers, streams, routes, bound;
   fwd_crypto_t crypto;
   bool evp;
-  int64_t next_number, now_ns, feedback_due_ns;
+  int64_t next_number, now_ns, feedback_due_ns, stray_ns; /* stray_ns: when a packet of nobody's was last told of */
   uint32_t seconds;
   fwd_stats_t stats;
 };
@@ -279,10 +317,25 @@ void stream_keep(forwarder_t *f, struct stream *stream, const struct rtp *rtp);
 struct kept *stream_cached(const struct stream *stream, int64_t extended);
 void stream_clear(forwarder_t *f, struct stream *stream);
 
+/* layers.c */
+/* Set the layer of a packet from what it says and from what the stream's last structure said. */
+void layer_read(struct stream *stream, struct rtp *rtp);
+struct layered vp9_layer(const uint8_t *data, uint32_t start, uint32_t end);
+/* Write a dependency descriptor of at most 250 bytes anew, at most 5 bytes longer; return its length. */
+uint32_t dependency_rewrite(const uint8_t *data, uint32_t size, uint16_t frame_offset, uint32_t mask, uint32_t targets,
+                            uint8_t *out);
+/* Leaves nothing out yet of what is sent of a stream (NULL: of nothing). */
+struct filter *filter_new(const struct stream *stream);
+void filter_begin(struct filter *filter, int64_t highest);
+enum verdict filter_judge(struct filter *filter, const struct rtp *rtp, struct verdict_on *on);
+void filter_mask(const struct filter *filter, const struct stream *stream, const struct rtp *rtp,
+                 struct verdict_on *on);
+
 /* route.c */
 void route_begin(struct route *route, struct stream *stream, const struct rtp *rtp);
 /* Write the packet to send and its SRTP index; return its length, 0 if there is none to send. */
-uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, uint64_t *index);
+uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, struct verdict_on on, uint8_t *out,
+                     uint64_t *index);
 uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, uint64_t *index);
 /* Likewise a packet that only fills the line: a cached one from `*at` downwards as RTX, else one of nothing but padding. */
 uint32_t route_padding(forwarder_t *f, struct route *route, int64_t *at, uint8_t *out, uint64_t *index);

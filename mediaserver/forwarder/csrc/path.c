@@ -56,10 +56,17 @@ static int emit(forwarder_t *f, struct peer *peer, uint64_t index, uint32_t leng
   return sealed;
 }
 
-static void send_first(forwarder_t *f, struct route *route, const struct rtp *rtp) {
+static void send_first(forwarder_t *f, struct route *route, const struct stream *stream, const struct rtp *rtp) {
+  struct verdict_on on = {.marker = rtp->marker};
+  if (route->filter) {
+    enum verdict verdict = filter_judge(route->filter, rtp, &on);
+    if (verdict == LEAVE_OUT) return;
+    on.fill = verdict == FILL;
+    filter_mask(route->filter, stream, rtp, &on);
+  }
   uint64_t index = 0;
   int64_t number = route->peer->number_sent;
-  uint32_t length = route_first(f, route, rtp, sender_slot(f), &index);
+  uint32_t length = route_first(f, route, rtp, on, sender_slot(f), &index);
   emit(f, route->peer, index, length, number);
 }
 
@@ -75,7 +82,7 @@ static void begin(forwarder_t *f, struct route *route, struct stream *stream, co
   fwd_event_t event = {.kind = FWD_EVENT_SWITCHED, .number = route->number, .other = stream->number, .at_ns = f->now_ns};
   outbox_event(f, &event);
   int64_t floor = rtp->extended;
-  send_first(f, route, rtp);
+  send_first(f, route, stream, rtp);
   struct kept *later[CACHE_PACKETS];
   size_t count = 0;
   for (uint32_t i = 0; i < stream->fifo_count; i++) {
@@ -87,7 +94,9 @@ static void begin(forwarder_t *f, struct route *route, struct stream *stream, co
     struct rtp again;
     if (!rtp_parse(&again, later[i]->data, later[i]->size, later[i]->arrival_ns)) continue;
     again.extended = later[i]->extended;
-    send_first(f, route, &again);
+    again.layer = later[i]->layer;
+    again.keyframe = is_keyframe_start(stream->codec, again.data, again.payload_start, again.payload_end);
+    send_first(f, route, stream, &again);
   }
 }
 
@@ -101,7 +110,7 @@ static void forward(forwarder_t *f, struct route *route, struct stream *stream, 
   if (route->waiting || !route->epoch_count) return;
   const struct epoch *epoch = &route->epochs[(route->epoch_count - 1) % EPOCHS];
   if (epoch->stream != stream->number || rtp->extended < epoch->floor) return;
-  send_first(f, route, rtp);
+  send_first(f, route, stream, rtp);
 }
 
 void path_replay(forwarder_t *f, struct route *route) {
@@ -113,6 +122,7 @@ void path_replay(forwarder_t *f, struct route *route) {
       !rtp_parse(&rtp, kept->data, kept->size, kept->arrival_ns))
     return;
   rtp.extended = kept->extended;
+  rtp.layer = kept->layer;
   rtp.keyframe = true;
   begin(f, route, stream, &rtp);
 }
@@ -429,9 +439,14 @@ void path_datagram(forwarder_t *f, int socket, const uint8_t *name, uint8_t *dat
   uint8_t first = data[0];
   struct peer *peer = path_peer(f, name, socket);
   if (first >= 128 && first <= 191) {
-    if (!peer)
+    bool rtcp = data[1] >= 192 && data[1] <= 223; /* RFC 5761 section 4 */
+    if (!peer) {
       f->stats.unknown_address++;
-    else if (data[1] >= 192 && data[1] <= 223) /* RFC 5761 section 4 */
+      if (!rtcp && arrival_ns - f->stray_ns >= STRAY_NS) { /* perhaps a client whose address has changed */
+        f->stray_ns = arrival_ns;
+        raise_raw(f, NULL, name, socket, data, length, arrival_ns);
+      }
+    } else if (rtcp)
       receive_rtcp(f, peer, data, length, arrival_ns);
     else
       receive_rtp(f, peer, data, length, arrival_ns);

@@ -67,6 +67,7 @@ enum accounted stream_account(struct stream *stream, struct rtp *rtp, bool recov
     bool same = first && get32(first->data + 4) == rtp->timestamp;
     if (extended > stream->keyframe_extended && !same) stream->keyframe_extended = extended;
   }
+  if (stream->codec) layer_read(stream, rtp);
   if (stream->audio_level_id) {
     const struct element *level = rtp_element(rtp, stream->audio_level_id);
     if (level && level->length) {
@@ -100,6 +101,7 @@ void stream_keep(forwarder_t *f, struct stream *stream, const struct rtp *rtp) {
   kept->arrival_ns = rtp->arrival_ns;
   kept->extended = rtp->extended;
   kept->size = rtp->size;
+  kept->layer = rtp->layer;
   memcpy(kept->data, rtp->data, rtp->size);
   stream->fifo[(stream->fifo_head + stream->fifo_count++) & MASK] = kept;
   stream->by_number[rtp->extended & MASK] = kept;

@@ -37,6 +37,11 @@ void route_begin(struct route *route, struct stream *stream, const struct rtp *r
     if (found.index && route->index >= 0)
       epoch->index_offset = (uint8_t)(route->index + 1 - rtp->data[found.index]);
   }
+  const struct element *told = stream->dependency_id ? rtp_element(rtp, stream->dependency_id) : NULL;
+  epoch->dependency_id = stream->dependency_id;
+  if (told && told->length >= 3 && route->frame >= 0)
+    epoch->frame_offset = (uint16_t)(route->frame + 1 - get16(rtp->data + told->at + 1));
+  if (route->filter) filter_begin(route->filter, rtp->extended - 1);
   for (int i = 0; i < stream->extension_count; i++) {
     uint16_t uri = stream->extensions[i].uri;
     if (uri >= FWD_URI_MID && uri <= FWD_URI_ABS_SEND_TIME) continue; /* never copied */
@@ -69,9 +74,28 @@ static uint8_t *put_element(uint8_t *at, bool two_byte, int id, const uint8_t *v
   return at + length;
 }
 
+struct outgoing {
+  uint32_t ssrc;
+  uint8_t payload_type;
+  uint16_t sequence, number;
+  uint32_t seconds;
+  int32_t original;
+  bool measured;
+  struct verdict_on on;
+};
+
+/* The frame number goes on where another stream's ended, as VP8's picture id does. */
+static uint8_t *put_dependency(uint8_t *at, bool two_byte, int id, const struct epoch *epoch, const uint8_t *value,
+                               uint32_t length, const struct verdict_on *on) {
+  uint8_t written[256];
+  uint32_t room = two_byte ? 250 : 11; /* it grows by up to 5 bytes */
+  length = dependency_rewrite(value, length, epoch->frame_offset, on->mask, length > room ? 0 : on->targets, written);
+  return put_element(at, two_byte, id, written, length);
+}
+
 /* Write the header extension at `out`; return its length, 0 if there is none. */
 static uint32_t put_extension(const struct route *route, const struct epoch *epoch, const struct rtp *rtp, uint8_t *out,
-                              uint16_t number, uint32_t seconds, bool measured) {
+                              const struct outgoing *to) {
   bool two_byte = route->two_byte;
   if (route->allow_mixed && rtp->two_byte)
     for (int i = 0; i < rtp->element_count; i++)
@@ -79,18 +103,23 @@ static uint32_t put_extension(const struct route *route, const struct epoch *epo
         two_byte = true;
   uint8_t *at = out + 4, value[3];
   if (route->mid_id) at = put_element(at, two_byte, route->mid_id, route->mid, route->mid_length);
-  if (route->abs_id && measured) {
-    value[0] = (uint8_t)(seconds >> 16);
-    put16(value + 1, seconds);
+  if (route->abs_id && to->measured) {
+    value[0] = (uint8_t)(to->seconds >> 16);
+    put16(value + 1, to->seconds);
     at = put_element(at, two_byte, route->abs_id, value, 3);
   }
-  if (route->transport_cc_id && measured) {
-    put16(value, number);
+  if (route->transport_cc_id && to->measured) {
+    put16(value, to->number);
     at = put_element(at, two_byte, route->transport_cc_id, value, 2);
   }
   for (int i = 0; i < rtp->element_count; i++) {
-    int id = mapped_id(epoch, rtp->elements[i].id);
-    if (id) at = put_element(at, two_byte, id, rtp->data + rtp->elements[i].at, rtp->elements[i].length);
+    const struct element *element = &rtp->elements[i];
+    int id = mapped_id(epoch, element->id);
+    if (!id) continue;
+    if (element->id == epoch->dependency_id)
+      at = put_dependency(at, two_byte, id, epoch, rtp->data + element->at, element->length, &to->on);
+    else
+      at = put_element(at, two_byte, id, rtp->data + element->at, element->length);
   }
   uint32_t length = (uint32_t)(at - out - 4);
   if (!length) return 0;
@@ -100,21 +129,38 @@ static uint32_t put_extension(const struct route *route, const struct epoch *epo
   return 4 + length;
 }
 
-struct outgoing { uint32_t ssrc; uint8_t payload_type; uint16_t sequence, number; uint32_t seconds; int32_t original; bool measured; };
+/* A packet of nothing but padding takes a number that must not stay free; see layers.py. */
+static uint32_t build_fill(const struct route *route, const struct epoch *epoch, const struct rtp *rtp, uint8_t *out,
+                           const struct outgoing *to) {
+  const struct rtp nothing = {0};
+  uint32_t extension = put_extension(route, epoch, &nothing, out + 12, to), at = 12 + extension;
+  out[0] = (uint8_t)(0xa0 | (extension ? 0x10 : 0));
+  out[1] = to->payload_type;
+  put16(out + 2, to->sequence);
+  put32(out + 4, rtp->timestamp + epoch->timestamp_offset);
+  put32(out + 8, to->ssrc);
+  if (to->original >= 0) {
+    put16(out + at, (uint32_t)to->original);
+    at += 2;
+  }
+  out[at] = 1;
+  return at + 1;
+}
 
 /* Rewrite a packet, plain or as RTX of the number `original` (-1: plain). A packet grows by at most 45 bytes of
  * extensions, 2 for each of MAX_ELEMENTS that gets a two-byte header, and 2 of RTX: it fits SLOT_BYTES with its tag. */
 static uint32_t build(struct route *route, const struct epoch *epoch, const struct rtp *rtp, uint8_t *out,
                       struct outgoing to, bool newest) {
   const uint8_t *data = rtp->data;
+  if (to.on.fill) return build_fill(route, epoch, rtp, out, &to);
   put16(out + 2, to.sequence);
   put32(out + 4, rtp->timestamp + epoch->timestamp_offset);
   put32(out + 8, to.ssrc);
   uint32_t at = rtp->csrcs_end;
   memcpy(out + 12, data + 12, at - 12);
-  uint32_t extension = put_extension(route, epoch, rtp, out + at, to.number, to.seconds, to.measured);
+  uint32_t extension = put_extension(route, epoch, rtp, out + at, &to);
   out[0] = (uint8_t)(0x80 | (data[0] & 0x2f) | (extension ? 0x10 : 0));
-  out[1] = rtp->marker | to.payload_type;
+  out[1] = to.on.marker | to.payload_type;
   at += extension;
   if (to.original >= 0) {
     put16(out + at, (uint32_t)to.original);
@@ -146,9 +192,10 @@ static uint16_t next_number(const struct route *route) {
   return route->transport_cc_id && route->peer->measured ? (uint16_t)route->peer->number_sent++ : 0;
 }
 
-uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, uint8_t *out, uint64_t *index) {
+uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, struct verdict_on on, uint8_t *out,
+                     uint64_t *index) {
   struct epoch *epoch = current(route);
-  int64_t extended = rtp->extended + epoch->sequence_offset;
+  int64_t extended = rtp->extended + epoch->sequence_offset - on.shift;
   if (route->base < 0) route->base = extended & ~0xffffll;
   if (extended < route->base) return 0; /* from before a change of keys */
   *index = (uint64_t)(extended - route->base);
@@ -158,22 +205,29 @@ uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp,
                         .number = next_number(route),
                         .seconds = f->seconds,
                         .original = -1,
-                        .measured = route->peer->measured};
+                        .measured = route->peer->measured,
+                        .on = on};
   route->sent[extended & (SENT_RING - 1)] = (struct sent){.extended = (uint32_t)extended,
                                                            .received = (uint32_t)rtp->extended,
                                                            .epoch = route->epoch_count - 1,
                                                            .seconds = f->seconds,
                                                            .number = to.number,
                                                            .measured = to.measured,
+                                                           .mask = on.mask,
+                                                           .targets = on.targets,
+                                                           .marker = on.marker,
+                                                           .fill = on.fill,
                                                            .used = true};
   bool newest = extended > route->last;
   if (newest) {
     route->last = extended;
     route->last_timestamp = rtp->timestamp + epoch->timestamp_offset;
     route->last_sent_ns = rtp->arrival_ns;
+    const struct element *told = epoch->dependency_id ? rtp_element(rtp, epoch->dependency_id) : NULL;
+    if (told && told->length >= 3) route->frame = (uint16_t)(get16(rtp->data + told->at + 1) + epoch->frame_offset);
   }
   route->packets++;
-  route->bytes += rtp->payload_end - rtp->payload_start;
+  if (!on.fill) route->bytes += rtp->payload_end - rtp->payload_start;
   if (route->budget < RESEND_BUDGET) route->budget++;
   return build(route, epoch, rtp, out, to, newest);
 }
@@ -204,6 +258,10 @@ static struct outgoing next_rtx(forwarder_t *f, struct route *route, uint8_t pay
                            .measured = route->peer->measured};
 }
 
+static struct verdict_on sent_as(const struct sent *sent) {
+  return (struct verdict_on){.mask = sent->mask, .marker = sent->marker, .targets = sent->targets, .fill = sent->fill};
+}
+
 uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, uint64_t *index) {
   struct sent *sent = &route->sent[sequence & (SENT_RING - 1)];
   uint32_t now_ms = (uint32_t)(f->now_ns / 1000000) | 1; /* never 0, which says "not yet" */
@@ -215,7 +273,7 @@ uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uin
   struct epoch *epoch;
   struct rtp rtp;
   if (!find_kept(f, route, sent, &epoch, &rtp)) return 0;
-  int64_t extended = rtp.extended + epoch->sequence_offset;
+  int64_t extended = route->last - (int32_t)((uint32_t)route->last - sent->extended);
   bool plain = epoch->rtx_payload_type < 0;
   if (plain && (route->base < 0 || extended < route->base)) return 0;
   route->missed--;
@@ -230,11 +288,13 @@ uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uin
                           .number = sent->number,
                           .seconds = sent->seconds,
                           .original = -1,
-                          .measured = sent->measured};
+                          .measured = sent->measured,
+                          .on = sent_as(sent)};
     return build(route, epoch, &rtp, out, to, false);
   }
   struct outgoing to = next_rtx(f, route, (uint8_t)epoch->rtx_payload_type, index);
   to.original = sequence;
+  to.on = sent_as(sent);
   return build(route, epoch, &rtp, out, to, false);
 }
 
@@ -244,18 +304,19 @@ uint32_t route_padding(forwarder_t *f, struct route *route, int64_t *at, uint8_t
     const struct sent *sent = &route->sent[*at & (SENT_RING - 1)];
     struct epoch *epoch;
     struct rtp rtp;
-    if (!sent->used || sent->extended != (uint32_t)*at || route->epoch_count - 1 - sent->epoch >= EPOCHS ||
+    if (!sent->used || sent->fill || sent->extended != (uint32_t)*at || route->epoch_count - 1 - sent->epoch >= EPOCHS ||
         !find_kept(f, route, sent, &epoch, &rtp) || epoch->rtx_payload_type < 0 ||
         rtp.payload_end - rtp.payload_start < MIN_FILLER_BYTES)
       continue;
     struct outgoing to = next_rtx(f, route, (uint8_t)epoch->rtx_payload_type, index);
     to.original = (uint16_t)(*at)--;
+    to.on = sent_as(sent);
     return build(route, epoch, &rtp, out, to, false);
   }
   const struct epoch *epoch = current(route);
   struct outgoing to = next_rtx(f, route, (uint8_t)epoch->rtx_payload_type, index);
   const struct rtp nothing = {0};
-  uint32_t extension = put_extension(route, epoch, &nothing, out + 12, to.number, to.seconds, to.measured);
+  uint32_t extension = put_extension(route, epoch, &nothing, out + 12, &to);
   uint32_t end = 12 + extension + 255;
   out[0] = (uint8_t)(0xa0 | (extension ? 0x10 : 0));
   out[1] = to.payload_type;

@@ -5,6 +5,7 @@ enum { TICK_NS = 250000, DROPPED_GROUPS = 64, UNUSED = 0, SENT, LOST, RECEIVED }
 #define BURST_NS 5000000ll
 #define MAX_BURST_NS 100000000ll
 #define WATCH_SILENCE_NS 500000000ll
+#define MAX_REFERENCE (1ll << 32)
 
 /* What is watched for has come: say so, once. */
 static void trouble(forwarder_t *f, struct peer *peer, int64_t at_ns) {
@@ -78,7 +79,7 @@ static void received(struct sent_log *log, int64_t number, int64_t arrival_ns, i
     int64_t gap = arrival_ns - open->last_arrival_ns;
     bool burst = gap <= BURST_NS && gap < sent_ns - open->last_sent_ns &&
                  arrival_ns - open->first_arrival_ns < MAX_BURST_NS;
-    if (late || burst || sent_ns - open->first_sent_ns <= BURST_NS) {
+    if (open->packets < SENT_LOG && (late || burst || sent_ns - open->first_sent_ns <= BURST_NS)) {
       open->packets++;
       open->bytes += entry->size;
       open->told_ns = told_ns;
@@ -118,6 +119,7 @@ static bool tell(struct peer *peer, const uint8_t *data, uint32_t length, int64_
   uint32_t raw = get32(data + 16) >> 8;
   int64_t step = (raw - (uint32_t)log->reference) & 0xffffff;
   log->reference = log->referenced ? log->reference + (step & 0x800000 ? step - 0x1000000 : step) : raw;
+  if (log->reference > MAX_REFERENCE || log->reference < -MAX_REFERENCE) log->reference = raw;
   log->referenced = true;
   int64_t ticks = log->reference * 256;
   for (uint32_t place = 20, told = 0; told < count && place + 2 <= length; place += 2) {

@@ -66,6 +66,8 @@ int fwd_route_stats(forwarder_t *f, int64_t number, fwd_route_stats_t *stats) {
         .padding = route->padding,
         .fraction_lost = route->fraction_lost,
         .report_ns = route->report_ns,
+        .spatial = route->filter ? route->filter->spatial : LAYERS_ALL,
+        .temporal = route->filter ? route->filter->temporal : LAYERS_ALL,
     };
   }
   forwarder_leave(f);
@@ -78,6 +80,29 @@ int64_t fwd_received_bytes(forwarder_t *f, int64_t number) {
   int64_t bytes = stream ? stream->stats.bytes : FWD_NO_STREAM;
   forwarder_leave(f);
   return bytes;
+}
+
+int fwd_layer_bytes(forwarder_t *f, int64_t number, int64_t *out) {
+  forwarder_enter(f);
+  const struct stream *stream = map_get(&f->streams, (uint64_t)number);
+  if (stream) memcpy(out, stream->layer_bytes, sizeof stream->layer_bytes);
+  forwarder_leave(f);
+  return stream ? FWD_OK : FWD_NO_STREAM;
+}
+
+/* A payload and a descriptor as a scalable stream might have them. */
+static uint32_t parse_layers(const uint8_t *data, uint32_t size) {
+  struct layered layer = vp9_layer(data, 0, size);
+  struct stream stream = {.codec = CODEC_AV1, .dependency_id = 1};
+  uint32_t length = size < 250 ? size : 250, seen = layer.spatial;
+  uint8_t out[256];
+  struct rtp rtp = {.data = data, .size = size, .element_count = 1, .elements = {{1, (uint8_t)length, 0}}};
+  layer_read(&stream, &rtp);
+  if (stream.structure) seen += stream.structure->targets;
+  for (uint32_t targets = 0; targets <= MAX_TARGETS; targets += 9)
+    seen += dependency_rewrite(data, length, 1, 5, targets, out);
+  free(stream.structure);
+  return seen;
 }
 
 int fwd_parse_for_test(const uint8_t *data, size_t size) {
@@ -93,11 +118,17 @@ int fwd_parse_for_test(const uint8_t *data, size_t size) {
       for (int k = 0; k < rtp.elements[i].length; k++) seen += data[rtp.elements[i].at + k];
   }
   for (int codec = CODEC_NONE; codec <= CODEC_AV1; codec++) seen += is_keyframe_start(codec, data, 0, (uint32_t)size);
+  seen += parse_layers(data, (uint32_t)size);
   int64_t reported = 0, lost = 0;
   if (rtcp_valid(data, (uint32_t)size))
     for (uint32_t at = 0; at < size; at += 4u * (get16(data + at + 2) + 1u))
       feedback_read(data + at, 4u * (get16(data + at + 2) + 1u), &reported, &lost);
   return (int)(seen & 0x7fff) + (int)(reported & 0xff) + (int)(lost & 0xff);
+}
+
+int fwd_rewrite_for_test(const uint8_t *data, int32_t size, uint16_t frame_offset, uint32_t mask, int32_t targets,
+                         uint8_t *out) {
+  return (int)dependency_rewrite(data, (uint32_t)size, frame_offset, mask, (uint32_t)targets, out);
 }
 
 int fwd_gcm_for_test(const fwd_crypto_t *crypto, int32_t derive, const uint8_t *key, const uint8_t *salt,

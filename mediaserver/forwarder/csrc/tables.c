@@ -29,6 +29,7 @@ void tables_remove_stream(forwarder_t *f, struct stream *stream) {
   pointers_remove(&peer->streams, stream);
   map_remove(&f->streams, (uint64_t)stream->number);
   free(stream->routes.items);
+  free(stream->structure);
   free(stream);
 }
 
@@ -50,6 +51,7 @@ void tables_remove_route(forwarder_t *f, struct route *route) {
   if (route->stream) pointers_remove(&route->stream->routes, route);
   if (route->pending) pointers_remove(&route->pending->routes, route);
   map_remove(&f->routes, (uint64_t)route->number);
+  free(route->filter);
   free(route);
 }
 

@@ -37,6 +37,7 @@ bool rtp_parse(struct rtp *rtp, const uint8_t *data, uint32_t size, int64_t arri
   rtp->ssrc = get32(data + 8);
   rtp->element_count = 0;
   rtp->two_byte = rtp->keyframe = false;
+  rtp->layer = (struct layered){0};
   uint32_t start = 12 + 4u * (data[0] & 15), end = size;
   rtp->csrcs_end = (uint16_t)start;
   if (data[0] & 0x10) {

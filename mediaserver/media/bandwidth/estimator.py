@@ -32,6 +32,7 @@ _ACKED_SHORT_NS: Final = 250 * MS
 _BASE_NS: Final = 30 * SECOND_NS
 """The shortest way of the last 30 to 60 s is taken for one without a queue; clocks that are 100 millionths
 apart make an error of 6 ms in that time."""
+_FOR_EVER_NS: Final = 1 << 62
 _NO_QUEUE_MS: Final = 15.0
 """If a packet came through faster, what looks like a growing queue is others' bursts (or jitter)."""
 _SHORT_QUEUE_MS: Final = 40.0
@@ -130,8 +131,9 @@ class Estimator:
 
     @property
     def way_limit_ns(self) -> int:
-        """Return how long a packet may be under way (clocks apart) while the line rests."""
-        return min(self._base) + int(_SHORT_QUEUE_MS * MS)
+        """Return how long a packet may be under way (clocks apart) while the line rests; for ever as long as
+        none is known to have arrived."""
+        return min(self._base) + int(_SHORT_QUEUE_MS * MS) if self._base else _FOR_EVER_NS
 
     def acked_bps(self, last: SendGroup | None, window_ns: int = _ACKED_NS) -> float | None:
         """Return the rate that arrives, bit/s; ``last`` is the burst still open. ``None`` while too little is
