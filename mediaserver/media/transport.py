@@ -42,8 +42,8 @@ FEEDBACK_MS = 100
 """Between two transport-cc feedback packets; libwebrtc's receivers use 50-250 ms."""
 
 FOLLOW_NS = 200_000_000
-"""So long nothing must have come on a client's path before its media from elsewhere moves it: one that sends by
-two ways at a time stays where it is."""
+"""So long nothing must have come on a client's path before its media from elsewhere moves it: one that sends
+by two ways at a time stays where it is."""
 
 _log = structlog.get_logger(__name__)
 

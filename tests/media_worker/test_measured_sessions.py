@@ -35,6 +35,8 @@ class Owner:
 
     def recorded_layer_changed(self, publication: Publication, at_ns: int) -> None: ...
 
+    def spatial_layers_changed(self, publication: Publication) -> None: ...
+
 
 @pytest.fixture(params=["native", "python"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
