@@ -33,6 +33,8 @@ class Plan:
     """Publishers offer simulcast, so that subscribers' lines are measured; one layer is sent."""
 
 
+FOUND_S = 10.0
+"""Estimators that cannot probe (the generator knows no RTX) have found that the line has room by then."""
 QUIET_S = 4.0
 """For what a participant costs who neither sends nor is sent media: consent checks and reports go on."""
 
@@ -51,7 +53,7 @@ async def once(name: str, plan: Plan, cores: set[int]) -> dict[str, Any]:
                 if plan.record and isinstance(server, Ours):
                     for room in calls.rooms:
                         await server.start_recording(room)
-                await asyncio.sleep(SETTLE_S)
+                await asyncio.sleep(FOUND_S if plan.layered else SETTLE_S)
                 window = await calls.measure(plan.seconds)
                 grown = calls.resident_bytes() - before
                 engine.pause()
