@@ -1,4 +1,4 @@
-"""A worker on several addresses, inner network and DMZ, IPv4 and IPv6: each client comes by what it reaches."""
+"""A worker on several addresses, inner network and DMZ, IPv4 and IPv6: each client comes by its own."""
 
 from __future__ import annotations
 
