@@ -11,6 +11,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
+import ifaddr
 import pydantic
 from pydantic import AfterValidator, Field, SecretStr
 
@@ -32,6 +33,22 @@ def _network(value: str) -> str:
 def _address(value: str) -> str:
     ipaddress.ip_address(value)
     return value
+
+
+def _bound(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Put in place of each interface's name the addresses it has now, link-local ones left out."""
+    found: list[str] = []
+    for value in values:
+        try:
+            own = [str(ipaddress.ip_address(value))]
+        except ValueError:
+            named = [adapter for adapter in ifaddr.get_adapters() if adapter.name == value]
+            texts = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in named for ip in adapter.ips]
+            own = [text for text in texts if not ipaddress.ip_address(text.partition("%")[0]).is_link_local]
+            if not own:
+                raise ValueError(f"{value!r} is no address, nor an interface that has one") from None
+        found += [text for text in own if text not in found]
+    return tuple(found)
 
 
 def _period(value: str) -> str:
@@ -67,10 +84,11 @@ class Media(Section):
         description="TCP port for clients whose firewall lets no UDP through (ICE-TCP), one for all workers. "
         "null: such clients need TURN. 0: a free one for each worker; for tests.",
     )
-    bind: tuple[Address, ...] = Field(
+    bind: Annotated[tuple[str, ...], AfterValidator(_bound)] = Field(
         default=("0.0.0.0",),  # noqa: S104  calls come from the network
-        description="Addresses the UDP sockets are bound to. List every address by itself on a machine with "
-        "several networks if answers leave by the wrong one.",
+        description="Addresses or interfaces (such as eth1, by its addresses at the start) that calls come "
+        "in by, UDP and TCP. List each by itself on a machine with several networks: what is not listed is "
+        "shut.",
     )
     advertised: tuple[Address, ...] = Field(
         default=(),

@@ -170,7 +170,7 @@ export class Link extends EventTarget {
     const heard = new AbortController();
     const listening = reason === NETWORK ? null : listen(pc, heard);
     try {
-      const restarted = await this.#restartIce(pc, heard.signal);
+      const restarted = !(reason === NETWORK && (await flows(pc))) && (await this.#restartIce(pc, heard.signal));
       console.info(restarted ? "link mended" : "link recovered", this.#path, reason);
       if (this.pc === pc) this.#become("connected");
     } catch (problem) {
@@ -197,7 +197,9 @@ export class Link extends EventTarget {
       const [, ufrag] = offer.sdp.match(/^a=ice-ufrag:(\S+)/m);
       const until = performance.now() + MEND_MS;
       while (!(await answers(pc, ufrag))) {
-        if (this.pc !== pc || performance.now() > until) throw new Error("no connection in time");
+        // A browser may stay with its old path for as long as that carries.
+        if (this.pc !== pc || (performance.now() > until && !(await flows(pc)))) throw new Error("no connection in time");
+        if (performance.now() > until) return false;
         await new Promise((done) => setTimeout(done, 50));
       }
       return true;
@@ -243,6 +245,18 @@ export class Link extends EventTarget {
       } else if (late || lively < LIVELY_LOOKS) lively = 0;
     }, LOOK_MS);
   }
+}
+
+/** Whether something arrives now; what was under way before does not count. */
+async function flows(pc) {
+  const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+  await pause(150);
+  const before = await arrivals(pc);
+  for (let look = 0; look < 4; look += 1) {
+    await pause(100);
+    if ((await arrivals(pc)) !== before) return pc.connectionState === "connected";
+  }
+  return false;
 }
 
 /** Abort once something new arrives; gives the timer. */

@@ -124,12 +124,25 @@ async def test_address_change(
     lab: Laboratory, tmp_path: Path, devices: Devices, table: Table, page: bool
 ) -> None:
     async with call(lab, tmp_path, devices, page=page) as made:
+        before = await _tracks(made)
         new = made.phone.change_address()
-        back_s = await made.back_s(time.time())
+        since_s = time.time()
+        back_s = await made.back_s(since_s)
         name = f"address change, {CLIENT[page]}"
         table.add(name, "media again after", back_s, "s", at_most=1, address=new)
+        if page:
+            assert back_s is not None
+            await asyncio.sleep(8)  # a page that takes its connection for lost makes a new one after 5 s
+            pause_s = longest_pause_s(await made.shown_s(), since_s - 0.5, since_s + 7)
+            table.add(name, "longest pause", pause_s, "s", at_most=1)
+            assert await _tracks(made) == before, "the same session goes on"
         await _same_recording(made)
         await made.end()
+
+
+async def _tracks(made: Call) -> set[str]:
+    people = await made.api.participants((await made.api.recording(made.recording))["room"])
+    return {track["id"] for person in people for track in person["tracks"]}
 
 
 async def _same_recording(made: Call) -> None:

@@ -93,19 +93,25 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def worker(
-    tmp_path: Path, *, index: int = 0, tcp_port: int = 0, bind: str = "127.0.0.1", **media: Any
+    tmp_path: Path,
+    *,
+    index: int = 0,
+    tcp_port: int = 0,
+    bind: str | tuple[str, ...] = "127.0.0.1",
+    **media: Any,
 ) -> AsyncIterator[Worker]:
-    """Run a worker process on free ports of the loopback interface."""
+    """Run a worker process on free ports of the loopback interface, or of the given addresses."""
+    bind = (bind,) if isinstance(bind, str) else bind
     crypto = tmp_path / "crypto"
     if not crypto.exists():
         FileProvider.create(crypto)
     config = WorkerConfig(
         index=index,
         socket=tmp_path / f"w{index}.sock",
-        bind=(bind,),
+        bind=bind,
         port=0,
         tcp_port=tcp_port,
-        advertised=(bind,),
+        advertised=bind,
         media=Media(**media),
         recording=Recording(),
         keys=ProviderConfig(directory=crypto).for_sealing(),

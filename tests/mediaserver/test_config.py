@@ -45,6 +45,12 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
     assert settings.media.advertised == ("203.0.113.7", "2001:db8::1")
 
 
+def test_calls_come_in_by_addresses_and_by_interfaces(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("media:\n  bind: [lo, 127.0.0.1, '::1']\n")
+    assert sorted(load(path, {}).media.bind) == ["127.0.0.1", "::1"]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -86,7 +92,7 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("a: [\n", "not YAML"),
         ("tls: {enabled: false}\n", "tls.enabled: plain HTTP on 0.0.0.0 is refused"),
         ("tls: {cert: a.pem}\n", "tls.cert and tls.key belong together"),
-        ("media: {bind: [eth0]}\n", "media.bind.0: 'eth0' does not appear to be"),
+        ("media: {bind: [nowhere7]}\n", "media.bind: 'nowhere7' is no address, nor an interface"),
         ("trusted_proxy: [10.0.0.1/8]\n", "trusted_proxy.0: 10.0.0.1/8 has host bits set"),
         ("composing: {when: soon}\n", "composing.when: input should be 'live'"),
         ("composing: {off_peak: 25:00-06:00}\n", "composing.off_peak: string should match"),
