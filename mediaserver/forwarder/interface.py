@@ -59,8 +59,8 @@ MAX_PACKET_BYTES: Final = 1600
 CACHE_PACKETS: Final = 1024
 """Packets of one stream that can be resent at most (the byte cap and the age may be reached first)."""
 STRAY_NS: Final = 20_000_000
-"""Of the RTP from unknown addresses one packet is told of in so long: whoever goes on sending after the end of
-a session, or floods us, costs no more."""
+"""Of the RTP from unknown addresses one packet is told of in so long: whoever goes on sending after the
+end of a session, or floods us, costs no more."""
 REPLAY_NS: Final = 500_000_000
 """A new video route begins with the stream's last keyframe if the cache holds it and it is not older than
 this."""
@@ -133,28 +133,6 @@ class RouteParameters:
     first_sequence: int | None = None
     """First sequence number sent, below 2**15 so that a late joiner cannot miss the first roll-over
     (RFC 3711 section 3.3.1); ``None`` draws one."""
-
-
-def check_route(parameters: RouteParameters) -> None:
-    """Raise ``ForwarderError`` if a route's parameters contradict each other or the RTP rules."""
-    if len(parameters.mid.encode()) > 16:
-        raise ForwarderError("a mid has at most 16 bytes")
-    if (parameters.rtx_ssrc is None) != (parameters.rtx_payload_type is None):
-        raise ForwarderError("RTX takes both an SSRC and a payload type")
-    for uri, value in parameters.extensions.items():
-        if not 1 <= value <= 255 or value == 15:
-            raise ForwarderError(f"no such header extension id: {value} ({uri})")
-    first = parameters.first_sequence
-    if first is not None and not 0 <= first < 0x8000:
-        raise ForwarderError(f"a first sequence number is below 32768, not {first}")
-
-
-def layers_wanted(spatial: int | None, temporal: int | None) -> tuple[int, int]:
-    """Return the highest layers as bytes, 255 for all. Raises ``ForwarderError``."""
-    wanted = tuple(255 if layer is None else layer for layer in (spatial, temporal))
-    if any(not 0 <= layer <= 255 for layer in wanted):
-        raise ForwarderError(f"no such layers: {spatial}, {temporal}")
-    return wanted[0], wanted[1]
 
 
 # --- events -----------------------------------------------------------------------------------------------
