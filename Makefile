@@ -63,7 +63,7 @@ bench-peers: deps  ## Install Janus, for the benchmarks to measure beside this s
 # ip(8), Chromium, root and /dev/net/tun: where one is missing the laboratory fails, it skips nothing.
 LAB ?= all
 MINUTES ?= 30
-LAB_TESTS = $(if $(filter soak,$(LAB)),-m soak,$(if $(filter subset,$(LAB)),-m "not whole and not soak",-m "not soak"))
+LAB_TESTS = $(if $(filter soak,$(LAB)),-m soak,$(if $(filter subset,$(LAB)),-m "lab and not whole and not soak",-m "not soak"))
 lab: DEBIAN_PACKAGES := chromium coturn espeak-ng iproute2 libgcrypt20 nftables $(if $(filter all,$(LAB)),janus)
 lab: venv deps  ## Calls over bad lines in network namespaces; LAB=subset: under 6 minutes; LAB=soak MINUTES=30
 	LAB=$(LAB) LAB_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/lab $(LAB_TESTS)

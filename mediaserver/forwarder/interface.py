@@ -59,8 +59,8 @@ MAX_PACKET_BYTES: Final = 1600
 CACHE_PACKETS: Final = 1024
 """Packets of one stream that can be resent at most (the byte cap and the age may be reached first)."""
 STRAY_NS: Final = 20_000_000
-"""Of the RTP from unknown addresses one packet is told of in so long: whoever goes on sending after the
-end of a session, or floods us, costs no more."""
+"""Of the RTP from unknown addresses one packet is told of in so long: whoever goes on sending after the end
+of a session, or floods us, costs no more."""
 REPLAY_NS: Final = 500_000_000
 """A new video route begins with the stream's last keyframe if the cache holds it and it is not older than
 this."""

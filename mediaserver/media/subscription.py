@@ -248,7 +248,8 @@ class Subscription:
         if publication is None or not publication.layered:
             return None
         if publication.scalable is not None:
-            return Picture(publication.scalable.states, self.spatial, self.policy.limit)
+            limit = 0 if self._undescribed(publication) else self.policy.limit
+            return Picture(publication.scalable.states, self.spatial, limit)
         layers = publication.layers
         current = layers.index(self.layer) if self.layer in layers else None
         return Picture(publication.layer_states(now), current, self.policy.limit)
@@ -275,6 +276,8 @@ class Subscription:
         number = self.policy.choose(scalable.states, self.spatial, now)
         if number is None:
             return
+        if self._undescribed(publication):
+            number = 0
         if number != self.spatial:
             self.transport.counters.layer_switches += self.spatial is not None
             self.spatial = number
@@ -287,6 +290,10 @@ class Subscription:
             self.waiting = stats.waiting or stats.spatial < number
             if self.waiting:
                 self.layer.want_keyframe()  # asked again until one comes
+
+    def _undescribed(self, publication: Publication) -> bool:
+        # Chromium cannot put AV1's spatial layers together without descriptors: it would show nothing.
+        return publication.mime == "video/AV1" and answer.DEPENDENCY not in self.extensions
 
     def _ask_layers(self, spatial: int | None, temporal: int | None) -> None:
         if self.route is not None and self._asked != (spatial, temporal):
