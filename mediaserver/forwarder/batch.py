@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from mediaserver.forwarder.arguments import check_route, layers_wanted
 from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, SendFeedback, StreamStats
 from mediaserver.forwarder.interface import (
     MAX_ADDRESSES_PER_PEER,
@@ -32,8 +33,6 @@ from mediaserver.forwarder.interface import (
     StreamParameters,
     Tapped,
     Targets,
-    check_route,
-    layers_wanted,
 )
 from mediaserver.forwarder.journal import batches
 from mediaserver.forwarder.layers import LayerFilter, layer_rows

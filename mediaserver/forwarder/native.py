@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import cffi
 
 from mediaserver.forwarder import build
+from mediaserver.forwarder.arguments import check_route, layers_wanted
 from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, SendFeedback, StreamStats
 from mediaserver.forwarder.crypto import crypto_table
 from mediaserver.forwarder.events import EVENT, read_events
@@ -40,8 +41,6 @@ from mediaserver.forwarder.interface import (
     StreamParameters,
     Tapped,
     Targets,
-    check_route,
-    layers_wanted,
 )
 from mediaserver.forwarder.layers import COUNTED, layer_rows
 from mediaserver.forwarder.sent import MAX_GROUPS, read_feedback

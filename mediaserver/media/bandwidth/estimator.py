@@ -36,6 +36,9 @@ _FOR_EVER_NS: Final = 1 << 62
 _NO_QUEUE_MS: Final = 15.0
 """If a packet came through faster, what looks like a growing queue is others' bursts (or jitter)."""
 _SHORT_QUEUE_MS: Final = 40.0
+_REST_QUEUE_MS: Final = 100.0
+"""While a line rests, a packet that waited for longer is trouble: 40 ms are often the jitter of a busy
+machine or of radio, and a line that falls to a fifth has such a queue after 30 ms."""
 _LONG_QUEUE_MS: Final = 150.0
 """While a queue is longer, the rate does not rise."""
 _FALL_QUEUE_MS: Final = 80.0

@@ -24,7 +24,7 @@ ALERTED_NS: Final = 600 * MS
 """The same when a resting line has got into trouble, for so long."""
 CALM_NS: Final = 2 * UPDATE_NS
 """The same while the line has room for all that is wanted."""
-REST_AFTER_NS: Final = 2 * SECOND_NS
+REST_AFTER_NS: Final = 1 * SECOND_NS
 """When it has been so for so long, the forwarder watches, and the estimator looks once a second."""
 REST_NS: Final = SECOND_NS
 """After so long without a packet the timer rests."""
