@@ -33,10 +33,9 @@ from mediaserver.forwarder.interface import (
     Tapped,
     Targets,
     check_route,
-    layers_wanted,
 )
 from mediaserver.forwarder.journal import batches
-from mediaserver.forwarder.layers import LayerFilter, layer_rows
+from mediaserver.forwarder.layers import LayerFilter, layer_rows, layers_wanted
 from mediaserver.forwarder.outbox import Outbox
 from mediaserver.forwarder.path import PacketPath
 from mediaserver.forwarder.peer import MAX_SENT_SSRCS, Peer, Role, Source

@@ -149,14 +149,6 @@ def check_route(parameters: RouteParameters) -> None:
         raise ForwarderError(f"a first sequence number is below 32768, not {first}")
 
 
-def layers_wanted(spatial: int | None, temporal: int | None) -> tuple[int, int]:
-    """Return the highest layers as bytes, 255 for all. Raises ``ForwarderError``."""
-    wanted = tuple(255 if layer is None else layer for layer in (spatial, temporal))
-    if any(not 0 <= layer <= 255 for layer in wanted):
-        raise ForwarderError(f"no such layers: {spatial}, {temporal}")
-    return wanted[0], wanted[1]
-
-
 # --- events -----------------------------------------------------------------------------------------------
 
 

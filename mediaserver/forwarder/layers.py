@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
+from mediaserver.forwarder.interface import ForwarderError
 from mediaserver.forwarder.wire import VP9, RtpPacket, element
 
 ALL: Final = 255
@@ -35,6 +36,14 @@ _SWITCH: Final = 2
 def layer_rows(counts: Sequence[int]) -> list[list[int]]:
     """Return counts of layers, spatial × COUNTED + temporal, as rows of temporal ones."""
     return [list(counts[at : at + COUNTED]) for at in range(0, COUNTED * COUNTED, COUNTED)]
+
+
+def layers_wanted(spatial: int | None, temporal: int | None) -> tuple[int, int]:
+    """Return the highest layers as bytes, 255 for all. Raises ``ForwarderError``."""
+    wanted = tuple(255 if layer is None else layer for layer in (spatial, temporal))
+    if any(not 0 <= layer <= 255 for layer in wanted):
+        raise ForwarderError(f"no such layers: {spatial}, {temporal}")
+    return wanted[0], wanted[1]
 
 
 class Layered:

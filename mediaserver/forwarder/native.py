@@ -41,9 +41,8 @@ from mediaserver.forwarder.interface import (
     Tapped,
     Targets,
     check_route,
-    layers_wanted,
 )
-from mediaserver.forwarder.layers import COUNTED, layer_rows
+from mediaserver.forwarder.layers import COUNTED, layer_rows, layers_wanted
 from mediaserver.forwarder.sent import MAX_GROUPS, read_feedback
 from mediaserver.forwarder.sockets import pack_address, prepare
 from mediaserver.forwarder.srtp import SrtpDirection
