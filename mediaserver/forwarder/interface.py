@@ -14,8 +14,7 @@ Rules for the caller, the same for every method:
 * Numbers of peers, streams and routes are positive, handed out by the forwarder and never used twice.
 * An unknown number, a wrong key length or a full table raises ``ForwarderError``. Bytes of the network never
   raise: what is malformed, forged, replayed or too late is dropped and counted.
-* Times are nanoseconds of CLOCK_MONOTONIC; arrival times are the kernel's receive time stamps where it gives
-  them.
+* Times are nanoseconds of CLOCK_MONOTONIC, arrivals the kernel's receive time stamps where it gives them.
 """
 
 from __future__ import annotations
