@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
+from pydantic import Field
 
-from mediaserver.api import models
+from mediaserver.api.models import Answer, Request
 from mediaserver.api.routing import Access, Call, Route, answer
 from mediaserver.api.whip import session_room
+
+
+class LayersPatch(Request):
+    """Wishes for layers of received pictures, 0 the smallest; one that is null or left out: the highest."""
+
+    preferred: int | None = Field(default=None, ge=0, le=2)
+    maximum: int | None = Field(default=None, ge=0, le=2)
+    temporal: int | None = Field(
+        default=None, ge=0, le=2, description="Highest temporal layer, of a scalable stream only."
+    )
+    source: Literal["camera", "screen", "document"] | None = None
+
+
+class Layer(Answer):
+    layer: int = Field(description="0 is the smallest.")
+    rid: str = Field(description="Its name in the publisher's offer; empty without simulcast.")
+    alive: bool
+    bps: int = Field(
+        description="Payload rate of the last second, bit/s; 0: not measured. Of a scalable stream that of "
+        "all up to it."
+    )
+
+
+class Picture(Answer):
+    mid: str
+    source: str
+    track: str
+    layer: int = Field(description="The layer that is sent, or will be from its next keyframe on.")
+    switching: bool = Field(description="Its next keyframe is waited for.")
+    preferred: int | None
+    maximum: int | None
+    temporal: int | None = Field(description="The wish for temporal layers; null: all.")
+    temporal_layers: int = Field(description="How many the stream has; 0: it is not scalable.")
+    target_bps: int | None = Field(description="What the line bears for this picture; null: no limit known.")
+    layers: list[Layer]
+
+
+class Layers(Answer):
+    pictures: list[Picture]
 
 
 async def _ask(call: Call, more: dict[str, Any]) -> web.Response:
     room = session_room(call)
     params = {"session": call.path("session"), **more}
     result = await call.control.call_worker(room, "session.layers", params, with_room=False)
-    return answer(models.Layers.model_validate(result))
+    return answer(Layers.model_validate(result))
 
 
 async def show(call: Call) -> web.Response:
@@ -37,7 +77,7 @@ ROUTES = (
         show,
         Access.CLIENT,
         "Show which layers a session receives",
-        answer=models.Layers,
+        answer=Layers,
         codes=_CODES,
     ),
     Route(
@@ -46,8 +86,8 @@ ROUTES = (
         wish,
         Access.CLIENT,
         "Wish for a layer",
-        body=models.LayersPatch,
-        answer=models.Layers,
+        body=LayersPatch,
+        answer=Layers,
         codes=_CODES,
     ),
 )

@@ -165,17 +165,6 @@ class ParticipantPatch(Request):
     source: Literal["camera", "microphone", "screen", "document"] | None = None
 
 
-class LayersPatch(Request):
-    """Wishes for layers of received pictures, 0 the smallest; one that is null or left out: the highest."""
-
-    preferred: int | None = Field(default=None, ge=0, le=2)
-    maximum: int | None = Field(default=None, ge=0, le=2)
-    temporal: int | None = Field(
-        default=None, ge=0, le=2, description="Highest temporal layer, of a scalable stream only."
-    )
-    source: Literal["camera", "screen", "document"] | None = None
-
-
 class RecordingPatch(Request):
     """Changes the picture of a running recording within a second; goes into its journal."""
 
@@ -317,34 +306,6 @@ class Track(Answer):
     source: str
     mime: str
     muted: bool
-
-
-class Layer(Answer):
-    layer: int = Field(description="0 is the smallest.")
-    rid: str = Field(description="Its name in the publisher's offer; empty without simulcast.")
-    alive: bool
-    bps: int = Field(
-        description="Payload rate of the last second, bit/s; 0: not measured. Of a scalable stream that of "
-        "all up to it."
-    )
-
-
-class Picture(Answer):
-    mid: str
-    source: str
-    track: str
-    layer: int = Field(description="The layer that is sent, or will be from its next keyframe on.")
-    switching: bool = Field(description="Its next keyframe is waited for.")
-    preferred: int | None
-    maximum: int | None
-    temporal: int | None = Field(description="The wish for temporal layers; null: all.")
-    temporal_layers: int = Field(description="How many the stream has; 0: it is not scalable.")
-    target_bps: int | None = Field(description="What the line bears for this picture; null: no limit known.")
-    layers: list[Layer]
-
-
-class Layers(Answer):
-    pictures: list[Picture]
 
 
 class Participant(Answer):
