@@ -35,7 +35,8 @@ LOOK_S = 0.02
 def port_of(session: peers.Session) -> int:
     """Return the server's UDP port of a session."""
     lines = session.connection.remoteDescription.sdp.splitlines()
-    (port,) = {int(line.split()[5]) for line in lines if line.startswith("a=candidate:")}
+    candidates = [line.split() for line in lines if line.startswith("a=candidate:")]
+    (port,) = {int(words[5]) for words in candidates if words[2] == "udp"}
     return port
 
 
