@@ -1,6 +1,6 @@
 """What tests of several packages share: the S3 server is started once, by the first test that wants it.
 
-Two rules for all of them: where ``SHUANGLU_NO_SKIP`` is 1, as in CI, a skipped test is a failed one, since it
+Two rules for all of them: where ``TESTS_NO_SKIP`` is 1, as in CI, a skipped test is a failed one, since it
 proves nothing; and SIGTERM ends a run as Ctrl-C does, so that no server, browser or namespace is left.
 """
 
@@ -31,11 +31,11 @@ def pytest_sessionstart() -> None:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Make a failure of a skipped test where none may be; expected failures stay what they are."""
     report = yield
-    if report.skipped and os.environ.get("SHUANGLU_NO_SKIP") == "1" and not hasattr(report, "wasxfail"):
+    if report.skipped and os.environ.get("TESTS_NO_SKIP") == "1" and not hasattr(report, "wasxfail"):
         reason: Any = report.longrepr
         words = reason[2] if isinstance(reason, tuple) else str(reason)
         report.outcome = "failed"
-        report.longrepr = f"{words}: nothing may be skipped here (SHUANGLU_NO_SKIP=1)"
+        report.longrepr = f"{words}: nothing may be skipped here (TESTS_NO_SKIP=1)"
     return report
 
 

@@ -53,7 +53,7 @@ def start(directory: Path, text: str, no_skip: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, "-o", "asyncio_mode=auto", "test_it.py"],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SHUANGLU_NO_SKIP": no_skip},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TESTS_NO_SKIP": no_skip},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -55,7 +55,7 @@ devices.getUserMedia = async ({video, audio}) => {
 };
 """
 CONNECTIONS = """
-window.connections = [];
+window.connections = window === top ? [] : top.connections;  // the page makes them in a frame (roaming.js)
 window.RTCPeerConnection = class extends RTCPeerConnection {
     constructor(...given) { super(...given); window.connections.push(this); }
 };
@@ -63,8 +63,8 @@ window.RTCPeerConnection = class extends RTCPeerConnection {
 SENT_WIDTH = """async () => {
     const widths = [];
     for (const connection of window.connections)
-        for (const {type, frameWidth} of (await connection.getStats()).values())
-            if (type === 'outbound-rtp' && frameWidth) widths.push(frameWidth);
+        for (const {type, frameWidth, framesPerSecond} of (await connection.getStats()).values())
+            if (type === 'outbound-rtp' && framesPerSecond > 0) widths.push(frameWidth);
     return Math.max(0, ...widths);
 }"""
 LIMIT = """async (bits) => {

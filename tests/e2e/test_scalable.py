@@ -16,6 +16,7 @@ from playwright.async_api import Page
 
 from tests.e2e.api import Api
 from tests.e2e.browser import chromium
+from tests.e2e.conftest import LONG
 from tests.e2e.stage import Stage
 from tests.e2e.test_simulcast import WATCH, opened
 from tests.media.film import Film, read_film
@@ -169,8 +170,10 @@ async def make(stage: Stage, codec: str, mode: str, *, described: bool) -> Call:
     )
 
 
-CASES = [("video/VP9", "L3T3_KEY", False), ("video/AV1", "L3T3_KEY", True)]
+CASES = [("video/VP9", "L3T3_KEY", False)]
 """Codec, mode, and whether subscribers take dependency descriptors."""
+if LONG:
+    CASES.append(("video/AV1", "L3T3_KEY", True))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=CASES, ids=lambda case: case[0])

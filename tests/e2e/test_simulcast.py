@@ -16,11 +16,13 @@ from playwright.async_api import Page, Route
 
 from tests.e2e.api import Api
 from tests.e2e.browser import CLIENT, chromium
+from tests.e2e.conftest import LONG
 from tests.e2e.stage import Stage
 from tests.media.film import Film, read_film
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
+CODECS = ["video/VP8", *(["video/H264"] if LONG else [])]
 RIDS = ("quarter", "half", "full")
 WIDTHS = {0: 240, 1: 480, 2: 960}
 PUBLISH = """async ({room, token, codec, rids}) => {
@@ -177,7 +179,7 @@ async def make(stage: Stage, codec: str) -> Call:
     )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["video/VP8", "video/H264"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=CODECS)
 async def call(stage: Stage, request: pytest.FixtureRequest) -> AsyncIterator[Call]:
     """Make the call once for each codec."""
     made = await make(stage, request.param)

@@ -24,6 +24,7 @@ from recorder.manifest import parse_manifest
 from tests.e2e import peers
 from tests.e2e.api import Api
 from tests.e2e.browser import CHROMIUM, chromium
+from tests.e2e.conftest import LONG
 from tests.e2e.stage import ROOT, Stage
 from tests.e2e.test_namespace import ip
 from tests.e2e.test_page import invite, opened, sees
@@ -198,7 +199,7 @@ async def test_a_call_over_ipv6(beyond: str, devices: dict[str, tuple[Path, Path
     assert told["pair"]["remote"]["protocol"] == "udp"
 
 
-@pytest.mark.parametrize("way", ["udp", "tcp", "tls", "tls-443"])
+@pytest.mark.parametrize("way", ["udp", "tcp", "tls-443", *(["tls"] if LONG else [])])
 async def test_a_call_by_turn(
     beyond: str, devices: dict[str, tuple[Path, Path]], tmp_path: Path, way: str
 ) -> None:
