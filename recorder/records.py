@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+RED = "red"
+"""Key in ``TrackInfo.fmtp``; see ``TrackInfo.redundancy``."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrackInfo:
@@ -38,6 +41,16 @@ class TrackInfo:
     """Header extension URI to its id in the recorded packets (RFC 8285)."""
     stream: str = ""
     """Tracks of one sender, whose sender reports relate their media times, share this name (CNAME)."""
+
+    @property
+    def redundancy(self) -> int | None:
+        """Payload type of this sound's RED packets (RFC 2198), None: it has none.
+
+        It is kept in ``fmtp`` under ``RED``, so that readers who do not know it read the track all the same.
+        """
+        number = self.fmtp.get(RED, "")
+        fits = self.kind == "audio" and number.isascii() and number.isdecimal() and len(number) <= 3
+        return int(number) if fits and int(number) <= 127 else None
 
 
 @dataclass(frozen=True, slots=True)

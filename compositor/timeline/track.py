@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from compositor.timeline.delay import Mapping
 from compositor.timeline.model import DECIDE_NS, HORIZON_NS, MS, RELEASE_NS, SECOND, STALL_NS, Frame, Gap
+from compositor.timeline.redundancy import Piece, Redundancy
 from compositor.timeline.reorder import Arrival, Reorder
 from compositor.timeline.reports import ReportedOffset
 from recorder.depacketise import Depacketiser, MediaFrame, depacketiser
@@ -59,6 +60,9 @@ class Counts:
     packets: int = 0
     malformed: int = 0
     lost: int = 0
+    """Packets that did not come in time."""
+    recovered: int = 0
+    """Of these the ones whose frames later packets brought (RFC 2198)."""
     frames: int = 0
     damaged: int = 0
     left_out: int = 0
@@ -78,6 +82,7 @@ class TrackTimeline:
         self._gap = gap
         self._reorder = Reorder()
         self._depacketiser: Depacketiser | None = None
+        self._redundancy = Redundancy()
         self._waiting: deque[_Waiting] = deque()
         self._mapping = Mapping(sound=info.kind == "audio")
         self._unwrapper = Unwrapper(32)
@@ -217,6 +222,7 @@ class TrackTimeline:
         for arrival, missing in self._reorder.end():
             self._assemble(arrival, missing, now_ns)
         self._flush(now_ns)
+        self._redundancy.begin()
         self._reorder = Reorder(missing=missing_first)
 
     def _new_epoch(self) -> None:
@@ -233,19 +239,35 @@ class TrackTimeline:
         self.counts.lost += missing
         if self._depacketiser is None:
             return
-        # Another payload type (comfort noise, telephone events, redundancy) is no part of the pictures or the
-        # sound, but its numbers count.
-        payload = packet.payload if packet.payload_type == self.info.payload_type else b""
-        parts = self._parts.get(packet.timestamp)
-        if parts is None:
-            parts = _Parts(arrival.media_ns, arrival.arrival_ns, arrival.mapping)
-            self._parts[packet.timestamp] = parts
-        parts.arrival_ns = min(parts.arrival_ns, arrival.arrival_ns)
-        parts.missing += missing
         orientation = packet.extensions.get(self.info.extensions.get(VIDEO_ORIENTATION, -1))
         if orientation is not None:
             self._rotation = video_rotation(orientation)
-        for frame in self._depacketiser.push(payload, packet.timestamp, packet.marker, missing > 0):
+        if self.info.redundancy is not None:
+            told = self._redundancy
+            malformed = told.malformed
+            pieces = told.take(packet, self.info, missing)
+            self.counts.recovered = told.recovered
+            self.counts.malformed += told.malformed - malformed
+        else:
+            # Another payload type (comfort noise, telephone events) is no part of the pictures or the sound,
+            # but its numbers count.
+            payload = packet.payload if packet.payload_type == self.info.payload_type else b""
+            pieces = [Piece(0, payload, missing)]
+        for piece in pieces:
+            self._push(piece, arrival, self._depacketiser, now_ns)
+
+    def _push(self, piece: Piece, arrival: Arrival, to: Depacketiser, now_ns: int) -> None:
+        media_ns, rate = arrival.media_ns, self.info.clock_rate
+        if piece.before:
+            ticks = -(-media_ns * rate // SECOND)  # exactly those that media_ns was rounded down from
+            media_ns = (ticks - piece.before) * SECOND // rate
+        timestamp = arrival.packet.timestamp - piece.before & 0xFFFFFFFF
+        parts = self._parts.get(timestamp)
+        if parts is None:
+            parts = self._parts[timestamp] = _Parts(media_ns, arrival.arrival_ns, arrival.mapping)
+        parts.arrival_ns = min(parts.arrival_ns, arrival.arrival_ns)
+        parts.missing += piece.missing
+        for frame in to.push(piece.payload, timestamp, arrival.packet.marker, piece.missing > 0):
             self._complete(frame, now_ns)
 
     def _flush(self, now_ns: int) -> None:

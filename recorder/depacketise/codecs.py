@@ -30,6 +30,17 @@ def depacketiser(mime: str) -> Depacketiser:
     raise ValueError(f"no depacketiser for {mime}")
 
 
+def duration_of(mime: str, payload: bytes) -> int:
+    """Return the media time that one audio payload fills.
+
+    Raises RtpError for a malformed payload, ValueError for a codec that is not known here.
+    """
+    duration = AUDIO.get(mime.lower())
+    if duration is None:
+        raise ValueError(f"no duration of {mime}")
+    return duration(payload)
+
+
 def is_keyframe(mime: str, payload: bytes) -> bool:
     """Tell whether a keyframe begins with this RTP payload; False for empty, malformed and unknown ones.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from compositor.timeline import Frame
 from recorder.records import (
+    RED,
     ClockRecord,
     EndRecord,
     EventRecord,
@@ -30,6 +31,7 @@ SECOND = 1_000 * MS
 START = 1_000 * SECOND
 UTC = 1_700_000_000 * SECOND
 RATES = {"audio": 48000, "video": 90000}
+RED_TYPE = 63
 
 
 @dataclass
@@ -81,6 +83,8 @@ class Sender:
     rotation: Callable[[int], int] | None = None
     probes: bool = False
     """A padding packet after every picture."""
+    redundancy: int = 0
+    """Frames of sound before its own that each packet carries again (RFC 2198)."""
 
     def __post_init__(self) -> None:
         self.period_ns = self.period_ns or (20 * MS if self.kind == "audio" else 40 * MS)
@@ -103,7 +107,18 @@ class Sender:
             self.ssrc,
             stream=self.stream,
             extensions={VIDEO_ORIENTATION: 4},
+            fmtp={RED: str(RED_TYPE)} if self.redundancy else {},
         )
+
+
+def build_red(frames: list[tuple[int, bytes]], payload_type: int = 111) -> bytes:
+    """Return a RED payload of frames (timestamp, data), oldest first, the last its own."""
+    *copies, (timestamp, own) = frames
+    heads = b"".join(
+        (1 << 31 | payload_type << 24 | timestamp - before << 10 | len(data)).to_bytes(4, "big")
+        for before, data in copies
+    )
+    return heads + bytes((payload_type,)) + b"".join(data for _, data in copies) + own
 
 
 def inside(intervals: list[tuple[int, int]], at_ns: int) -> bool:
@@ -133,6 +148,7 @@ def _sent(sender: Sender, duration_ns: int, generator: random.Random) -> list[tu
     ssrc, base = sender.ssrc, sender.first_timestamp
     last_arrival = next_report = 0
     pending_ssrc, pending_jumps = list(sender.new_ssrc), list(sender.jumps)
+    spoken: list[tuple[int, bytes]] = []
     for index in range(duration_ns // sender.period_ns):
         at_ns = index * sender.period_ns
         if inside(sender.stalled, at_ns):
@@ -152,8 +168,13 @@ def _sent(sender: Sender, duration_ns: int, generator: random.Random) -> list[tu
             extensions = {}
             if marker and sender.rotation is not None:
                 extensions[4] = bytes((sender.rotation(at_ns) // 90,))
+            payload_type = sender.info.payload_type
+            if sender.redundancy:
+                spoken = [said for said in spoken if 0 < timestamp - said[0] < 1 << 14]
+                spoken = [*spoken[-sender.redundancy :], (timestamp, payload)]
+                payload, payload_type = build_red(spoken), RED_TYPE
             packet = RtpPacket(
-                sender.info.payload_type,
+                payload_type,
                 sequence & 0xFFFF,
                 timestamp,
                 ssrc,

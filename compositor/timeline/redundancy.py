@@ -1,0 +1,109 @@
+"""Frames of lost packets, found again in the packets after them (RFC 2198).
+
+A sender that repeats the last frame or two in each packet makes most losses harmless::
+
+    sent      A   B+A   C+B   D+C   E+D
+    came      A    x     x    D+C   E+D      the frame of C is in D's packet: only B is missing
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recorder.depacketise import duration_of, parse_red
+from recorder.records import TrackInfo
+from recorder.rtp import RtpError, RtpPacket, sequence_after
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One frame of a packet, on its way to the depacketiser."""
+
+    before: int
+    """Media time by which it lies before its packet."""
+    payload: bytes
+    missing: int
+    """Packets lost for good before it."""
+
+
+class Redundancy:
+    """What a track's packets say of those that were lost. Packets are taken in order of sending."""
+
+    def __init__(self) -> None:
+        self.recovered = 0
+        """Lost packets whose frames were found."""
+        self.malformed = 0
+        """Packets and redundant blocks that could not be parsed."""
+        self._end: int | None = None
+        """Media time (32 bits) at which the last frame ends."""
+        self._missing = 0
+
+    def begin(self) -> None:
+        """Another run of packets begins, which says nothing of the one before."""
+        self._end = None
+
+    def take(self, packet: RtpPacket, info: TrackInfo, missing: int) -> list[Piece]:
+        """Return the frames that the next packet brings, oldest first, its own last (empty: it has none).
+
+        ``missing``: packets lost before it. As many frames are found again at most, and only such that lie
+        whole between the frame before and this packet.
+        """
+        self._missing += missing
+        if packet.payload_type == info.payload_type:
+            return self._row([], packet.payload, packet.timestamp, info)
+        if packet.payload_type != info.redundancy or not packet.payload:
+            return []
+        try:
+            *copies, primary = parse_red(packet.payload)
+        except RtpError:
+            self.malformed += 1
+            self._missing += 1  # as good as lost; the next packet may have its frame
+            return []
+        found: dict[int, bytes] = {}
+        if self._missing and self._end is not None:
+            found = {
+                copy.offset: copy.data
+                for copy in copies
+                if copy.data and copy.payload_type == info.payload_type
+            }
+        own = primary.data if primary.payload_type == info.payload_type else b""
+        return self._row(self._whole(found, packet.timestamp, info), own, packet.timestamp, info)
+
+    def _whole(self, found: dict[int, bytes], timestamp: int, info: TrackInfo) -> list[tuple[int, bytes]]:
+        """Return the copies that lie over nothing else, as (media time before the packet, frame)."""
+        row: list[tuple[int, bytes]] = []
+        end = self._end
+        for before in sorted(found, reverse=True):
+            try:
+                ticks = duration_of(info.mime, found[before])
+            except ValueError:  # an RtpError, or no sound
+                self.malformed += 1
+                continue
+            at = timestamp - before & 0xFFFFFFFF
+            if end is not None and sequence_after(end, at, 32) >= 0 and ticks <= before:
+                row.append((before, found[before]))
+                end = at + ticks & 0xFFFFFFFF
+        return row[-self._missing :]
+
+    def _row(
+        self, copies: list[tuple[int, bytes]], own: bytes, timestamp: int, info: TrackInfo
+    ) -> list[Piece]:
+        """Say where something is missing still: where no frame follows on the one before."""
+        self.recovered += len(copies)
+        left, self._missing = self._missing - len(copies), 0
+        frames = [*copies, (0, own)] if own else copies
+        if not frames:
+            self._missing = left
+            return []
+        holes = []
+        for index, (before, data) in enumerate(frames):
+            at = timestamp - before & 0xFFFFFFFF
+            if self._end is None or sequence_after(self._end, at, 32) > 0:
+                holes.append(index)
+            try:
+                self._end = at + duration_of(info.mime, data) & 0xFFFFFFFF
+            except ValueError:
+                self._end = at  # the depacketiser counts it
+        missing = dict.fromkeys(holes[:left] or [0], 1)
+        missing[min(missing)] += left - len(missing)
+        return [Piece(before, data, missing.get(index, 0)) for index, (before, data) in enumerate(frames)]
