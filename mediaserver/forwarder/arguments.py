@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from mediaserver.forwarder.interface import ForwarderError, RouteParameters
+from mediaserver.forwarder.interface import ForwarderError, RouteParameters, StreamParameters
+
+
+def check_stream(parameters: StreamParameters) -> None:
+    """Raise ``ForwarderError`` if a stream's parameters contradict each other."""
+    red = parameters.red_payload_type
+    if red is not None and (parameters.kind != "audio" or red == parameters.payload_type):
+        raise ForwarderError(f"RED is for sound, under a payload type of its own: {red}")
 
 
 def check_route(parameters: RouteParameters) -> None:

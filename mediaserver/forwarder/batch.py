@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from mediaserver.forwarder.arguments import check_route, layers_wanted
+from mediaserver.forwarder.arguments import check_route, check_stream, layers_wanted
 from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, SendFeedback, StreamStats
 from mediaserver.forwarder.interface import (
     MAX_ADDRESSES_PER_PEER,
@@ -218,6 +218,7 @@ class BatchForwarder:
     # --- streams
 
     def add_stream(self, peer: int, ssrc: int, parameters: StreamParameters) -> int:
+        check_stream(parameters)
         with self._locked() as path:
             if len(path.streams) >= MAX_STREAMS:
                 raise ForwarderError(f"there are {MAX_STREAMS} streams already")

@@ -103,6 +103,10 @@ class StreamParameters:
     rtx_payload_type: int | None = None
     extensions: Mapping[str, int] = field(default_factory=dict)
     """Header extension URI to the id that the publisher uses (RFC 8285)."""
+    red_payload_type: int | None = None
+    """Of sound: packets of it carry their own frame and copies of ones before it (RFC 2198), all of
+    ``payload_type``, or they are dropped and counted. Not for a publisher with RTX, which would not say which
+    of both a resent packet is."""
     keep_ms: int = 1000
     """How long packets can be resent."""
     keep_bytes: int = 2 << 20
@@ -126,6 +130,9 @@ class RouteParameters:
     numbers without a jump and what of the layers is sent; the rest is copied."""
     mid: str = ""
     """Value of the MID extension, at most 16 bytes; empty: not sent."""
+    red_payload_type: int | None = None
+    """The subscriber takes RED (RFC 2198) under this payload type and gets such packets with all their
+    blocks. Else, and always with RTX, it gets the primary block of each under ``payload_type``."""
     allow_mixed: bool = False
     """``a=extmap-allow-mixed`` was agreed: an element longer than 16 bytes may travel with two-byte
     headers."""

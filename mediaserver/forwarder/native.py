@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import cffi
 
 from mediaserver.forwarder import build
-from mediaserver.forwarder.arguments import check_route, layers_wanted
+from mediaserver.forwarder.arguments import check_route, check_stream, layers_wanted
 from mediaserver.forwarder.counters import ForwarderStats, PeerStats, RouteStats, SendFeedback, StreamStats
 from mediaserver.forwarder.crypto import crypto_table
 from mediaserver.forwarder.events import EVENT, read_events
@@ -228,6 +228,7 @@ class NativeForwarder:
     # --- streams
 
     def add_stream(self, peer: int, ssrc: int, parameters: StreamParameters) -> int:
+        check_stream(parameters)
         extensions, count = self._extensions(parameters.extensions)
         given = ffi.new(
             "fwd_stream_parameters_t *",
@@ -239,6 +240,7 @@ class NativeForwarder:
                 "codec": CODECS.get(parameters.mime.lower(), 0),
                 "payload_type": parameters.payload_type,
                 "rtx_payload_type": _or_none(parameters.rtx_payload_type),
+                "red_payload_type": _or_none(parameters.red_payload_type),
                 "has_rtx_ssrc": parameters.rtx_ssrc is not None,
                 "track": _or_none(parameters.track),
                 "keep_ms": parameters.keep_ms,
@@ -287,6 +289,7 @@ class NativeForwarder:
                 "rtx_ssrc": parameters.rtx_ssrc or 0,
                 "payload_type": parameters.payload_type,
                 "rtx_payload_type": _or_none(parameters.rtx_payload_type),
+                "red_payload_type": _or_none(parameters.red_payload_type),
                 "allow_mixed": parameters.allow_mixed,
                 "mid_length": len(parameters.mid.encode()),
                 "first_sequence": secrets.randbelow(0x8000) if first is None else first,

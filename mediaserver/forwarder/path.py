@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from typing import Any, Final
 
+from mediaserver.forwarder import red
 from mediaserver.forwarder.feedback import nack_sequences, read_feedback
 from mediaserver.forwarder.interface import (
     MAX_HELD_PACKETS,
@@ -215,8 +216,7 @@ class PacketPath:
             self._media(stream, unwrapped, recovered=True)
 
     def _media(self, stream: Stream, packet: RtpPacket, *, recovered: bool) -> None:
-        if packet.payload_type != stream.payload_type:
-            stream.other_payload += 1
+        if packet.payload_type != stream.payload_type and not self._is_red(stream, packet):
             return
         gap = stream.account(packet, recovered=recovered)
         if gap is False:
@@ -232,6 +232,16 @@ class PacketPath:
             self.outbox.put(Keyframe(stream.number, packet.timestamp, packet.arrival_ns))
         for route in stream.routes:
             self._forward(route, stream, packet)
+
+    def _is_red(self, stream: Stream, packet: RtpPacket) -> bool:
+        """Tell whether a packet of another payload type carries frames of the stream's; count it if not."""
+        found = red.FOREIGN
+        if packet.payload_type == stream.red_payload_type:
+            start, end = packet.payload_start, packet.payload_end
+            found = red.primary(packet.data, start, end, stream.payload_type)
+        stream.other_payload += found == red.FOREIGN
+        stream.malformed += found == red.MALFORMED
+        return found > 0
 
     def _move_tap(self, stream: Stream, packet: RtpPacket) -> None:
         """Take over another stream's tap, so that not one packet is in both or in neither."""

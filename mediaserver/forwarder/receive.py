@@ -50,6 +50,7 @@ class Stream:
         self.tap_from: Stream | None = None
         self.payload_type = parameters.payload_type
         self.rtx_payload_type = parameters.rtx_payload_type
+        self.red_payload_type = parameters.red_payload_type
         self.clock_rate = parameters.clock_rate
         self.codec = CODECS.get(parameters.mime.lower(), 0) if parameters.kind == "video" else 0
         self.rtx_ssrc = parameters.rtx_ssrc

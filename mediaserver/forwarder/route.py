@@ -17,6 +17,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from mediaserver.forwarder import red
 from mediaserver.forwarder.counters import RouteStats
 from mediaserver.forwarder.interface import (
     ABS_SEND_TIME,
@@ -63,6 +64,8 @@ class Epoch:
         "mapping",
         "payload_type",
         "picture_offset",
+        "red_from",
+        "red_to",
         "rtx_payload_type",
         "sequence_offset",
         "stream",
@@ -80,7 +83,22 @@ class Epoch:
         self.dependency_id = stream.parameters.extensions.get(DEPENDENCY, 0)
         self.payload_type = 0
         self.rtx_payload_type: int | None = None
+        self.red_from = stream.red_payload_type
+        self.red_to: int | None = None
+        """As what RED is sent; None: its primary block alone."""
         self.mapping: tuple[tuple[int, int], ...] = ()
+
+    def is_red(self, packet: RtpPacket) -> bool:
+        """Tell whether a packet of the stream carries several frames (RFC 2198)."""
+        return packet.payload_type == self.red_from
+
+    def sent_from(self, packet: RtpPacket) -> int:
+        """Return where what is sent of a payload begins: of RED the primary block, for a subscriber
+        without."""
+        start = packet.payload_start
+        if not self.is_red(packet) or self.red_to is not None:
+            return start
+        return max(start, red.primary(packet.data, start, packet.payload_end, None))
 
 
 class Sent:
@@ -160,6 +178,8 @@ class Route:
         epoch.floor = packet.extended
         epoch.payload_type = self.payload_type
         epoch.rtx_payload_type = self.rtx_payload_type
+        if self.parameters.rtx_payload_type is None:  # RTX speaks of one payload type only
+            epoch.red_to = self.parameters.red_payload_type
         epoch.sequence_offset = (self.last + 1 if self.last >= 0 else self.next) - packet.extended
         if self.last >= 0 and last is not None:
             if last.stream is stream:
@@ -216,7 +236,7 @@ class Route:
                 self._frame = (_frame_number(told) + epoch.frame_offset) & 0xFFFF
         self.packets += 1
         if not sent.fill:
-            self.bytes += packet.payload_end - packet.payload_start
+            self.bytes += packet.payload_end - epoch.sent_from(packet)
         if self.budget < RESEND_BUDGET:
             self.budget += 1
         return self.build(
@@ -313,8 +333,12 @@ class Route:
         extension = self._extension(packet, sent, number, seconds)
         first = 0x80 | data[0] & 0x2F | (0x10 if extension else 0)
         timestamp = (packet.timestamp + epoch.timestamp_offset) & 0xFFFFFFFF
+        payload = data[epoch.sent_from(packet) :]
+        if epoch.is_red(packet) and epoch.red_to is not None:
+            size = packet.payload_end - packet.payload_start
+            payload = red.renumbered(payload[:size], epoch.payload_type) + payload[size:]
+            payload_type = epoch.red_to
         head = _HEADER.pack(first, sent.marker | payload_type, sequence, timestamp, ssrc)
-        payload = data[packet.payload_start :]
         if epoch.stream.codec == VP8:
             payload = self._renumber(packet, epoch, payload, newest=newest)
         if original is not None:

@@ -146,6 +146,9 @@ static void check_sent(const struct msghdr *message) {
       mine |= route->ssrc == get32(data + 8) || (route->has_rtx && route->rtx_ssrc == get32(data + 8));
     }
     insist(mine, "a peer gets what is routed to it");
+    insist(size > MAX_PACKET_BYTES || rtp.payload_type != 113 ||
+               red_primary(data, rtp.payload_start, rtp.payload_end, -1) > 0,
+           "redundancy is passed on in good order");
   }
 }
 
@@ -202,6 +205,7 @@ static void add_stream(int at) {
                                .codec = codec,
                                .payload_type = 96,
                                .rtx_payload_type = 97,
+                               .red_payload_type = at ? -1 : 98,
                                .track = at,
                                .keep_ms = 1000,
                                .keep_bytes = 1 << 18,
@@ -218,6 +222,7 @@ static void add_route(int at) {
                               .rtx_ssrc = 0x3332u + 2u * (uint32_t)stream,
                               .payload_type = 111,
                               .rtx_payload_type = rtx ? 112 : -1,
+                              .red_payload_type = at == 5 ? 113 : -1,
                               .allow_mixed = at % 2,
                               .first_sequence = at == 3 ? 32767 : 100,
                               .mid = (const uint8_t *)"mid",

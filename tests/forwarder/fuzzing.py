@@ -111,9 +111,25 @@ def scalable() -> bytes:
     return b"".join(steps)
 
 
+def redundant() -> bytes:
+    """Return a conversation of RED (RFC 2198), good and bad, asked for again by both subscribers."""
+    from tests.forwarder.test_red import red
+    from tests.forwarder.test_resending import nack
+
+    payloads = [red(b"own"), red(b"own", (960, b"copy")), red(b"own", (1920, b"older"), (960, b"copy"))]
+    payloads += [red(b"", (960, b"")), red(b"own", (960, b"copy"))[:-6], red(b"own", (1, b"x"), kind=13), b""]
+    sent = [
+        rtp(at, timestamp=960 * at, payload_type=98, payload=payload, padding=4 * (at % 2))
+        for at, payload in enumerate(payloads * 3)
+    ]
+    asked = [step(nack(0x2222, (100, 0xFFFF)), SUBSCRIBER, 4), step(nack(0x2223, (100, 0xFFFF)), 2, 4)]
+    return b"".join([*(step(packet) for packet in [rtp(999), *sent]), *asked])
+
+
 def seeds() -> Iterator[bytes]:
-    """Give all seeds: captured calls in windows, and two conversations that are made up."""
+    """Give all seeds: captured calls in windows, and three conversations that are made up."""
     yield made()
+    yield redundant()
     yield scalable()
     for path in sorted(CORPUS.glob("*.bin")):
         steps = split(path.read_bytes())

@@ -189,6 +189,7 @@ int64_t fwd_add_stream(forwarder_t *f, int64_t number, const fwd_stream_paramete
   stream->track = p->track;
   stream->payload_type = (int16_t)p->payload_type;
   stream->rtx_payload_type = (int16_t)p->rtx_payload_type;
+  stream->red_payload_type = (int16_t)p->red_payload_type;
   stream->codec = p->video ? (uint8_t)p->codec : CODEC_NONE;
   stream->keep_ns = (int64_t)p->keep_ms * 1000000;
   stream->keep_bytes = p->keep_bytes;
@@ -335,6 +336,7 @@ int64_t fwd_add_route(forwarder_t *f, int64_t stream_number, int64_t peer_number
   route->has_rtx = has_rtx;
   route->payload_type = (int16_t)p->payload_type;
   route->rtx_payload_type = (int16_t)p->rtx_payload_type;
+  route->red_payload_type = (int16_t)p->red_payload_type;
   route->allow_mixed = p->allow_mixed != 0;
   route->waiting = true;
   struct sent_ssrc before = sent_before(peer, p->ssrc, p->first_sequence);

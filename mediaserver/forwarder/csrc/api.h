@@ -60,7 +60,7 @@ typedef struct {
 
 typedef struct {
   uint32_t ssrc, rtx_ssrc, clock_rate;
-  int32_t video, codec, payload_type, rtx_payload_type, has_rtx_ssrc, track, keep_ms;
+  int32_t video, codec, payload_type, rtx_payload_type, red_payload_type, has_rtx_ssrc, track, keep_ms;
   int64_t keep_bytes;
   const fwd_extension_t *extensions;
   int32_t extension_count;
@@ -68,7 +68,7 @@ typedef struct {
 
 typedef struct {
   uint32_t ssrc, rtx_ssrc;
-  int32_t payload_type, rtx_payload_type, allow_mixed, mid_length, first_sequence, first_rtx_sequence;
+  int32_t payload_type, rtx_payload_type, red_payload_type, allow_mixed, mid_length, first_sequence, first_rtx_sequence;
   const uint8_t *mid;
   const fwd_extension_t *extensions;
   int32_t extension_count;

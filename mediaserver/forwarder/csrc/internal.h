@@ -173,7 +173,7 @@ struct stream {
   struct peer *peer;
   uint32_t ssrc, clock_rate;
   int32_t track;
-  int16_t payload_type, rtx_payload_type;
+  int16_t payload_type, rtx_payload_type, red_payload_type;
   uint8_t codec, audio_level_id, dependency_id;
   int64_t keep_ns, keep_bytes, base, highest, keyframe_extended, jitter_x16;
   int64_t tap_from; /* whose tap moves here at the next keyframe; 0: nobody's */
@@ -196,6 +196,7 @@ struct epoch {
   uint16_t picture_offset, frame_offset;
   uint8_t index_offset, payload_type, codec, mapped, dependency_id;
   int16_t rtx_payload_type;
+  int16_t red_from, red_to; /* received RED, and as what it is sent; -1: none, and: its primary block alone */
   uint8_t from[MAX_MAPPED], to[MAX_MAPPED];
 };
 
@@ -225,7 +226,7 @@ struct route {
   struct peer *peer;
   struct stream *stream, *pending;
   uint32_t ssrc, rtx_ssrc;
-  int16_t payload_type, rtx_payload_type;
+  int16_t payload_type, rtx_payload_type, red_payload_type;
   bool has_rtx, allow_mixed, two_byte, paused, waiting;
   uint8_t mid_id, abs_id, transport_cc_id, mid_length;
   uint8_t mid[16];
@@ -299,6 +300,12 @@ struct vp8_numbers { uint32_t picture, bits, index; };
 struct vp8_numbers vp8_find(const uint8_t *data, uint32_t start, uint32_t end);
 uint32_t vp8_picture(const uint8_t *data, struct vp8_numbers found);
 bool rtcp_valid(const uint8_t *data, uint32_t size);
+
+/* red.c */
+enum { RED_MALFORMED = 0, RED_FOREIGN = -1 };
+/* Offset of the primary block, or one of these; all blocks must have this payload type (-1: any). */
+int32_t red_primary(const uint8_t *data, uint32_t start, uint32_t end, int payload_type);
+void red_renumber(uint8_t *payload, uint32_t size, uint8_t payload_type);
 
 /* srtp.c: in place; return the new length or -1, failures counted at the peer */
 bool gcm_init(const fwd_crypto_t *crypto, struct gcm *gcm, bool derive, bool decrypt, const uint8_t *key,

@@ -184,8 +184,12 @@ static void move_tap(forwarder_t *f, struct stream *stream, const struct rtp *rt
 
 static void media(forwarder_t *f, struct stream *stream, struct rtp *rtp, bool recovered) {
   if (rtp->payload_type != stream->payload_type) {
-    stream->stats.other_payload++;
-    return;
+    int32_t primary = rtp->payload_type == stream->red_payload_type
+                          ? red_primary(rtp->data, rtp->payload_start, rtp->payload_end, stream->payload_type)
+                          : RED_FOREIGN;
+    if (primary == RED_FOREIGN) stream->stats.other_payload++;
+    if (primary == RED_MALFORMED) stream->stats.malformed++;
+    if (primary <= 0) return;
   }
   uint16_t first = 0, last = 0;
   enum accounted accounted = stream_account(stream, rtp, recovered, &first, &last);

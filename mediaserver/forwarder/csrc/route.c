@@ -18,6 +18,8 @@ void route_begin(struct route *route, struct stream *stream, const struct rtp *r
   epoch->payload_type = (uint8_t)route->payload_type;
   epoch->rtx_payload_type = route->has_rtx ? route->rtx_payload_type : -1;
   epoch->codec = stream->codec;
+  epoch->red_from = stream->red_payload_type;
+  epoch->red_to = route->has_rtx ? -1 : route->red_payload_type; /* RTX speaks of one payload type only */
   epoch->sequence_offset = (route->last >= 0 ? route->last + 1 : route->next) - rtp->extended;
   if (route->last >= 0) {
     if (last.stream == stream->number) {
@@ -147,6 +149,17 @@ static uint32_t build_fill(const struct route *route, const struct epoch *epoch,
   return at + 1;
 }
 
+static bool is_red(const struct epoch *epoch, const struct rtp *rtp) {
+  return epoch->red_from >= 0 && rtp->payload_type == epoch->red_from;
+}
+
+/* Where what is sent of a payload begins: of RED the primary block, for a subscriber without. */
+static uint32_t sent_from(const struct epoch *epoch, const struct rtp *rtp) {
+  if (!is_red(epoch, rtp) || epoch->red_to >= 0) return rtp->payload_start;
+  int32_t primary = red_primary(rtp->data, rtp->payload_start, rtp->payload_end, -1);
+  return primary > 0 ? (uint32_t)primary : rtp->payload_start;
+}
+
 /* Rewrite a packet, plain or as RTX of the number `original` (-1: plain). A packet grows by at most 45 bytes of
  * extensions, 2 for each of MAX_ELEMENTS that gets a two-byte header, and 2 of RTX: it fits SLOT_BYTES with its tag. */
 static uint32_t build(struct route *route, const struct epoch *epoch, const struct rtp *rtp, uint8_t *out,
@@ -160,14 +173,17 @@ static uint32_t build(struct route *route, const struct epoch *epoch, const stru
   memcpy(out + 12, data + 12, at - 12);
   uint32_t extension = put_extension(route, epoch, rtp, out + at, &to);
   out[0] = (uint8_t)(0x80 | (data[0] & 0x2f) | (extension ? 0x10 : 0));
-  out[1] = to.on.marker | to.payload_type;
+  bool red = is_red(epoch, rtp) && epoch->red_to >= 0;
+  out[1] = to.on.marker | (red ? (uint8_t)epoch->red_to : to.payload_type);
   at += extension;
   if (to.original >= 0) {
     put16(out + at, (uint32_t)to.original);
     at += 2;
   }
   uint8_t *payload = out + at;
-  memcpy(payload, data + rtp->payload_start, rtp->size - rtp->payload_start);
+  uint32_t from = sent_from(epoch, rtp);
+  memcpy(payload, data + from, rtp->size - from);
+  if (red) red_renumber(payload, rtp->payload_end - from, epoch->payload_type);
   if (epoch->codec == CODEC_VP8) {
     struct vp8_numbers found = vp8_find(data, rtp->payload_start, rtp->payload_end);
     if (found.bits) {
@@ -185,7 +201,7 @@ static uint32_t build(struct route *route, const struct epoch *epoch, const stru
       if (newest) route->index = value;
     }
   }
-  return at + rtp->size - rtp->payload_start;
+  return at + rtp->size - from;
 }
 
 static uint16_t next_number(const struct route *route) {
@@ -227,7 +243,7 @@ uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp,
     if (told && told->length >= 3) route->frame = (uint16_t)(get16(rtp->data + told->at + 1) + epoch->frame_offset);
   }
   route->packets++;
-  if (!on.fill) route->bytes += rtp->payload_end - rtp->payload_start;
+  if (!on.fill) route->bytes += rtp->payload_end - sent_from(epoch, rtp);
   if (route->budget < RESEND_BUDGET) route->budget++;
   return build(route, epoch, rtp, out, to, newest);
 }

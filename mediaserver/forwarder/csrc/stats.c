@@ -119,6 +119,7 @@ int fwd_parse_for_test(const uint8_t *data, size_t size) {
   }
   for (int codec = CODEC_NONE; codec <= CODEC_AV1; codec++) seen += is_keyframe_start(codec, data, 0, (uint32_t)size);
   seen += parse_layers(data, (uint32_t)size);
+  seen += (uint32_t)(red_primary(data, 0, (uint32_t)size, 96) + red_primary(data, 0, (uint32_t)size, -1));
   int64_t reported = 0, lost = 0;
   if (rtcp_valid(data, (uint32_t)size))
     for (uint32_t at = 0; at < size; at += 4u * (get16(data + at + 2) + 1u))
