@@ -114,6 +114,12 @@ class Media(Section):
         description="Codecs of a room unless it names its own, best first. video/VP9 and video/AV1 pass "
         "through. A client that fits none is refused with codec_mismatch.",
     )
+    red: Literal["off", "accept", "prefer"] = Field(
+        default="accept",
+        description="Sound whose packets repeat the frame before (RED, RFC 2198): a lost packet is heard and "
+        "recorded all the same, for some 30 kbit/s more. accept: from clients that prefer it. prefer: from "
+        "all that offer it, such as Chromium. off: from none. A listener without it hears plain Opus.",
+    )
     consent_s: Positive = Field(
         default=15.0,
         description="A client not heard from for this long has left; one that sends but does not check its "

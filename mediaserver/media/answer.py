@@ -137,6 +137,22 @@ def choose(media: MediaOffer, room_codecs: Iterable[str]) -> list[Codec]:
     return chosen
 
 
+def redundancy(media: MediaOffer, codec: Codec, wish: str, *, publishing: bool) -> int | None:
+    """Return the payload type of RED (RFC 2198) that is agreed for a codec, None for none.
+
+    ``wish``: ``off``; ``accept``: to a publisher if it offers RED before the codec, as one that prefers it
+    does; ``prefer``: to every publisher that offers it. Who receives gets it whenever it is offered. None
+    with RTX for sound, which would not say of which of both payload types a resent packet is.
+    """
+    if codec.red is None or codec.rtx is not None or wish == "off":
+        return None
+    if publishing and wish == "accept":
+        order = [int(word) for word in media.formats]
+        if order.index(codec.red) > order.index(codec.payload_type):
+            return None
+    return codec.red
+
+
 def _rank(codec: Codec) -> int:
     rank = _h264_rank(codec) if codec.name.upper() == "H264" else 0
     return 9 if rank is None else rank
@@ -251,7 +267,8 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
 
 def _section(answer: MediaAnswer, local: Local) -> list[str]:
     media = answer.offer
-    types = [t for codec in answer.codecs for t in (codec.payload_type, codec.rtx) if t is not None]
+    publishing = answer.direction == "recvonly"
+    types = [number for codec in answer.codecs for number in _types(codec, publishing=publishing)]
     port = local.candidates[0].port if local.candidates else 9
     address = local.candidates[0].address if local.candidates else "0.0.0.0"  # noqa: S104 - SDP's "none yet"
     family = "IP6" if ":" in address else "IP4"
@@ -269,7 +286,6 @@ def _section(answer: MediaAnswer, local: Local) -> list[str]:
     if media.mid:
         lines.insert(7, f"a=mid:{media.mid}")
     lines += [f"a=extmap:{number} {uri}" for uri, number in answer.extensions.items()]
-    publishing = answer.direction == "recvonly"
     for codec in answer.codecs:
         lines += _codec(codec, publishing=publishing)
     if answer.receive_rids:
@@ -284,6 +300,12 @@ def _section(answer: MediaAnswer, local: Local) -> list[str]:
             lines.append(f"a=ssrc:{ssrc} cname:{answer.cname}")
             lines.append(f"a=ssrc:{ssrc} msid:{answer.stream_id} {answer.track_id}")
     return lines + _candidates(local.candidates)
+
+
+def _types(codec: Codec, *, publishing: bool) -> list[int]:
+    """Return its payload types; browsers send the first one of an answer."""
+    red_first = (codec.red, codec.payload_type) if publishing else (codec.payload_type, codec.red)
+    return [number for number in (*red_first, codec.rtx) if number is not None]
 
 
 def _codec(codec: Codec, *, publishing: bool) -> list[str]:
@@ -301,4 +323,7 @@ def _codec(codec: Codec, *, publishing: bool) -> list[str]:
         lines.append(f"a=fmtp:{number} {body}")
     if codec.rtx is not None:
         lines += [f"a=rtpmap:{codec.rtx} rtx/{codec.clock_rate}", f"a=fmtp:{codec.rtx} apt={number}"]
+    if codec.red is not None:
+        lines.append(f"a=rtpmap:{codec.red} red/{codec.clock_rate}{channels}")
+        lines.append(f"a=fmtp:{codec.red} {number}/{number}")
     return lines

@@ -50,6 +50,7 @@ class Layer:
                     payload_type=publication.codec.payload_type,
                     rtx_ssrc=self.rtx_ssrc,
                     rtx_payload_type=publication.codec.rtx,
+                    red_payload_type=publication.codec.red,
                     extensions=publication.extensions,
                     track=tap,
                 ),

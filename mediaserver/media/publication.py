@@ -16,7 +16,7 @@ from mediaserver.media.scalable import ScalableLayers
 from mediaserver.media.sdp import Codec, MediaOffer
 from mediaserver.media.transport import Transport
 from recorder.ids import uuid7
-from recorder.records import TrackInfo
+from recorder.records import RED, TrackInfo
 
 if TYPE_CHECKING:
     from mediaserver.media.subscription import Subscription
@@ -136,7 +136,7 @@ class Publication:
                 layer.take_rtx(event.ssrc)
                 return layer
             return None
-        if event.payload_type != self.codec.payload_type:
+        if event.payload_type not in (self.codec.payload_type, self.codec.red):
             return None
         layer = self._layer_of(event.rid, lambda one: one.stream is None)
         if layer is None or layer.stream is not None:
@@ -240,6 +240,9 @@ class Publication:
 
     def track_info(self, number: int) -> TrackInfo:
         """Describe the track for a journal."""
+        fmtp = {key: value for key, value in self.codec.fmtp.items() if key != RED}
+        if self.codec.red is not None:
+            fmtp[RED] = str(self.codec.red)
         return TrackInfo(
             track=number,
             identity=self.sender.identity,
@@ -253,7 +256,7 @@ class Publication:
             payload_type=self.codec.payload_type,
             ssrc=self.ssrc or 0,
             channels=self.codec.channels,
-            fmtp=dict(self.codec.fmtp),
+            fmtp=fmtp,
             extensions=dict(self.extensions),
             stream=f"{self.session}/{self.media.cname}",
         )

@@ -97,8 +97,9 @@ class Room:
         make_event: Callable[[str, str, str, JsonObject], JsonObject],
         draw_tap: Callable[[], int],
         forget: Callable[[Session], None],
+        red: str,
     ) -> None:
-        self.tenant, self.name, self.codecs = tenant, name, codecs
+        self.tenant, self.name, self.codecs, self.red = tenant, name, codecs, red
         self.transport = transport
         self.participants: dict[str, Participant] = {}
         self.recordings: dict[str, Tap] = {}

@@ -45,6 +45,8 @@ class Codec:
     feedback: list[str] = field(default_factory=list)
     rtx: int | None = None
     """Payload type of its retransmissions (RFC 4588)."""
+    red: int | None = None
+    """Payload type of packets that carry several of its frames (RFC 2198); sound only."""
 
 
 @dataclass(slots=True)
@@ -319,6 +321,20 @@ def _settle_codecs(media: MediaOffer) -> None:
             main = media.codecs.get(int(apt)) if _NUMBER.fullmatch(apt) else None
             if main is not None and main.rtx is None:
                 main.rtx = codec.payload_type
+        elif codec.name.lower() == "red" and media.kind == "audio":
+            main = _repeated(media, codec)
+            if main is not None and main.red is None:
+                main.red = codec.payload_type
+
+
+def _repeated(media: MediaOffer, red: Codec) -> Codec | None:
+    """Return the codec of whose frames a RED payload type carries several; None: of more than one."""
+    numbers = set(next(iter(red.fmtp), "").split("/"))
+    word = numbers.pop()
+    main = media.codecs.get(int(word)) if not numbers and _NUMBER.fullmatch(word) else None
+    if main is None or (main.clock_rate, main.channels) != (red.clock_rate, red.channels):
+        return None
+    return main if main is not red else None
 
 
 def _finish(offer: Offer, session: MediaOffer) -> None:

@@ -47,6 +47,7 @@ class Service:
         udp: Sequence[str],
         consent_ns: int,
         codecs: Sequence[str],
+        red: str,
         commit: Callable[[Callable[[JournalTrouble], None]], GroupCommit],
         clock: Clock,
         publish_event: Callable[[JsonObject], object],
@@ -55,7 +56,7 @@ class Service:
     ) -> None:
         self._index = index
         self._udp = list(udp)
-        self._codecs = [_codec_name(name) for name in codecs]
+        self._codecs, self._red = [_codec_name(name) for name in codecs], red
         self._clock = clock
         self._publish_event = publish_event
         self.started_ns = clock.now_ns()
@@ -188,6 +189,7 @@ class Service:
                 make_event=self._make_event,
                 draw_tap=self.recordings.draw_tap,
                 forget=self._forget,
+                red=self._red,
             )
         return room.describe()
 

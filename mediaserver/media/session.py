@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from mediaserver.forwarder.interface import NewSsrc, Rtcp
@@ -35,6 +35,9 @@ QUIET_NS = 3 * SECOND_NS
 
 class SessionOwner(Protocol):
     """Whom a session tells what happens to it: its room."""
+
+    red: str
+    """How offers of RED are answered; see ``answer.redundancy``."""
 
     def session_changed(self, session: Session, state: LinkState, reason: str) -> None:
         """Learn that a session connected, lost its client for a while, or ended."""
@@ -165,7 +168,7 @@ class PublishSession(Session):
             taken = any(other.kind == media.kind for other, _, _ in chosen)
             if not media.is_media or taken or media.direction not in ("sendonly", "sendrecv"):
                 continue
-            codecs = fitting_codecs(media, room_codecs)
+            codecs = fitting_codecs(media, room_codecs, self.owner.red, publishing=True)
             reply.codecs, reply.direction = codecs[:1], "recvonly"
             wanted = [uri for uri in answer.PUBLISH_EXTENSIONS if media.rids or uri not in _RIDS]
             reply.extensions = answer.publish_extensions(media, codecs[0], wanted)
@@ -301,7 +304,8 @@ class SubscribeSession(Session):
             answers.append(reply)
             if not media.is_media or media.direction not in ("recvonly", "sendrecv"):
                 continue
-            reply.codecs, reply.direction = fitting_codecs(media, room_codecs), "sendonly"
+            reply.codecs = fitting_codecs(media, room_codecs, self.owner.red, publishing=False)
+            reply.direction = "sendonly"
             reply.extensions = answer.subscribe_extensions(media, reply.codecs)
             extensions.update(reply.extensions)
         if not any(reply.codecs for reply in answers):
@@ -450,8 +454,9 @@ class SubscribeSession(Session):
 _RIDS = (answer.RID, answer.REPAIRED_RID)
 
 
-def fitting_codecs(media: MediaOffer, room_codecs: list[str]) -> list[Codec]:
-    """Return the room's codecs an m-line offers; raises IpcError ``codec_mismatch`` naming both sides."""
+def fitting_codecs(media: MediaOffer, room_codecs: list[str], red: str, *, publishing: bool) -> list[Codec]:
+    """Return the room's codecs an m-line offers, with the RED that is agreed; raises IpcError
+    ``codec_mismatch`` naming both sides."""
     codecs = answer.choose(media, room_codecs)
     if not codecs:
         ours = [name for name in room_codecs if answer.KINDS.get(name.lower()) == media.kind]
@@ -461,4 +466,6 @@ def fitting_codecs(media: MediaOffer, room_codecs: list[str]) -> list[Codec]:
             f"the offer has {', '.join(answer.names(media)) or 'none'}",
             409,
         )
-    return codecs
+    return [
+        replace(codec, red=answer.redundancy(media, codec, red, publishing=publishing)) for codec in codecs
+    ]

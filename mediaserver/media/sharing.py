@@ -14,6 +14,8 @@ from mediaserver.media.layer_choice import HEADROOM, LayerState
 
 SOUND_BPS: Final = 60_000
 """Taken for each track of sound: Opus at 40 kbit/s with its headers, 50 packets a second."""
+COPIES_BPS: Final = 40_000
+"""Taken for the copies in it where each packet repeats the frame before (RFC 2198)."""
 PAYLOAD: Final = 0.94
 """Share of what is sent that is payload: headers, authentication tags, some packets again."""
 SLACK: Final = 1.1

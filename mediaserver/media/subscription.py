@@ -14,7 +14,7 @@ from mediaserver.media.layer import Layer
 from mediaserver.media.layer_choice import LayerPolicy
 from mediaserver.media.publication import Publication
 from mediaserver.media.sdp import Codec, MediaOffer
-from mediaserver.media.sharing import PAYLOAD, SOUND_BPS, Picture
+from mediaserver.media.sharing import COPIES_BPS, PAYLOAD, SOUND_BPS, Picture
 from mediaserver.media.transport import Transport
 from recorder import rtcp
 
@@ -138,6 +138,7 @@ class Subscription:
                     payload_type=codec.payload_type,
                     rtx_ssrc=self.rtx_ssrc if codec.rtx is not None else None,
                     rtx_payload_type=codec.rtx,
+                    red_payload_type=next((one.red for one in self.codecs if one.red is not None), None),
                     extensions=self.extensions,
                     mid=self.media.mid,
                     allow_mixed=self.allow_mixed,
@@ -260,7 +261,8 @@ class Subscription:
         if publication is None or publication.muted or self.route is None:
             return 0
         if self.kind == "audio":
-            return SOUND_BPS
+            repeated = publication.codec.red is not None and any(one.red is not None for one in self.codecs)
+            return SOUND_BPS + (COPIES_BPS if repeated else 0)
         before, since_ns, bps = self._metered
         if now - since_ns >= SECOND_NS // 2:
             octets = self.transport.forwarder.route_stats(self.route).bytes

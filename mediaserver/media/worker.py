@@ -125,6 +125,7 @@ async def run(config: WorkerConfig) -> None:
         udp=[f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a in config.advertised],
         consent_ns=int(config.media.consent_s * SECOND_NS),
         codecs=config.media.codecs,
+        red=config.media.red,
         commit=commit_maker(config, clock),
         clock=clock,
         publish_event=lambda event: server.publish(event),

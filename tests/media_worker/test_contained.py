@@ -130,7 +130,7 @@ def test_a_report_that_fails_costs_the_others_none(world: World) -> None:
 def test_reports_of_many_tracks_fit_their_datagrams(world: World) -> None:
     """29 tracks on one connection were more than a packet holds."""
     transport = transport_of(world)
-    made = SubscribeSession(cast(session.SessionOwner, None), transport, "viewer")
+    made = SubscribeSession(cast(session.SessionOwner, SimpleNamespace(red="off")), transport, "viewer")
     made.open(parse_offer((OFFERS / "chromium_subscribe.sdp").read_text()), ["VP8", "opus"], "somebody")
     report = rtcp.SenderReport(ssrc=1, ntp=1, rtp_timestamp=1, packets=1, octets=1)
     pair = [report, rtcp.SourceDescription.of_cname(1, "f" * 16)]
@@ -180,7 +180,7 @@ async def test_one_participant_does_not_fill_the_room(tmp_path: Path) -> None:
 def test_a_client_that_asks_for_keyframes_all_the_time_is_heeded_once_a_second(world: World) -> None:
     """The sender pays for each with 3 to 10 pictures, and so do the recording and the others."""
     transport = transport_of(world)
-    made = SubscribeSession(cast(session.SessionOwner, None), transport, "viewer")
+    made = SubscribeSession(cast(session.SessionOwner, SimpleNamespace(red="off")), transport, "viewer")
     made.open(parse_offer((OFFERS / "chromium_subscribe.sdp").read_text()), ["VP8", "opus"], "somebody")
     asked: list[int] = []
     start = now = 10**12

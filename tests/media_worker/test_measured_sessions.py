@@ -27,6 +27,8 @@ CODECS = ["VP8", "opus"]
 class Owner:
     """A room that is not interested."""
 
+    red = "off"
+
     def session_changed(self, session: Session, state: LinkState, reason: str) -> None: ...
 
     def session_ready(self, session: Session) -> None: ...
