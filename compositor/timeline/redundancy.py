@@ -14,6 +14,9 @@ from recorder.depacketise import duration_of, parse_red
 from recorder.records import TrackInfo
 from recorder.rtp import RtpError, RtpPacket, sequence_after
 
+REMEMBERED = 1024
+"""Frames, 20 s of them, of which it is known that they are placed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -37,6 +40,9 @@ class Redundancy:
         self._end: int | None = None
         """Media time (32 bits) at which the last frame ends."""
         self._missing = 0
+        self._placed: dict[tuple[int, int], bool] = {}
+        """SSRC and media time of the last frames, and whether they were found again. A packet that is resent
+        so late that its SSRC has been left and come back must not bring them twice."""
 
     def begin(self) -> None:
         """Another run of packets begins, which says nothing of the one before."""
@@ -50,7 +56,7 @@ class Redundancy:
         """
         self._missing += missing
         if packet.payload_type == info.payload_type:
-            return self._row([], packet.payload, packet.timestamp, info)
+            return self._row([], packet.payload, packet, info)
         if packet.payload_type != info.redundancy or not packet.payload:
             return []
         try:
@@ -64,10 +70,12 @@ class Redundancy:
             found = {
                 copy.offset: copy.data
                 for copy in copies
-                if copy.data and copy.payload_type == info.payload_type
+                if copy.data
+                and copy.payload_type == info.payload_type
+                and (packet.ssrc, packet.timestamp - copy.offset & 0xFFFFFFFF) not in self._placed
             }
         own = primary.data if primary.payload_type == info.payload_type else b""
-        return self._row(self._whole(found, packet.timestamp, info), own, packet.timestamp, info)
+        return self._row(self._whole(found, packet.timestamp, info), own, packet, info)
 
     def _whole(self, found: dict[int, bytes], timestamp: int, info: TrackInfo) -> list[tuple[int, bytes]]:
         """Return the copies that lie over nothing else, as (media time before the packet, frame)."""
@@ -86,9 +94,12 @@ class Redundancy:
         return row[-self._missing :]
 
     def _row(
-        self, copies: list[tuple[int, bytes]], own: bytes, timestamp: int, info: TrackInfo
+        self, copies: list[tuple[int, bytes]], own: bytes, packet: RtpPacket, info: TrackInfo
     ) -> list[Piece]:
         """Say where something is missing still: where no frame follows on the one before."""
+        timestamp = packet.timestamp
+        if self._placed.get((packet.ssrc, timestamp)):
+            own = b""  # a copy has its place
         self.recovered += len(copies)
         left, self._missing = self._missing - len(copies), 0
         frames = [*copies, (0, own)] if own else copies
@@ -98,12 +109,15 @@ class Redundancy:
         holes = []
         for index, (before, data) in enumerate(frames):
             at = timestamp - before & 0xFFFFFFFF
+            self._placed[packet.ssrc, at] = before > 0
             if self._end is None or sequence_after(self._end, at, 32) > 0:
                 holes.append(index)
             try:
                 self._end = at + duration_of(info.mime, data) & 0xFFFFFFFF
             except ValueError:
                 self._end = at  # the depacketiser counts it
+        while len(self._placed) > REMEMBERED:
+            del self._placed[next(iter(self._placed))]
         missing = dict.fromkeys(holes[:left] or [0], 1)
         missing[min(missing)] += left - len(missing)
         return [Piece(before, data, missing.get(index, 0)) for index, (before, data) in enumerate(frames)]

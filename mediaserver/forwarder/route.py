@@ -88,15 +88,11 @@ class Epoch:
         """As what RED is sent; None: its primary block alone."""
         self.mapping: tuple[tuple[int, int], ...] = ()
 
-    def is_red(self, packet: RtpPacket) -> bool:
-        """Tell whether a packet of the stream carries several frames (RFC 2198)."""
-        return packet.payload_type == self.red_from
-
     def sent_from(self, packet: RtpPacket) -> int:
         """Return where what is sent of a payload begins: of RED the primary block, for a subscriber
         without."""
         start = packet.payload_start
-        if not self.is_red(packet) or self.red_to is not None:
+        if packet.payload_type != self.red_from or self.red_to is not None:
             return start
         return max(start, red.primary(packet.data, start, packet.payload_end, None))
 
@@ -334,7 +330,7 @@ class Route:
         first = 0x80 | data[0] & 0x2F | (0x10 if extension else 0)
         timestamp = (packet.timestamp + epoch.timestamp_offset) & 0xFFFFFFFF
         payload = data[epoch.sent_from(packet) :]
-        if epoch.is_red(packet) and epoch.red_to is not None:
+        if packet.payload_type == epoch.red_from and epoch.red_to is not None:
             size = packet.payload_end - packet.payload_start
             payload = red.renumbered(payload[:size], epoch.payload_type) + payload[size:]
             payload_type = epoch.red_to

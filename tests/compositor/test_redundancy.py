@@ -116,6 +116,13 @@ def test_a_packet_resent_in_time_is_taken_before_its_copies() -> None:
     assert timeline.counts()[1]["lost"] == 0
 
 
+def test_packets_resent_after_their_ssrc_was_left_bring_nothing_twice() -> None:
+    network = Network(loss=0.2, duplicates=0.1, resend_ns=2500 * MS)
+    frames, timeline = run(simulate([replace(speech(3, network), new_ssrc=[5 * SECOND])], 7 * SECOND, 140))
+    assert timeline.counts()[1]["recovered"] > 30
+    assert len({frame.data for frame in frames}) == len(frames)
+
+
 def test_most_of_random_loss_is_repaired() -> None:
     frames, timeline = run(simulate([speech(2, Network(loss=0.2))], 60 * SECOND, 11))
     counts = timeline.counts()[1]

@@ -418,6 +418,7 @@ def calls(draw: st.DrawFn) -> tuple[list[Sender], int]:
                 new_ssrc=draw(st.lists(st.just(5 * SECOND), max_size=1)),
                 report_shift_ns=draw(st.sampled_from([0, 200 * MS, -3 * SECOND])),
                 probes=draw(st.booleans()),
+                redundancy=draw(st.sampled_from([0, 1, 3])) if kind == "audio" else 0,
             )
         )
     return senders, draw(st.integers(0, 2**32))
