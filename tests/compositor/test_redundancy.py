@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compositor.timeline import HORIZON_NS, Frame, Timeline
+from compositor.timeline.redundancy import Redundancy
 from recorder.depacketise import parse_red
 from recorder.journal.encoding import decode, encode
 from recorder.records import RED, Record, RtpRecord, TrackInfo, TrackRecord
@@ -237,3 +238,57 @@ def test_rubbish_is_counted_and_nothing_is_raised(
             found += again.ready(again.settled_ns)
     again.end()
     assert found + again.ready(1 << 62) == frames
+
+
+FRAME = b"\x78own"
+"""An Opus frame of 20 ms: 960 ticks."""
+
+
+def packet(timestamp: int, *copies: int, number: int = 0) -> RtpPacket:
+    """Return a packet whose copies lie so many ticks before it."""
+    frames = [(timestamp - before, b"\x78%d" % (timestamp - before)) for before in copies]
+    return RtpPacket(RED_TYPE, number, timestamp, 7, build_red([*frames, (timestamp, FRAME)]))
+
+
+def taken(told: Redundancy, one: RtpPacket, missing: int) -> list[tuple[int, int]]:
+    """Return (media time before the packet, packets missing before it) of the frames that it brings."""
+    return [(piece.before, piece.missing) for piece in told.take(one, speech(1).info, missing)]
+
+
+def test_only_copies_that_lie_over_nothing_are_taken() -> None:
+    told = Redundancy()
+    assert taken(told, packet(9600, 1920, 960), 5) == [(0, 5)]  # what came before the first is not known
+    assert taken(told, packet(10560, 960), 0) == [(0, 0)]
+    assert taken(told, packet(13440, 2400, 1920, 480), 2) == [(1920, 0), (0, 1)]
+    assert told.recovered == 1
+    assert taken(told, packet(14400, 960), 1) == [(0, 1)]  # its number is missing, its time is not
+    assert told.recovered == 1
+
+
+def test_no_more_copies_than_packets_are_missing_are_taken_the_newest_first() -> None:
+    told = Redundancy()
+    taken(told, packet(9600), 0)
+    assert taken(told, packet(13440, 2880, 1920, 960), 2) == [(1920, 0), (960, 0), (0, 0)]
+    assert told.recovered == 2
+
+
+def test_a_copy_of_a_frame_that_is_placed_is_not_taken() -> None:
+    told = Redundancy()
+    for timestamp in (9600, 10560, 11520):
+        taken(told, packet(timestamp), 0)
+    told.begin()
+    told.begin()  # another SSRC came and went
+    assert taken(told, packet(8640), 1) == [(0, 1)]
+    assert taken(told, packet(12480, 1920, 960), 1) == [(0, 1)]
+    assert told.recovered == 0
+
+
+def test_what_a_malformed_packet_had_may_be_found_in_the_next() -> None:
+    told = Redundancy()
+    taken(told, packet(9600), 0)
+    assert taken(told, RtpPacket(RED_TYPE, 1, 10560, 7, b"\xef"), 0) == []
+    assert taken(told, packet(11520, 960), 0) == [(960, 0), (0, 0)]
+    assert (told.malformed, told.recovered) == (1, 1)
+    assert taken(told, RtpPacket(RED_TYPE, 3, 12480, 7), 0) == []  # padding alone
+    assert taken(told, RtpPacket(13, 4, 12480, 7, b"noise"), 0) == []
+    assert told.malformed == 1
