@@ -288,6 +288,11 @@ class Composition:
                 }
                 for gap in self._timeline.gaps
             ],
+            "recovered": [
+                {"track": track, "seat": self._seat_of(track), "packets": seen["recovered"]}
+                for track, seen in sorted(self._timeline.counts().items())
+                if seen["recovered"]
+            ],
             "damage": [
                 self._damage(track, decoder.damage, end_ns)
                 for track, decoder in sorted(damage.items())

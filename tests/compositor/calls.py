@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +26,7 @@ from recorder.records import (
 )
 from recorder.rtp import RtpPacket
 from recorder.template import parse_template
+from tests.compositor.call_simulator import build_red
 from tests.recorder.coded_video import ENCODERS, payloads, without_root
 
 MS = 1_000_000
@@ -123,12 +124,29 @@ class Call:
                 self.packets(info, [frame])
 
     def audio(
-        self, info: TrackInfo, hertz: float, *, from_ms: int = 0, to_ms: int | None = None, level: float = 0.3
+        self,
+        info: TrackInfo,
+        hertz: float,
+        *,
+        from_ms: int = 0,
+        to_ms: int | None = None,
+        level: float = 0.3,
+        drop: tuple[int, ...] = (),
+        copies: int = 0,
     ) -> None:
-        """Send a tone in Opus packets of 20 ms."""
+        """Send a tone in Opus packets of 20 ms; those numbered in ``drop`` get lost on the way. ``copies``:
+        so many frames are repeated in each (RFC 2198)."""
         to_ms = self.duration_ms if to_ms is None else to_ms
         encoded = opus_tone(hertz, to_ms - from_ms, level)
-        self.packets(info, [(from_ms + 20 * index, [data]) for index, data in enumerate(encoded)])
+        for index, data in enumerate(encoded):
+            if index in drop:
+                self._sequences[info.track] = self._sequences.get(info.track, 100) + 1
+                continue
+            sent, payload = info, data
+            if copies and info.redundancy is not None:
+                row = [(960 * at, encoded[at]) for at in range(max(0, index - copies), index + 1)]
+                sent, payload = replace(info, payload_type=info.redundancy), build_red(row)
+            self.packets(sent, [(from_ms + 20 * index, [payload])])
 
     def records(self) -> list[Record]:
         """Return all records, with session, clock pairs and end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from compositor.compose import Composition, NothingRecorded
 from compositor.mp4 import Chapter
 from compositor.overlays import OverlaySet
 from compositor.painter import ground
-from recorder.records import EndRecord, TrackInfo
+from recorder.records import RED, EndRecord, TrackInfo
 from recorder.template import parse_template
 from tests.compositor.calls import START_NS, UTC_NS, Call, Watch, compose, track
 
@@ -329,6 +330,26 @@ def test_steps_are_chapters() -> None:
         Chapter(500, "身份核验"),
         Chapter(1600, "风险揭示"),
     ]
+
+
+def test_lost_sound_is_mended_from_the_copies_in_later_packets() -> None:
+    info = replace(CUSTOMER_SOUND, fmtp={RED: "63"})
+    pairs = tuple(index for index in range(10, 100) if index % 10 in (4, 5))
+    made = {}
+    for copies, drop in ((0, ()), (1, pairs), (2, pairs)):
+        call = Call(2000)
+        call.join(info)
+        call.audio(info, 440, copies=copies, drop=drop)
+        made[copies] = compose(call, {**SMALL, "video": False}, lambda planes: None)
+    whole, report = made[0]
+    assert (report["gaps"], report["recovered"]) == ([], [])
+    _, report = made[1]  # the later one of each pair
+    assert [gap["packets"] for gap in report["gaps"]] == [1] * 9
+    assert report["recovered"] == [{"track": 4, "seat": "customer#1", "packets": 9}]
+    mended, report = made[2]
+    assert report["gaps"] == []
+    assert report["recovered"] == [{"track": 4, "seat": "customer#1", "packets": 18}]
+    assert np.array_equal(mended.samples, whole.samples)
 
 
 def test_sound_alone_starts_no_picture() -> None:
