@@ -46,7 +46,7 @@ async def test_sound_that_repeats_itself_is_heard_by_all_and_mended_in_the_recor
         heard = {
             name: {
                 field: await listener.count(name, "audio", field)
-                for field in ("packetsReceived", "bytesReceived", "fecPacketsReceived", "concealedSamples")
+                for field in ("packetsReceived", "bytesReceived", "concealedSamples")
             }
             for name in (WITH, WITHOUT)
         }
@@ -71,7 +71,5 @@ async def test_sound_that_repeats_itself_is_heard_by_all_and_mended_in_the_recor
     assert sum(listed) == counts["lost"] - counts["recovered"]
     for name in (WITH, WITHOUT):
         assert heard[name]["packetsReceived"] > SECONDS * 50 * 0.7
-    assert heard[WITH]["fecPacketsReceived"] > SECONDS * 50 * LOSS / 2
-    assert heard[WITHOUT]["fecPacketsReceived"] == 0
     assert heard[WITH]["bytesReceived"] > 1.4 * heard[WITHOUT]["bytesReceived"]
-    assert heard[WITH]["concealedSamples"] < heard[WITHOUT]["concealedSamples"]
+    assert heard[WITH]["concealedSamples"] < 0.5 * heard[WITHOUT]["concealedSamples"]
