@@ -26,6 +26,20 @@ WITH, WITHOUT = f"subscribe {CUSTOMER.identity}", f"subscribe {CUSTOMER.identity
 async def test_sound_that_repeats_itself_is_heard_by_all_and_mended_in_the_recording(
     stage: Stage, api: Api, room: str, devices: dict[str, tuple[Path, Path]], seed: int
 ) -> None:
+    await call(stage, api, room, devices, seed, prefers=True)
+
+
+async def test_a_server_that_prefers_it_gets_it_from_any_chromium(
+    tmp_path: Path, devices: dict[str, tuple[Path, Path]], seed: int
+) -> None:
+    with Stage(tmp_path / "data", settings={"media.red": "prefer"}, tenants=("default",)) as own:
+        async with Api(own.base, own.key()) as api:
+            await call(own, api, "prefer", devices, seed, prefers=False)
+
+
+async def call(
+    stage: Stage, api: Api, room: str, devices: dict[str, tuple[Path, Path]], seed: int, *, prefers: bool
+) -> None:
     """Nothing is asked for again here (no NACK for sound is offered): what is mended, copies have mended."""
     await api.room(room, codecs=["video/VP8", "audio/opus"])
     speaks = await api.token(room, CUSTOMER.identity, CUSTOMER.role)
@@ -35,7 +49,7 @@ async def test_sound_that_repeats_itself_is_heard_by_all_and_mended_in_the_recor
         participant(stage.base, *devices[CUSTOMER.identity], link=link) as sender,
         participant(stage.base, *devices[AGENT.identity]) as listener,
     ):
-        await sender.page.evaluate("() => { stage.redundant = true; }")
+        await sender.page.evaluate("prefers => { stage.redundant = prefers; }", prefers)
         await sender.publish(room, speaks, width=320, height=180)
         for plain in (False, True):
             options = {"room": room, "target": CUSTOMER.identity, "token": hears, "plain": plain}
