@@ -11,6 +11,7 @@ from compositor.timeline import Timeline
 from recorder.records import RED, TrackRecord
 from tests.e2e.api import Api
 from tests.e2e.browser import participant
+from tests.e2e.conftest import LONG
 from tests.e2e.evidence import records_of
 from tests.e2e.stage import Stage
 from tests.media.lossy import LossyLink
@@ -23,24 +24,21 @@ LOSS = 0.1
 WITH, WITHOUT = f"subscribe {CUSTOMER.identity}", f"subscribe {CUSTOMER.identity} plain"
 
 
+@pytest.mark.parametrize("prefers", ["client", *(["server"] if LONG else [])])
 async def test_sound_that_repeats_itself_is_heard_by_all_and_mended_in_the_recording(
-    stage: Stage, api: Api, room: str, devices: dict[str, tuple[Path, Path]], seed: int
+    tmp_path: Path, devices: dict[str, tuple[Path, Path]], seed: int, prefers: str
 ) -> None:
-    await call(stage, api, room, devices, seed, prefers=True)
-
-
-async def test_a_server_that_prefers_it_gets_it_from_any_chromium(
-    tmp_path: Path, devices: dict[str, tuple[Path, Path]], seed: int
-) -> None:
-    with Stage(tmp_path / "data", settings={"media.red": "prefer"}, tenants=("default",)) as own:
-        async with Api(own.base, own.key()) as api:
-            await call(own, api, "prefer", devices, seed, prefers=False)
+    settings = {"media.red": "prefer"} if prefers == "server" else {}
+    with Stage(tmp_path / "data", settings=settings, tenants=("default",)) as stage:
+        async with Api(stage.base, stage.key()) as api:
+            await call(stage, api, devices, seed, client_prefers=prefers == "client")
 
 
 async def call(
-    stage: Stage, api: Api, room: str, devices: dict[str, tuple[Path, Path]], seed: int, *, prefers: bool
+    stage: Stage, api: Api, devices: dict[str, tuple[Path, Path]], seed: int, *, client_prefers: bool
 ) -> None:
     """Nothing is asked for again here (no NACK for sound is offered): what is mended, copies have mended."""
+    room = "counter-red"
     await api.room(room, codecs=["video/VP8", "audio/opus"])
     speaks = await api.token(room, CUSTOMER.identity, CUSTOMER.role)
     hears = await api.token(room, AGENT.identity, AGENT.role)
@@ -49,7 +47,7 @@ async def call(
         participant(stage.base, *devices[CUSTOMER.identity], link=link) as sender,
         participant(stage.base, *devices[AGENT.identity]) as listener,
     ):
-        await sender.page.evaluate("prefers => { stage.redundant = prefers; }", prefers)
+        await sender.page.evaluate("prefers => { stage.redundant = prefers; }", client_prefers)
         await sender.publish(room, speaks, width=320, height=180)
         for plain in (False, True):
             options = {"room": room, "target": CUSTOMER.identity, "token": hears, "plain": plain}
