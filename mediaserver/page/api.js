@@ -18,14 +18,6 @@ export class Problem extends Error {
 const TOKEN_CODES = new Set(["token_missing", "token_expired", "token_invalid", "token_revoked"]);
 const STREAM_SILENCE_MS = 40_000; // the server says something every 15 s
 
-/** Read the TURN servers of a Link header (RFC 9725, 4.6). */
-function iceServers(header) {
-  return [...header.matchAll(/<([^>]+)>((?:;\s*[\w-]+="[^"]*"\s*)*)/g)].flatMap(([, urls, rest]) => {
-    const said = Object.fromEntries([...rest.matchAll(/([\w-]+)="([^"]*)"/g)].map(([, key, value]) => [key, value]));
-    return said.rel === "ice-server" ? [{ urls, username: said.username, credential: said.credential }] : [];
-  });
-}
-
 export class Api extends EventTarget {
   #session = null;
   #renewing = null;
@@ -63,21 +55,6 @@ export class Api extends EventTarget {
 
   post(path, json = {}) {
     return this.#json("POST", path, { json, headers: { "Idempotency-Key": crypto.randomUUID() } });
-  }
-
-  patch(path, json) {
-    return this.#json("PATCH", path, { json });
-  }
-
-  /** Send an SDP offer; gives the answer and the session's address. */
-  async offer(path, sdp) {
-    const response = await this.#send("POST", path, { body: sdp, type: "application/sdp" });
-    return {
-      sdp: await response.text(),
-      location: new URL(response.headers.get("Location"), location.href).pathname,
-      etag: response.headers.get("ETag"),
-      iceServers: iceServers(response.headers.get("Link") ?? ""),
-    };
   }
 
   /** Restart ICE of a session (RFC 9725, 4.3.3); gives the server's fragment. */

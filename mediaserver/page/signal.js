@@ -41,7 +41,7 @@ export class Signal extends EventTarget {
     });
   }
 
-  /** What a Link needs of whoever carries its offers (api.js: Api); type and members say what is begun. */
+  /** What a Link needs of whoever carries its offers; type and members say what is begun. */
   exchange(type, members = {}) {
     return {
       offer: async (_, sdp) => {

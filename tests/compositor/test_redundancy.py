@@ -28,14 +28,7 @@ from tests.compositor.call_simulator import (
     capture_ns,
     simulate,
 )
-
-
-def run(records: list[Record]) -> tuple[list[Frame], Timeline]:
-    timeline = Timeline()
-    for record in records:
-        timeline.feed(record)
-    timeline.end()
-    return timeline.ready(1 << 62), timeline
+from tests.compositor.test_timeline import run
 
 
 def speech(redundancy: int, network: Network | None = None) -> Sender:
