@@ -101,6 +101,11 @@ class Subscription:
         return self.media.kind
 
     @property
+    def red(self) -> int | None:
+        """Return the payload type under which the client takes RED (RFC 2198); None: it does not."""
+        return next((codec.red for codec in self.codecs if codec.red is not None), None)
+
+    @property
     def stream_name(self) -> str:
         """Return the MediaStream id a browser sees: picture and sound of one stream are kept in step."""
         return STREAM_NAMES[self.ordinal] if self.ordinal < len(STREAM_NAMES) else f"spare{self.ordinal}"
@@ -138,7 +143,7 @@ class Subscription:
                     payload_type=codec.payload_type,
                     rtx_ssrc=self.rtx_ssrc if codec.rtx is not None else None,
                     rtx_payload_type=codec.rtx,
-                    red_payload_type=next((one.red for one in self.codecs if one.red is not None), None),
+                    red_payload_type=self.red,
                     extensions=self.extensions,
                     mid=self.media.mid,
                     allow_mixed=self.allow_mixed,
@@ -261,7 +266,7 @@ class Subscription:
         if publication is None or publication.muted or self.route is None:
             return 0
         if self.kind == "audio":
-            repeated = publication.codec.red is not None and any(one.red is not None for one in self.codecs)
+            repeated = publication.codec.red is not None and self.red is not None
             return SOUND_BPS + (COPIES_BPS if repeated else 0)
         before, since_ns, bps = self._metered
         if now - since_ns >= SECOND_NS // 2:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page
 
 from tests.e2e.api import Api
 from tests.e2e.browser import chromium
 from tests.e2e.conftest import LONG
+from tests.e2e.layered import SHOWN, WATCH, Call, ended, opened, picture, until
 from tests.e2e.stage import Stage
-from tests.e2e.test_simulcast import WATCH, opened
-from tests.media.film import Film, read_film
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
@@ -54,44 +50,13 @@ PUBLISH = """async ({room, token, codec, mode, bps}) => {
     };
     return connection.remoteDescription.sdp;
 }"""
-SHOWN = "stage.sessions.get('subscribe customer').video.videoWidth"
 PICTURES = "stage.shown.length"
-
-
-@dataclass
-class Call:
-    """What was seen of one call with a scalable stream."""
-
-    answer: str
-    shown: list[tuple[float, int]]
-    """UTC s and width of every picture that the subscriber was shown."""
-    stats: dict[str, Any]
-    film: Film
-    timeline: dict[str, Any]
-    moments: dict[str, float] = field(default_factory=dict)
-    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What was done → the layers as the API showed them then."""
-    thumbnail: int = 0
-
-    def widths(self, begin: str, end: str) -> list[int]:
-        """Return the widths shown between two moments, each once as they followed."""
-        found = [w for at, w in self.shown if self.moments[begin] <= at <= self.moments[end]]
-        return [key for key, _ in itertools.groupby(found)]
-
-    def pictures(self, begin: str, end: str) -> float:
-        """Return how many pictures a second were shown between two moments."""
-        count = sum(1 for at, _ in self.shown if self.moments[begin] <= at <= self.moments[end])
-        return count / (self.moments[end] - self.moments[begin])
-
-    def longest_gap(self) -> float:
-        """Return the longest time in s between two pictures that were shown."""
-        return max(late - early for (early, _), (late, _) in itertools.pairwise(self.shown))
 
 
 async def make(stage: Stage, codec: str, mode: str, *, described: bool) -> Call:
     room = f"scalable-{codec.rpartition('/')[2]}-{mode}".lower().replace("_", "-")
     moments: dict[str, float] = {}
-    layers: dict[str, dict[str, Any]] = {}
+    layers: dict[str, Any] = {}
     async with Api(stage.base, stage.key()) as api, chromium() as browser:
         await api.room(room, codecs=[codec, "audio/opus"])
         token = await api.token(room, "customer", "customer")
@@ -103,17 +68,7 @@ async def make(stage: Stage, codec: str, mode: str, *, described: bool) -> Call:
         session = await subscriber.evaluate("options => stage.subscribe(options)", watching)
         path = f"{session['location']}/layers"
 
-        async def picture() -> dict[str, Any]:
-            found: dict[str, Any] = (await api.call("GET", path))["pictures"][0]
-            return found
-
-        async def until(page: Page, wanted: int, timeout_s: float = 25.0) -> None:
-            deadline = time.monotonic() + timeout_s
-            while (now := await page.evaluate(SHOWN)) != wanted:
-                assert time.monotonic() < deadline, f"{now} and not {wanted} wide: {await picture()}"
-                await asyncio.sleep(0.05)
-
-        await until(subscriber, WIDTHS[2])  # by default the highest
+        await until(api, path, subscriber, WIDTHS[2])  # by default the highest
         recording = await api.record(room, f"SCALABLE-{codec.rpartition('/')[2]}-{mode}")
         await subscriber.evaluate(WATCH, "customer")
         moments["begin"] = time.time()
@@ -121,10 +76,10 @@ async def make(stage: Stage, codec: str, mode: str, *, described: bool) -> Call:
         for name, layer in (("lowest", 0), ("middle", 1), ("highest", 2)):
             moments[name] = time.time()
             await api.call("PATCH", path, {"preferred": layer}, bearer=agent)
-            await until(subscriber, WIDTHS[layer])
+            await until(api, path, subscriber, WIDTHS[layer])
             moments[f"{name} shown"] = time.time()
             await asyncio.sleep(1.5)
-            layers[name] = await picture()
+            layers[name] = await picture(api, path)
         moments["slow"] = time.time()
         await api.call("PATCH", path, {"temporal": 0}, bearer=agent)
         await asyncio.sleep(0.5)
@@ -139,35 +94,20 @@ async def make(stage: Stage, codec: str, mode: str, *, described: bool) -> Call:
         hidden = await api.token(room, "boss", "supervisor", grants={"hidden": True, "publish": False})
         alone = {**watching, "token": hidden, "described": False}
         await boss.evaluate("options => stage.subscribe(options)", alone)
-        await until(boss, WIDTHS[0])
+        await until(api, path, boss, WIDTHS[0])
         await asyncio.sleep(1.0)
         thumbnail = await boss.evaluate(SHOWN)
         moments["narrow"] = time.time()
         await publisher.evaluate("bps => stage.limit(bps)", NARROW_BPS)
         await asyncio.sleep(4.0)
-        layers["narrow"] = await picture()
+        layers["narrow"] = await picture(api, path)
         moments["wide"] = time.time()
         await publisher.evaluate("bps => stage.limit(bps)", FULL_BPS)
-        await until(subscriber, WIDTHS[2])
+        await until(api, path, subscriber, WIDTHS[2])
         moments["wide shown"] = time.time()
         await asyncio.sleep(2.0)
         moments["end"] = time.time()
-        shown = await subscriber.evaluate("stage.shown")
-        stats = await subscriber.evaluate("stage.stats()")
-        await api.stop(recording["id"])
-        await api.composed(recording["id"], timeout_s=120)
-        composite = await api.file(recording["id"], "composite.mp4")
-        timeline = await api.call("GET", f"/v1/recordings/{recording['id']}/timeline")
-    return Call(
-        answer,
-        [(at_ms / 1000, int(w)) for at_ms, w in shown],
-        stats["subscribe customer"],
-        read_film(composite.body),
-        timeline,
-        moments,
-        layers,
-        thumbnail,
-    )
+        return await ended(api, subscriber, recording["id"], answer, moments, layers, thumbnail)
 
 
 CASES = [("video/VP9", "L3T3_KEY", False)]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, Route
 
 from tests.e2e.api import Api
-from tests.e2e.browser import CLIENT, chromium
+from tests.e2e.browser import chromium
 from tests.e2e.conftest import LONG
+from tests.e2e.layered import SHOWN, WATCH, Call, ended, opened, picture, until
 from tests.e2e.stage import Stage
-from tests.media.film import Film, read_film
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
@@ -57,60 +54,12 @@ PUBLISH = """async ({room, token, codec, rids}) => {
     };
     return connection.remoteDescription.sdp;
 }"""
-WATCH = """(target) => {
-    const video = stage.sessions.get(`subscribe ${target}`).video;
-    stage.shown = [];
-    const note = (now) => {
-        stage.shown.push([performance.timeOrigin + now, video.videoWidth]);
-        video.requestVideoFrameCallback(note);
-    };
-    video.requestVideoFrameCallback(note);
-}"""
-
-
-async def opened(browser: Any, base: str) -> Page:
-    page: Page = await browser.new_page()
-
-    async def serve(route: Route) -> None:
-        await route.fulfill(body=CLIENT.read_text(encoding="utf-8"), content_type="text/html; charset=utf-8")
-
-    await page.route(f"{base}/stage-client", serve)
-    await page.goto(f"{base}/stage-client")
-    return page
-
-
-@dataclass
-class Call:
-    """What was seen of one simulcast call."""
-
-    answer: str
-    shown: list[tuple[float, int]]
-    """UTC s and width of every picture that the subscriber was shown."""
-    stats: dict[str, Any]
-    """The subscriber's statistics at the end."""
-    film: Film
-    timeline: dict[str, Any]
-    moments: dict[str, float] = field(default_factory=dict)
-    """What was done → UTC s."""
-    layers: dict[str, list[Any]] = field(default_factory=dict)
-    """What was done → the layers as the API showed them then."""
-    thumbnail: int = 0
-    """Width that the hidden supervisor was shown."""
-
-    def widths(self, begin: str, end: str) -> list[int]:
-        """Return the widths shown between two moments, each once as they followed."""
-        found = [w for at, w in self.shown if self.moments[begin] <= at <= self.moments[end]]
-        return [key for key, _ in itertools.groupby(found)]
-
-    def longest_gap(self) -> float:
-        """Return the longest time in s between two pictures that were shown."""
-        return max(late - early for (early, _), (late, _) in itertools.pairwise(self.shown))
 
 
 async def make(stage: Stage, codec: str) -> Call:
     room = f"counter-simulcast-{codec.rpartition('/')[2].lower()}"
     moments: dict[str, float] = {}
-    layers: dict[str, list[Any]] = {}
+    layers: dict[str, Any] = {}
     async with Api(stage.base, stage.key()) as api, chromium() as browser:
         await api.room(room, codecs=[codec, "audio/opus"])
         token = await api.token(room, "customer", "customer")
@@ -122,18 +71,7 @@ async def make(stage: Stage, codec: str) -> Call:
         session = await subscriber.evaluate("options => stage.subscribe(options)", watching)
         path = f"{session['location']}/layers"
 
-        async def picture() -> dict[str, Any]:
-            found: dict[str, Any] = (await api.call("GET", path))["pictures"][0]
-            return found
-
-        async def width(page: Page, wanted: int, timeout_s: float = 25.0) -> None:
-            deadline = time.monotonic() + timeout_s
-            script = "stage.sessions.get('subscribe customer').video.videoWidth"
-            while (now := await page.evaluate(script)) != wanted:
-                assert time.monotonic() < deadline, f"{now} and not {wanted} wide: {await picture()}"
-                await asyncio.sleep(0.05)
-
-        await width(subscriber, WIDTHS[2])  # by default the highest
+        await until(api, path, subscriber, WIDTHS[2])  # by default the highest
         recording = await api.record(room, f"SIMULCAST-{codec.rpartition('/')[2]}")
         await subscriber.evaluate(WATCH, "customer")
         moments["begin"] = time.time()
@@ -141,42 +79,27 @@ async def make(stage: Stage, codec: str) -> Call:
         for name, layer in (("lowest", 0), ("middle", 1), ("highest", 2)):
             moments[name] = time.time()
             await api.call("PATCH", path, {"preferred": layer}, bearer=agent)
-            await width(subscriber, WIDTHS[layer])
+            await until(api, path, subscriber, WIDTHS[layer])
             moments[f"{name} shown"] = time.time()
             await asyncio.sleep(1.5)
-            layers[name] = [await picture()]
+            layers[name] = [await picture(api, path)]
         hidden = await api.token(room, "boss", "supervisor", grants={"hidden": True, "publish": False})
         await boss.evaluate("options => stage.subscribe(options)", {**watching, "token": hidden})
         await asyncio.sleep(1.5)
-        thumbnail = await boss.evaluate("stage.sessions.get('subscribe customer').video.videoWidth")
+        thumbnail = await boss.evaluate(SHOWN)
         moments["full dies"] = time.time()
         await publisher.evaluate("stage.activate('full', false)")
-        await width(subscriber, WIDTHS[1])
+        await until(api, path, subscriber, WIDTHS[1])
         moments["half shown"] = time.time()
         await asyncio.sleep(2.5)
-        layers["full dies"] = [await picture()]
+        layers["full dies"] = [await picture(api, path)]
         moments["full back"] = time.time()
         await publisher.evaluate("stage.activate('full', true)")
-        await width(subscriber, WIDTHS[2])
+        await until(api, path, subscriber, WIDTHS[2])
         moments["full shown"] = time.time()
         await asyncio.sleep(3.0)
         moments["end"] = time.time()
-        shown = await subscriber.evaluate("stage.shown")
-        stats = await subscriber.evaluate("stage.stats()")
-        await api.stop(recording["id"])
-        await api.composed(recording["id"], timeout_s=120)
-        composite = await api.file(recording["id"], "composite.mp4")
-        timeline = await api.call("GET", f"/v1/recordings/{recording['id']}/timeline")
-    return Call(
-        answer,
-        [(at_ms / 1000, int(w)) for at_ms, w in shown],
-        stats["subscribe customer"],
-        read_film(composite.body),
-        timeline,
-        moments,
-        layers,
-        thumbnail,
-    )
+        return await ended(api, subscriber, recording["id"], answer, moments, layers, thumbnail)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=CODECS)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.api import Api
 from tests.e2e.browser import Participant, participant
-from tests.e2e.test_simulcast import WATCH
+from tests.e2e.layered import WATCH
 from tests.lab.call import ROOM, VIEWER, Devices
 from tests.lab.network import SERVER, Laboratory, Network
 from tests.lab.table import Table

@@ -21,10 +21,10 @@ from mediaserver.media.sdp import SdpError, parse_offer
 from mediaserver.media.service import Service
 from mediaserver.media.session import SubscribeSession
 from mediaserver.media.subscription import PLEAS
-from mediaserver.media.transport import Transport
 from recorder import rtcp
 from tests.forwarder.ends import World, rtp
 from tests.media_worker.rig import worker
+from tests.media_worker.transports import transport_of
 
 OFFERS = Path(__file__).parent / "offers"
 
@@ -38,14 +38,7 @@ def world() -> Iterator[World]:
         made.close()
 
 
-def transport_of(world: World) -> Transport:
-    return Transport(
-        world.forwarder,
-        candidates=[],
-        consent_ns=10**10,
-        tapped=lambda take: None,
-        tap_dropped=lambda event: None,
-    )
+CONSENT_NS = 10**10
 
 
 class Owner:
@@ -67,7 +60,7 @@ class Owner:
 
 @pytest.mark.asyncio
 async def test_a_timer_that_fails_rests_and_the_others_run_on(world: World) -> None:
-    transport = transport_of(world)
+    transport = transport_of(world, CONSENT_NS)
     bad, good = Owner(fails=True), Owner()
     seconds: list[int] = []
     for number, owner in ((901, bad), (902, good)):
@@ -87,7 +80,7 @@ async def test_a_timer_that_fails_rests_and_the_others_run_on(world: World) -> N
 
 def test_an_event_that_fails_costs_the_others_none(world: World) -> None:
     """The log line of the failure was itself one that failed, and took all events after it along."""
-    transport = transport_of(world)
+    transport = transport_of(world, CONSENT_NS)
     first, second = world.end(), world.end()
     heard: list[int] = []
 
@@ -113,7 +106,7 @@ def test_an_event_that_fails_costs_the_others_none(world: World) -> None:
 
 
 def test_a_report_that_fails_costs_the_others_none(world: World) -> None:
-    transport = transport_of(world)
+    transport = transport_of(world, CONSENT_NS)
     reported: list[int] = []
 
     def fail(now: int) -> None:
@@ -129,7 +122,7 @@ def test_a_report_that_fails_costs_the_others_none(world: World) -> None:
 
 def test_reports_of_many_tracks_fit_their_datagrams(world: World) -> None:
     """29 tracks on one connection were more than a packet holds."""
-    transport = transport_of(world)
+    transport = transport_of(world, CONSENT_NS)
     made = SubscribeSession(cast(session.SessionOwner, SimpleNamespace(red="off")), transport, "viewer")
     made.open(parse_offer((OFFERS / "chromium_subscribe.sdp").read_text()), ["VP8", "opus"], "somebody")
     report = rtcp.SenderReport(ssrc=1, ntp=1, rtp_timestamp=1, packets=1, octets=1)
@@ -179,7 +172,7 @@ async def test_one_participant_does_not_fill_the_room(tmp_path: Path) -> None:
 
 def test_a_client_that_asks_for_keyframes_all_the_time_is_heeded_once_a_second(world: World) -> None:
     """The sender pays for each with 3 to 10 pictures, and so do the recording and the others."""
-    transport = transport_of(world)
+    transport = transport_of(world, CONSENT_NS)
     made = SubscribeSession(cast(session.SessionOwner, SimpleNamespace(red="off")), transport, "viewer")
     made.open(parse_offer((OFFERS / "chromium_subscribe.sdp").read_text()), ["VP8", "opus"], "somebody")
     asked: list[int] = []

@@ -14,9 +14,9 @@ from mediaserver.media.publication import Publication, Sender
 from mediaserver.media.scalable import ScalableLayers
 from mediaserver.media.sdp import Codec, parse_offer
 from mediaserver.media.subscription import LayerWish, Subscription
-from mediaserver.media.transport import Transport
 from tests.forwarder.ends import Seen, World
 from tests.forwarder.scalable import EXTENSIONS, ScalableStream
+from tests.media_worker.transports import transport_of
 
 OFFER = (Path(__file__).parent / "offers" / "chromium_simulcast.sdp").read_bytes().decode()
 
@@ -27,13 +27,7 @@ class Stage:
     def __init__(self, world: World, codec: str = "VP9", *, described: bool = False) -> None:
         self.world = world
         self.sender, self.viewer = world.end(), world.end()
-        self.transport = Transport(
-            world.forwarder,
-            candidates=[],
-            consent_ns=SECOND_NS,
-            tapped=lambda take: None,
-            tap_dropped=lambda event: None,
-        )
+        self.transport = transport_of(world)
         media = parse_offer(OFFER).media[0]
         media.rids, media.ssrcs, media.repairs = [], [0x1111], {}
         self.codec = Codec(96, codec, 90_000)

@@ -14,8 +14,8 @@ from mediaserver.media.layer_choice import LOOK_NS, SECOND_NS
 from mediaserver.media.publication import Publication, Sender
 from mediaserver.media.sdp import parse_offer
 from mediaserver.media.subscription import LayerWish, Subscription
-from mediaserver.media.transport import Transport
 from tests.forwarder.ends import End, World, rtp, vp8
+from tests.media_worker.transports import transport_of
 
 OFFER = (Path(__file__).parent / "offers" / "chromium_simulcast.sdp").read_bytes().decode()
 IDS = {MID: 1, RID: 3, REPAIRED_RID: 4}
@@ -29,13 +29,7 @@ class Stage:
         self.world = world
         self.sender, self.viewer = world.end(), world.end()
         world.forwarder.set_extensions(self.sender.peer, IDS)
-        self.transport = Transport(
-            world.forwarder,
-            candidates=[],
-            consent_ns=SECOND_NS,
-            tapped=lambda take: None,
-            tap_dropped=lambda event: None,
-        )
+        self.transport = transport_of(world)
         media = parse_offer(OFFER).media[0]
         self.codec = choose(media, ["VP8"])[0]
         self.recorded: list[str] = []
