@@ -289,7 +289,12 @@ class Composition:
                 for gap in self._timeline.gaps
             ],
             "recovered": [
-                {"track": track, "seat": self._seat_of(track), "packets": seen["recovered"]}
+                {
+                    "track": track,
+                    "seat": self._seat_of(track),
+                    "packets": seen["recovered"],
+                    "in_band": seen["in_band"],
+                }
                 for track, seen in sorted(self._timeline.counts().items())
                 if seen["recovered"]
             ],

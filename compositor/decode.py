@@ -16,13 +16,13 @@ import numpy as np
 from av.codec.context import Flags
 
 from compositor.canvas import Floats, Planes, frame_planes, rotate
+from compositor.opus import SAMPLE_RATE, OpusDecoder, OpusError
 from compositor.timeline import Frame
 from recorder.records import TrackInfo
 
-SAMPLE_RATE = 48_000
 _NS = Fraction(1, 1_000_000_000)
 _VIDEO = {"video/vp8": "vp8", "video/vp9": "vp9", "video/h264": "h264", "video/av1": "libdav1d"}
-_AUDIO = {"audio/opus": "opus", "audio/pcma": "pcm_alaw", "audio/pcmu": "pcm_mulaw"}
+_TELEPHONE = {"audio/pcma": "pcm_alaw", "audio/pcmu": "pcm_mulaw"}
 PICTURE_LIMIT = 4096
 """Wider or higher pictures are counted as damaged, not shown: no sender of a call needs them."""
 
@@ -129,40 +129,43 @@ class AudioDecoder:
     """Decode the packets of one audio track to mono or stereo float32 at 48 kHz."""
 
     def __init__(self, info: TrackInfo) -> None:
-        name = _AUDIO.get(info.mime.lower())
-        if name is None:
+        self._mime = info.mime.lower()
+        if self._mime != "audio/opus" and self._mime not in _TELEPHONE:
             raise UnknownCodec(f"{info.mime} cannot be decoded")
-        self._name = name
-        self._rate = info.clock_rate if name.startswith("pcm") else SAMPLE_RATE
+        self._rate = info.clock_rate
         self._context: Any = None
         self._last: float = 0.0
         self.damage = Damage()
-
-    def _open(self) -> Any:
-        context: Any = av.CodecContext.create(self._name, "r")
-        context.thread_count = 1
-        context.sample_rate = self._rate
-        context.layout = "mono" if self._name.startswith("pcm") else "stereo"
-        return context
 
     def push(self, frame: Frame) -> Floats | None:
         """Return the packet's samples, (channels, n) float32 of −1 … 1; None when it cannot be decoded."""
         if not frame.data:
             return None
-        if self._context is None:
-            self._context = self._open()
-        packet = av.Packet(frame.data)
         try:
-            decoded = self._context.decode(packet)
-        except av.FFmpegError:
+            return self._opus(frame) if self._mime == "audio/opus" else self._telephone(frame)
+        except (av.FFmpegError, OpusError):
             self.damage.errors += 1
             self._context = None
             return None
-        parts = [_floats(part) for part in decoded]
+
+    def _opus(self, frame: Frame) -> Floats:
+        if self._context is None:
+            self._context = OpusDecoder()
+        decoder: OpusDecoder = self._context
+        if frame.in_band:
+            return decoder.decode_fec(frame.data, round(frame.duration_ns * SAMPLE_RATE / 1_000_000_000))
+        return decoder.decode(frame.data)
+
+    def _telephone(self, frame: Frame) -> Floats | None:
+        if self._context is None:
+            self._context = av.CodecContext.create(_TELEPHONE[self._mime], "r")
+            self._context.thread_count = 1
+            self._context.sample_rate = self._rate
+            self._context.layout = "mono"
+        parts = [part.to_ndarray().reshape(-1) for part in self._context.decode(av.Packet(frame.data))]
         if not parts:
             return None
-        samples: Floats = np.concatenate(parts, axis=1)
-        return samples if self._rate == SAMPLE_RATE else self._resample(samples[0])
+        return self._resample(np.concatenate(parts).astype(np.float32) / np.float32(32768.0))
 
     def _resample(self, samples: Floats) -> Floats:
         """Bring narrow-band telephone sound to 48 kHz by linear interpolation, continuous over packets."""
@@ -173,19 +176,3 @@ class AudioDecoder:
         self._last = float(samples[-1]) if count else self._last
         out: Floats = np.interp(at, np.arange(count + 1, dtype=np.float32), known).astype(np.float32)[None, :]
         return out
-
-
-def _floats(frame: Any) -> Floats:
-    """Return an AudioFrame's samples as (channels, n) float32."""
-    channels = len(frame.layout.channels)
-    if frame.format.name == "fltp":  # Opus: 50 packets a second and party
-        return np.array(
-            [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes[:channels]]
-        )
-    data: Any = frame.to_ndarray()
-    if data.dtype == np.int16:
-        data = data.astype(np.float32) / np.float32(32768.0)
-    if not frame.format.is_planar:
-        data = data.reshape(-1, channels).T
-    out: Floats = data.astype(np.float32, copy=False)
-    return out

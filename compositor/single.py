@@ -95,8 +95,8 @@ class SingleWriter:
     def _take(self, until_ns: int) -> None:
         for frame in self._timeline.ready(until_ns):
             info = self._timeline.tracks.get(frame.track)
-            if info is None or not frame.data:
-                continue
+            if info is None or not frame.data or frame.in_band:
+                continue  # what is repeated inside another packet cannot be copied
             if info.kind == "video":
                 self._video(info, frame)
             else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 MS = 1_000_000
 SECOND = 1_000 * MS
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same journal would give other frames."""
 HORIZON_NS = 2 * SECOND
 """Media time t is decided from records up to t + 2 s."""
@@ -39,6 +39,8 @@ class Frame:
     keyframe."""
     rotation: int
     """Degrees (0, 90, 180, 270) to turn the picture clockwise to stand upright."""
+    in_band: bool = False
+    """Of sound: ``data`` is the packet after it, to be decoded for what it repeats of this one (FEC)."""
 
 
 @dataclass(frozen=True, slots=True)

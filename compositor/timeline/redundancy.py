@@ -1,16 +1,19 @@
-"""Frames of lost packets, found again in the packets after them (RFC 2198).
+"""Frames of lost packets, found again in the packets after them.
 
-A sender that repeats the last frame or two in each packet makes most losses harmless::
+A sender that repeats the last frame or two in each packet makes most losses harmless (RFC 2198)::
 
     sent      A   B+A   C+B   D+C   E+D
     came      A    x     x    D+C   E+D      the frame of C is in D's packet: only B is missing
+
+Opus can repeat the last frame within the bits of the next, coarser (in-band FEC, RFC 6716 section 2.1.7).
+Where no copy is, the frame found is then the next one, to be decoded for what it says of the one before.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recorder.depacketise import duration_of, parse_red
+from recorder.depacketise import duration_of, parse_red, repeated_by
 from recorder.records import TrackInfo
 from recorder.rtp import RtpError, RtpPacket, sequence_after
 
@@ -27,6 +30,8 @@ class Piece:
     payload: bytes
     missing: int
     """Packets lost for good before it."""
+    in_band: bool = False
+    """``payload`` is of the packet after it, which repeats it inside."""
 
 
 class Redundancy:
@@ -35,6 +40,8 @@ class Redundancy:
     def __init__(self) -> None:
         self.recovered = 0
         """Lost packets whose frames were found."""
+        self.in_band = 0
+        """Of these the ones found by in-band FEC."""
         self.malformed = 0
         """Packets and redundant blocks that could not be parsed."""
         self._end: int | None = None
@@ -55,40 +62,46 @@ class Redundancy:
         whole between the frame before and this packet.
         """
         self._missing += missing
-        if packet.payload_type == info.payload_type:
-            return self._row([], packet.payload, packet, info)
-        if packet.payload_type != info.redundancy or not packet.payload:
-            return []
-        try:
-            *copies, primary = parse_red(packet.payload)
-        except RtpError:
-            self.malformed += 1
-            self._missing += 1  # as good as lost; the next packet may have its frame
-            return []
         found: dict[int, bytes] = {}
-        if self._missing and self._end is not None:
+        if packet.payload_type == info.payload_type:
+            own = packet.payload
+        elif info.redundancy is None or packet.payload_type != info.redundancy or not packet.payload:
+            return []
+        else:
+            try:
+                *copies, primary = parse_red(packet.payload)
+            except RtpError:
+                self.malformed += 1
+                self._missing += 1  # as good as lost; the next packet may have its frame
+                return []
             found = {
                 copy.offset: copy.data
                 for copy in copies
-                if copy.data
-                and copy.payload_type == info.payload_type
-                and (packet.ssrc, packet.timestamp - copy.offset & 0xFFFFFFFF) not in self._placed
+                if copy.data and copy.payload_type == info.payload_type
             }
-        own = primary.data if primary.payload_type == info.payload_type else b""
-        return self._row(self._whole(found, packet.timestamp, info), own, packet, info)
+            own = primary.data if primary.payload_type == info.payload_type else b""
+        return self._row(self._whole(found, own, packet, info), own, packet, info)
 
-    def _whole(self, found: dict[int, bytes], timestamp: int, info: TrackInfo) -> list[tuple[int, bytes]]:
+    def _whole(
+        self, found: dict[int, bytes], own: bytes, packet: RtpPacket, info: TrackInfo
+    ) -> list[tuple[int, bytes]]:
         """Return the copies that lie over nothing else, as (media time before the packet, frame)."""
         row: list[tuple[int, bytes]] = []
-        end = self._end
+        timestamp, end = packet.timestamp, self._end
+        if not self._missing or end is None:
+            return row
+        if inside := repeated_by(info.mime, own):
+            found.setdefault(inside, own)
         for before in sorted(found, reverse=True):
+            if (packet.ssrc, timestamp - before & 0xFFFFFFFF) in self._placed:
+                continue
             try:
                 ticks = duration_of(info.mime, found[before])
             except ValueError:  # an RtpError, or no sound
                 self.malformed += 1
                 continue
             at = timestamp - before & 0xFFFFFFFF
-            if end is not None and sequence_after(end, at, 32) >= 0 and ticks <= before:
+            if sequence_after(end, at, 32) >= 0 and ticks <= before:
                 row.append((before, found[before]))
                 end = at + ticks & 0xFFFFFFFF
         return row[-self._missing :]
@@ -101,6 +114,7 @@ class Redundancy:
         if self._placed.get((packet.ssrc, timestamp)):
             own = b""  # a copy has its place
         self.recovered += len(copies)
+        self.in_band += sum(data is own for _, data in copies)
         left, self._missing = self._missing - len(copies), 0
         frames = [*copies, (0, own)] if own else copies
         if not frames:
@@ -120,4 +134,7 @@ class Redundancy:
             del self._placed[next(iter(self._placed))]
         missing = dict.fromkeys(holes[:left] or [0], 1)
         missing[min(missing)] += left - len(missing)
-        return [Piece(before, data, missing.get(index, 0)) for index, (before, data) in enumerate(frames)]
+        return [
+            Piece(before, data, missing.get(index, 0), before > 0 and data is own)
+            for index, (before, data) in enumerate(frames)
+        ]

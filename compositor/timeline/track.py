@@ -33,6 +33,7 @@ class _Waiting:
     mapping: Mapping
     rotation: int
     missing: int
+    in_band: bool
 
 
 @dataclass(slots=True)
@@ -62,7 +63,9 @@ class Counts:
     lost: int = 0
     """Packets that did not come in time."""
     recovered: int = 0
-    """Of these the ones whose frames later packets brought (RFC 2198)."""
+    """Of these the ones whose frames later packets brought (RFC 2198, in-band FEC)."""
+    in_band: int = 0
+    """Of the recovered ones those by in-band FEC: coarser than what was sent."""
     frames: int = 0
     damaged: int = 0
     left_out: int = 0
@@ -242,11 +245,11 @@ class TrackTimeline:
         orientation = packet.extensions.get(self.info.extensions.get(VIDEO_ORIENTATION, -1))
         if orientation is not None:
             self._rotation = video_rotation(orientation)
-        if self.info.redundancy is not None:
+        if self.sound:
             told = self._redundancy
             malformed = told.malformed
             pieces = told.take(packet, self.info, missing)
-            self.counts.recovered = told.recovered
+            self.counts.recovered, self.counts.in_band = told.recovered, told.in_band
             self.counts.malformed += told.malformed - malformed
         else:
             # Another payload type (comfort noise, telephone events) is no part of the pictures or the sound,
@@ -268,7 +271,7 @@ class TrackTimeline:
         parts.arrival_ns = min(parts.arrival_ns, arrival.arrival_ns)
         parts.missing += piece.missing
         for frame in to.push(piece.payload, timestamp, arrival.packet.marker, piece.missing > 0):
-            self._complete(frame, now_ns)
+            self._complete(frame, now_ns, piece.in_band)
 
     def _flush(self, now_ns: int) -> None:
         if self._depacketiser is not None:
@@ -276,7 +279,7 @@ class TrackTimeline:
                 self._complete(frame, now_ns)
         self._parts.clear()
 
-    def _complete(self, frame: MediaFrame, now_ns: int) -> None:
+    def _complete(self, frame: MediaFrame, now_ns: int, in_band: bool = False) -> None:
         missing = 0
         for timestamp in list(self._parts):
             parts = self._parts.pop(timestamp)
@@ -288,7 +291,14 @@ class TrackTimeline:
         decide_ns = max(now_ns, place_ns + DECIDE_NS)
         self._waiting.append(
             _Waiting(
-                frame, parts.media_ns, parts.arrival_ns, decide_ns, parts.mapping, self._rotation, missing
+                frame,
+                parts.media_ns,
+                parts.arrival_ns,
+                decide_ns,
+                parts.mapping,
+                self._rotation,
+                missing,
+                in_band,
             )
         )
 
@@ -336,6 +346,7 @@ class TrackTimeline:
                 frame.keyframe,
                 frame.lost_before,
                 waiting.rotation,
+                waiting.in_band,
             )
         )
 

@@ -1,6 +1,6 @@
 """From RTP payloads to frames, codec by codec, and keyframes recognised without decoding."""
 
-from recorder.depacketise.codecs import depacketiser, duration_of, is_keyframe
+from recorder.depacketise.codecs import depacketiser, duration_of, is_keyframe, repeated_by
 from recorder.depacketise.frame import Depacketiser, MediaFrame
 from recorder.depacketise.red import RedBlock, parse_red
 
@@ -12,4 +12,5 @@ __all__ = [
     "duration_of",
     "is_keyframe",
     "parse_red",
+    "repeated_by",
 ]

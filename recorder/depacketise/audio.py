@@ -36,6 +36,21 @@ def opus_duration(payload: bytes) -> int:
     return frame * count
 
 
+def opus_repeated(payload: bytes) -> int:
+    """Return how much an Opus packet repeats of the one before (in-band FEC), in 48 kHz samples; 0: nothing.
+
+    Only packets of one frame are looked at, as browsers send them. The flags are the first bits of its SILK
+    part (RFC 6716 sections 4.2.3 and 4.2.4): voice activity for each 20 ms, then whether LBRR follows.
+    """
+    if len(payload) < 2 or payload[0] >> 3 >= 16 or payload[0] & 3:
+        return 0
+    duration = opus_duration(payload)
+    frames = max(1, duration // 960)
+    flags, stereo = payload[1], payload[0] & 4
+    repeats = flags >> 7 - frames & 1 or (stereo and flags >> 6 - 2 * frames & 1)
+    return duration if repeats else 0
+
+
 class AudioDepacketiser:
     """Pass packets through with their durations."""
 

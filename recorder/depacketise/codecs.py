@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from recorder.depacketise import av1, h264
-from recorder.depacketise.audio import AudioDepacketiser, opus_duration
+from recorder.depacketise.audio import AudioDepacketiser, opus_duration, opus_repeated
 from recorder.depacketise.frame import Depacketiser
 from recorder.depacketise.video import FrameBuilder, VideoDepacketiser
 from recorder.depacketise.vpx import Vp8Builder, Vp9Builder, parse_vp8, parse_vp9
@@ -39,6 +39,11 @@ def duration_of(mime: str, payload: bytes) -> int:
     if duration is None:
         raise ValueError(f"no duration of {mime}")
     return duration(payload)
+
+
+def repeated_by(mime: str, payload: bytes) -> int:
+    """Return the media time that one audio payload repeats of the one before (in-band FEC); 0: nothing."""
+    return opus_repeated(payload) if mime.lower() == "audio/opus" else 0
 
 
 def is_keyframe(mime: str, payload: bytes) -> bool:

@@ -133,11 +133,12 @@ class Call:
         level: float = 0.3,
         drop: tuple[int, ...] = (),
         copies: int = 0,
+        encoded: list[bytes] | None = None,
     ) -> None:
         """Send a tone in Opus packets of 20 ms; those numbered in ``drop`` get lost on the way. ``copies``:
-        so many frames are repeated in each (RFC 2198)."""
+        so many frames are repeated in each (RFC 2198). ``encoded``: these packets instead of the tone."""
         to_ms = self.duration_ms if to_ms is None else to_ms
-        encoded = opus_tone(hertz, to_ms - from_ms, level)
+        encoded = encoded or opus_tone(hertz, to_ms - from_ms, level)
         for index, data in enumerate(encoded):
             if index in drop:
                 self._sequences[info.track] = self._sequences.get(info.track, 100) + 1
@@ -200,15 +201,28 @@ def coded(
 
 def opus_tone(hertz: float, duration_ms: int, level: float = 0.3) -> list[bytes]:
     """Encode a tone as Opus packets of 20 ms."""
+    at = np.arange(duration_ms * 48)
+    return _opus(np.sin(2 * np.pi * hertz * at / 48_000) * level, 64_000)
+
+
+def opus_voice(duration_ms: int) -> list[bytes]:
+    """Encode what Opus takes for a voice as packets of 20 ms; most repeat the one before (in-band FEC)."""
+    at = np.arange(duration_ms * 48) / 48_000
+    pitch = np.cumsum(140 + 30 * np.sin(2 * np.pi * 1.3 * at)) / 48_000
+    wave = sum(np.sin(2 * np.pi * harmonic * pitch) / harmonic for harmonic in range(1, 20))
+    swell = 0.6 + 0.4 * np.sin(2 * np.pi * 4 * at)
+    return _opus(wave * swell * 0.15, 24_000, application="voip", fec="1", packet_loss="25")
+
+
+def _opus(wave: npt.NDArray[np.float64], bit_rate: int, **options: str) -> list[bytes]:
     encoder: Any = av.CodecContext.create("libopus", "w")
     encoder.sample_rate, encoder.format, encoder.layout = 48_000, "s16", "stereo"
     encoder.time_base = Fraction(1, 48_000)
-    encoder.bit_rate = 64_000
+    encoder.bit_rate, encoder.options = bit_rate, options
+    samples = (wave * 32767).astype(np.int16)
     out = []
-    at = np.arange(duration_ms * 48)
-    wave: npt.NDArray[np.int16] = (np.sin(2 * np.pi * hertz * at / 48_000) * level * 32767).astype(np.int16)
-    for index in range(duration_ms // 20):
-        part = np.repeat(wave[index * 960 : (index + 1) * 960], 2)[None, :]
+    for index in range(samples.size // 960):
+        part = np.repeat(samples[index * 960 : (index + 1) * 960], 2)[None, :]
         frame = av.AudioFrame.from_ndarray(part, format="s16", layout="stereo")
         frame.sample_rate, frame.pts = 48_000, index * 960
         out += [bytes(packet) for packet in encoder.encode(frame)]

@@ -16,9 +16,10 @@ from compositor.compose import Composition, NothingRecorded
 from compositor.mp4 import Chapter
 from compositor.overlays import OverlaySet
 from compositor.painter import ground
+from recorder.depacketise.audio import opus_repeated
 from recorder.records import RED, EndRecord, TrackInfo
 from recorder.template import parse_template
-from tests.compositor.calls import START_NS, UTC_NS, Call, Watch, compose, track
+from tests.compositor.calls import START_NS, UTC_NS, Call, Watch, compose, opus_voice, track
 
 SMALL: dict[str, Any] = {"width": 640, "height": 360, "overlays": [], "static_fps": None}
 CODECS = ["video/VP8", "video/H264", "video/VP9", "video/AV1"]
@@ -345,11 +346,38 @@ def test_lost_sound_is_mended_from_the_copies_in_later_packets() -> None:
     assert (report["gaps"], report["recovered"]) == ([], [])
     _, report = made[1]  # the later one of each pair
     assert [gap["packets"] for gap in report["gaps"]] == [1] * 9
-    assert report["recovered"] == [{"track": 4, "seat": "customer#1", "packets": 9}]
+    assert report["recovered"] == [{"track": 4, "seat": "customer#1", "packets": 9, "in_band": 0}]
     mended, report = made[2]
     assert report["gaps"] == []
-    assert report["recovered"] == [{"track": 4, "seat": "customer#1", "packets": 18}]
+    assert report["recovered"] == [{"track": 4, "seat": "customer#1", "packets": 18, "in_band": 0}]
     assert np.array_equal(mended.samples, whole.samples)
+
+
+def test_lost_sound_is_mended_from_within_the_next_packet() -> None:
+    voice = opus_voice(3000)
+    drop = tuple(range(10, 140, 6))
+    mended, unmended = (
+        [at for at in drop if (opus_repeated(voice[at + 1]) > 0) is repeated] for repeated in (True, False)
+    )
+    assert len(mended) > 10
+    assert len(unmended) > 3
+    made = {}
+    for lost in ((), drop):
+        call = Call(3000)
+        call.join(CUSTOMER_SOUND)
+        call.audio(CUSTOMER_SOUND, 0, drop=lost, encoded=voice)
+        made[lost] = compose(call, {**SMALL, "video": False}, lambda planes: None)
+    (whole, _), (heard, report) = made.values()
+    assert report["recovered"] == [
+        {"track": 4, "seat": "customer#1", "packets": len(mended), "in_band": len(mended)}
+    ]
+    assert [(gap["from_ms"], gap["packets"]) for gap in report["gaps"]] == [(20 * at, 1) for at in unmended]
+    for at in drop:
+        sent, found = (one.samples[0, 960 * at : 960 * (at + 1)] for one in (whole, heard))
+        if at in mended:
+            assert np.corrcoef(sent, found)[0, 1] > 0.95
+        else:
+            assert not found.any()
 
 
 def test_sound_alone_starts_no_picture() -> None:

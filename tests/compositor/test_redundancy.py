@@ -233,8 +233,8 @@ def test_rubbish_is_counted_and_nothing_is_raised(
     assert found + again.ready(1 << 62) == frames
 
 
-FRAME = b"\x78own"
-"""An Opus frame of 20 ms: 960 ticks."""
+FRAME = b"\x78\x80own"
+"""An Opus frame of 20 ms, 960 ticks, with voice and without FEC."""
 
 
 def packet(timestamp: int, *copies: int, number: int = 0) -> RtpPacket:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
+from pathlib import Path
+from typing import Any
 
 import av
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recorder.depacketise import MediaFrame, depacketiser, is_keyframe
-from recorder.depacketise.audio import opus_duration
+from recorder.depacketise.audio import opus_duration, opus_repeated
 from recorder.rtp import RtpError
 from tests.recorder.coded_video import ENCODERS, coded_frames, payloads
 
@@ -184,6 +188,37 @@ def test_durations_of_audio() -> None:
     assert frame.lost_before
     assert opus.push(b"\x03", 960, False) == []
     assert opus.malformed == 1
+
+
+@pytest.mark.parametrize("milliseconds", [10, 20])
+@pytest.mark.parametrize("bit_rate", [10_000, 24_000, 64_000])
+@pytest.mark.parametrize("layout", ["mono", "stereo"])
+def test_what_opus_repeats_is_what_libopus_says(layout: str, bit_rate: int, milliseconds: int) -> None:
+    says = ctypes.CDLL(str(next(Path(av.__file__).parent.with_name("av.libs").glob("libopus-*"))))
+    at = np.arange(48_000) / 48_000
+    voice = np.sign(np.sin(2 * np.pi * 150 * at)) * np.sin(2 * np.pi * 3 * at) * 3000
+    encoder: Any = av.CodecContext.create("libopus", "w")
+    encoder.sample_rate, encoder.format, encoder.layout, encoder.bit_rate = 48_000, "s16", layout, bit_rate
+    encoder.options = {
+        "application": "voip",
+        "fec": "1",
+        "packet_loss": "25",
+        "frame_duration": str(milliseconds),
+    }
+    size, channels, packets = 48 * milliseconds, 1 if layout == "mono" else 2, []
+    for first in range(0, voice.size, size):
+        part = np.repeat(voice[first : first + size].astype(np.int16), channels)[None, :]
+        frame = av.AudioFrame.from_ndarray(part, format="s16", layout=layout)
+        frame.sample_rate, frame.pts = 48_000, first
+        packets += [bytes(packet) for packet in encoder.encode(frame)]
+    told = [says.opus_packet_has_lbrr(packet, len(packet)) == 1 for packet in packets]
+    assert [opus_repeated(packet) for packet in packets] == [size * one for one in told]
+    assert any(told) == (bit_rate > 10_000)
+
+
+def test_packets_of_other_makings_repeat_nothing() -> None:
+    for other in (b"", b"\x78", b"\xf8\xff", b"\x79\xff", b"\x03\x03"):
+        assert opus_repeated(other) == 0
 
 
 def test_unknown_codecs_are_refused() -> None:
