@@ -329,8 +329,8 @@ class Connection:
     def _send(self, data: bytes) -> None:
         try:
             self.socket.send(data)
-        except (BlockingIOError, ConnectionRefusedError):
-            return  # sent again
+        except OSError:
+            return  # no room, nobody there, no network just now: sent again
 
     def _export(self, dtls: SSL.Connection) -> SrtpKeys:
         self.profile = dtls.get_selected_srtp_profile().decode()

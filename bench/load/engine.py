@@ -162,9 +162,10 @@ class Engine:
         return number
 
     def remove(self, number: int) -> None:
-        """Let go of a connection."""
-        self._checked(self._lib.load_remove(self._handle, number))
-        self._sessions.pop(number, None)
+        """Let go of a connection; of one that went with the engine there is nothing left."""
+        if number in self._sessions:
+            self._checked(self._lib.load_remove(self._handle, number))
+            del self._sessions[number]
 
     def pause(self, paused: bool = True) -> None:
         """Stop sending media, or go on; reports are sent all the time."""

@@ -95,7 +95,9 @@ class Soak:
         keeper = asyncio.create_task(Keeper(self.engine, self.connections).run())
         sky = [asyncio.create_task(self._weather(network)) for network in self.networks]
         try:
-            await asyncio.gather(*(self._line_of_calls(until_s) for _ in range(at_once)))
+            async with asyncio.TaskGroup() as calls:  # what ends one of them ends them all
+                for _ in range(at_once):
+                    calls.create_task(self._line_of_calls(until_s))
         finally:
             for task in (keeper, *sky):
                 task.cancel()
@@ -142,7 +144,7 @@ class Soak:
             # A line may be so bad that nobody gets through: as on the telephone, one tries again.
             self.counted["did not get through"] += 1
             print(f"call {number}: {error}")
-            await self.api.call("DELETE", f"/v1/rooms/{room}")
+            await self.api.ask("DELETE", f"/v1/rooms/{room}")  # it may have closed by itself meanwhile
         finally:
             for connection in mine:
                 self._leave(connection)
