@@ -176,18 +176,19 @@ class JournalWriter:
 
     def commit(self, now_ns: int) -> bool:
         """Write what is queued. Return True when the part has ended and the journal can be forgotten."""
+        ended = self._ended  # asked before taking: what is taken then has the END record, whenever it comes
         self._take()
         if self._sync_error is not None:
             self._lose_unsynced(self._sync_error, now_ns)
         if self._may_try(now_ns):
             try:
                 self._write(now_ns)
-                if self._ended or now_ns - self.chain.began_ns >= self._segment_ns:
+                if ended or now_ns - self.chain.began_ns >= self._segment_ns:
                     self.chain.rotate()
                     self._synced_ns = now_ns
             except OSError as error:
                 self._fail(error, now_ns)
-        if not self._ended or self._ending is None:
+        if not ended:
             return False
         if self._pending and not self._gave_up(now_ns):
             return False

@@ -279,6 +279,29 @@ def test_writing_after_the_end_is_refused(tmp_path: Path) -> None:
         bench.commit.open(tmp_path, KEY, session(2)).write([RtpRecord(1 << 16, 0, b"")])
 
 
+def test_an_end_that_comes_while_a_chunk_is_written_waits_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The END record, and what was written just before it, were not among the records just taken."""
+    bench = Bench()
+    journal = bench.commit.open(tmp_path, KEY, session())
+    append = journal.chain.append
+    last, end = packets(3, bench.clock.now), EndRecord(bench.clock.now, True, "stopped")
+
+    def meanwhile(items: bytes, now_ns: int) -> None:
+        append(items, now_ns)
+        monkeypatch.undo()
+        journal.write(last)
+        journal.close(end)
+
+    monkeypatch.setattr(journal.chain, "append", meanwhile)
+    bench.run(SECOND)
+    summary = journal.close(end).result(0)
+    assert summary.proven_end
+    assert without_clocks(read(tmp_path))[-4:] == [*last, end]
+    assert bench.commit.queued_bytes == 0
+
+
 def test_what_exceeds_the_queue_becomes_a_listed_gap(tmp_path: Path) -> None:
     bench = Bench(queue_bytes=400_000)
     journal = bench.commit.open(tmp_path, KEY, session())
