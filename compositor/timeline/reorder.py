@@ -29,11 +29,15 @@ class Arrival:
 class Reorder:
     """Reordering of one stream (SSRC). Duplicates and packets behind what was released are dropped."""
 
-    def __init__(self, missing: int = 0) -> None:
-        """``missing``: packets known to be lost before the first one."""
+    def __init__(self, missing: int = 0, begins_at: int | None = None) -> None:
+        """``missing``: packets known to be lost before the first one. ``begins_at``: time stamp of the
+        picture that the stream begins with; of those before it nothing is taken, and what of it has lower
+        numbers than its first arrival is waited for as for any hole."""
         self._waiting: dict[int, Arrival] = {}
         self._highest: int | None = None
         self._next: int | None = None
+        self._first: int | None = None
+        self._begins_at = begins_at
         self._opens_ns = 0
         self._suspect: int | None = None
         self._missing = missing
@@ -58,10 +62,15 @@ class Reorder:
         """Take a packet."""
         number = item.packet.sequence_number
         if self._highest is None:
-            self._highest = number
-            self._opens_ns = item.arrival_ns + _OPENING_NS
+            self._highest = self._first = number
+            self._opens_ns = item.arrival_ns + _OPENING_NS if self._begins_at is None else item.due_ns
         ahead = sequence_after(self._highest & 0xFFFF, number)
         extended = self._highest + ahead
+        assert self._first is not None
+        before = self._begins_at is not None and extended < self._first
+        if before and item.packet.timestamp != self._begins_at:
+            self.dropped += 1
+            return
         if abs(ahead) > _RESTART or extended in self._waiting or (self._next or extended) > extended:
             self.dropped += 1
             return

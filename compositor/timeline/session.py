@@ -189,6 +189,10 @@ class Timeline:
                 track.mute(record.at_ns)
             elif kind in ("track.unmuted", "track.started") and track.info.track == number:
                 track.unmute(record.at_ns)
+            elif kind == "recording.paused":
+                track.mute(record.at_ns)
+            elif kind == "recording.resumed":
+                track.unmute(record.at_ns)
             elif kind == "participant.left" and track.info.identity == data.get("identity"):
                 track.mute(record.at_ns)
 

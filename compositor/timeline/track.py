@@ -34,6 +34,10 @@ class _Waiting:
     rotation: int
     missing: int
     in_band: bool
+    first: bool
+    """It refers to nothing that was recorded, unless it is a keyframe."""
+    paused_ns: int | None
+    """When the silence began after which it is the first; None: there was none."""
 
 
 @dataclass(slots=True)
@@ -104,6 +108,9 @@ class TrackTimeline:
         self._last_placed_media_ns: int | None = None
         self._lost_since: tuple[int, int] | None = None
         self._silences: list[_Silence] = []
+        self._taken_ns: int | None = None
+        self._first = True
+        self._paused_ns: int | None = None
         self._resync: tuple[int, int] | None = None
         self.describe(info)
 
@@ -169,9 +176,7 @@ class TrackTimeline:
             if self._ssrc is not None:
                 self._retired.add(self._ssrc)
                 announced = packet.ssrc == self._announced
-                self._begin_anew(now_ns, missing_first=0 if announced else 1)
-                if announced and self._depacketiser is not None:
-                    self._depacketiser = depacketiser(self.info.mime)  # whose frames follow on nothing
+                self._begin_anew(now_ns, begins_at=packet.timestamp if announced else None)
                 self._unwrapper = Unwrapper(32)
                 self._new_epoch()
             self._ssrc, self._announced = packet.ssrc, None
@@ -215,18 +220,35 @@ class TrackTimeline:
         self._flush(now_ns)
         while self._waiting:
             self._decide(self._waiting[0].decide_ns)
-        if self._lost_since is not None and now_ns > self._lost_since[0]:
-            self._gap(Gap(self.info.track, self._lost_since[0], now_ns, "loss", self._lost_since[1]))
-        elif self._end_ns is not None:
+        if not self._close_loss(now_ns) and self._end_ns is not None:
             self._list_stall(self._end_ns, now_ns)
 
-    def _begin_anew(self, now_ns: int, missing_first: int = 1) -> None:
-        """Another run of sequence numbers: what waits is all there will be of the one before."""
+    def _begin_anew(self, now_ns: int, begins_at: int | None = None) -> None:
+        """Another run of sequence numbers: what waits is all there will be of the one before.
+
+        ``begins_at``: time stamp of the keyframe at which the recording went over to it; None: it is the
+        sender's doing, and something may be missing.
+        """
         for arrival, missing in self._reorder.end():
             self._assemble(arrival, missing, now_ns)
-        self._flush(now_ns)
+        if begins_at is None:
+            self._flush(now_ns)
+            self._redundancy.begin()
+            self._reorder = Reorder(missing=1)
+        else:
+            self._cut(now_ns)
+            self._reorder = Reorder(begins_at=begins_at)
+
+    def _cut(self, now_ns: int) -> None:
+        """What comes next was begun with on purpose: the end of an unfinished picture is not lost."""
+        if self._depacketiser is not None:
+            if any(parts.missing for parts in self._parts.values()):
+                self._flush(now_ns)
+            self.counts.left_out += len(self._parts)
+            self._parts.clear()
+            self._depacketiser = depacketiser(self.info.mime)
         self._redundancy.begin()
-        self._reorder = Reorder(missing=missing_first)
+        self._first = True
 
     def _new_epoch(self) -> None:
         """Another run of media time; what it has to do with the sender's wallclock must be reported anew."""
@@ -239,6 +261,13 @@ class TrackTimeline:
 
     def _assemble(self, arrival: Arrival, missing: int, now_ns: int) -> None:
         packet = arrival.packet
+        if missing or self._first:
+            silence = self._silence_between(self._taken_ns, arrival.arrival_ns)
+            if silence is not None:
+                # Muted or paused: what was sent meanwhile was not to be recorded.
+                self._cut(now_ns)
+                missing, self._paused_ns = 0, silence.from_ns
+        self._taken_ns = max(self._taken_ns or 0, arrival.arrival_ns)
         self.counts.lost += missing
         if self._depacketiser is None:
             return
@@ -299,8 +328,11 @@ class TrackTimeline:
                 self._rotation,
                 missing,
                 in_band,
+                self._first,
+                self._paused_ns,
             )
         )
+        self._first, self._paused_ns = False, None
 
     def _decide(self, now_ns: int) -> None:
         while self._waiting and self._waiting[0].decide_ns <= now_ns:
@@ -318,6 +350,9 @@ class TrackTimeline:
         at_ns = waiting.mapping.place(waiting.media_ns, waiting.arrival_ns, pause_ns, relation_ns)
         self._last_placed_media_ns = waiting.media_ns + duration_ns
         at_ns = max(at_ns, now_ns - HORIZON_NS + 1)
+        if waiting.paused_ns is not None:
+            self._close_loss(waiting.paused_ns)
+            self._end_ns = None
         if frame.damaged:
             self.counts.damaged += 1
             self._note_loss(at_ns, waiting.missing)
@@ -331,8 +366,8 @@ class TrackTimeline:
         if self._resync is not None:
             (from_ns, count), self._resync = self._resync, None
             self._gap(Gap(self.info.track, from_ns, at_ns, "resync", count))
-        if self._end_ns is None and not frame.keyframe:
-            frame = replace(frame, lost_before=True)  # what it refers to was sent before the recording
+        if waiting.first and not frame.keyframe:
+            frame = replace(frame, lost_before=True)  # what it refers to was not recorded
         self._list_gap(frame, at_ns, waiting.missing)
         self.counts.frames += 1
         self._last_at_ns = at_ns
@@ -364,9 +399,26 @@ class TrackTimeline:
             if self._end_ns is not None:
                 self._list_stall(self._end_ns, at_ns)
         elif self.sound or frame.keyframe:
-            (from_ns, packets), self._lost_since = self._lost_since, None
-            if at_ns > from_ns:
-                self._gap(Gap(self.info.track, from_ns, at_ns, "loss", packets))
+            self._close_loss(at_ns)
+
+    def _close_loss(self, to_ns: int) -> bool:
+        """List the loss that is open, if there is one; tell whether it was listed."""
+        if self._lost_since is None:
+            return False
+        (from_ns, packets), self._lost_since = self._lost_since, None
+        if to_ns > from_ns:
+            self._gap(Gap(self.info.track, from_ns, to_ns, "loss", packets))
+        return to_ns > from_ns
+
+    def _silence_between(self, from_ns: int | None, to_ns: int) -> _Silence | None:
+        """Return a silence that is over and of which a part lies between two packets; None if there is
+        none."""
+        for silence in self._silences:
+            if from_ns is None or silence.to_ns is None:
+                continue
+            if silence.from_ns <= to_ns and silence.to_ns >= from_ns:
+                return silence
+        return None
 
     def _list_stall(self, from_ns: int, to_ns: int) -> None:
         if to_ns - from_ns <= STALL_NS:

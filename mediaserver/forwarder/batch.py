@@ -301,6 +301,11 @@ class BatchForwarder:
         with self._locked():
             former, target = self._stream(stream), self._stream(to)
             target.tap_from = None if former is target else former
+            target.tap_floor = target.highest
+
+    def stay(self, stream: int) -> bool:
+        with self._locked():
+            return self._stream(stream).stay()
 
     # --- routes
 

@@ -361,9 +361,14 @@ class Forwarder(Protocol):
     def move_tap(self, stream: int, to: int) -> None:
         """Let the stream ``to`` take over the tap of ``stream`` at its next keyframe: see ``TapMoved``.
 
-        No packet is tapped twice or not at all. Without a keyframe that we can tell it is the next packet.
-        Asked again, the last wish counts; ``tap`` of ``to``, or of ``stream`` with ``None``, takes it back.
+        No packet is tapped twice or not at all, also when the keyframe's first packet had to be resent.
+        Without a keyframe that we can tell it is the next packet. Asked again, the last wish counts;
+        ``stay``, and ``tap`` of ``to``, or of ``stream`` with ``None``, take it back.
         """
+        ...
+
+    def stay(self, stream: int) -> bool:
+        """Call a move of a tap to ``stream`` off; false if it has taken place and ``TapMoved`` is told."""
         ...
 
     # routes
@@ -462,7 +467,8 @@ class Forwarder(Protocol):
         ...
 
     def take_tapped(self) -> list[Tapped]:
-        """Take all tapped packets, in the order in which they were taken off the sockets."""
+        """Take all tapped packets, in the order in which they were taken off the sockets; what came after a
+        ``TapMoved`` that was not taken yet waits for it."""
         ...
 
     def take_batches(self, targets: Targets) -> list[tuple[int, PacketBatch]]:

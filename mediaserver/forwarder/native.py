@@ -275,6 +275,9 @@ class NativeForwarder:
     def move_tap(self, stream: int, to: int) -> None:
         self._call(self._lib.fwd_move_tap, stream, to)
 
+    def stay(self, stream: int) -> bool:
+        return bool(self._call(self._lib.fwd_stay, stream))
+
     # --- routes
 
     def add_route(self, stream: int, peer: int, parameters: RouteParameters) -> int:

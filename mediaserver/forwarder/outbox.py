@@ -32,17 +32,18 @@ class Outbox:
         self._told: dict[int, int] = {}
         self._tapped: list[Tapped] = []
         self._tapped_bytes = 0
+        self._held: int | None = None
         self._lost: dict[int, TapDropped] = {}
         self._signalled = False
         self._tap_signalled_ns = 0
 
-    def put(self, event: Event) -> None:
-        """Queue an event, or drop and count it."""
+    def put(self, event: Event) -> bool:
+        """Queue an event, or drop and count it; tell which."""
         if isinstance(event, RawDatagram | Rtcp) and event.peer is not None:
             told = self._told.get(event.peer, 0)
             if told >= MAX_TOLD:
                 self.events_dropped += 1
-                return
+                return False
             self._told[event.peer] = told + 1
         if isinstance(event, RawDatagram):
             if event.peer is None:
@@ -57,6 +58,12 @@ class Outbox:
             self.events_dropped += 1
         else:
             self._events.append(event)
+        return not full
+
+    def hold(self) -> None:
+        """Keep back what is tapped from here on until the events are taken: a tap has moved."""
+        if self._held is None:
+            self._held = len(self._tapped)
 
     def tap(self, track: int, arrival_ns: int, packet: bytes, is_rtcp: bool) -> None:
         """Queue a tapped packet, or drop it, count it and tell it by ``TapDropped``."""
@@ -91,6 +98,7 @@ class Outbox:
         with contextlib.suppress(BlockingIOError):  # not signalled: nothing to reset
             os.eventfd_read(self.fd)
         self._signalled = False
+        self._held = None
         events = self._events
         events.extend(self._lost.values())
         self._events = []
@@ -100,10 +108,12 @@ class Outbox:
         return events
 
     def take_tapped(self) -> list[Tapped]:
-        """Take all tapped packets."""
-        tapped = self._tapped
-        self._tapped = []
-        self._tapped_bytes = 0
+        """Take all tapped packets that are not held back."""
+        tapped, self._tapped = self._tapped, []
+        if self._held is not None:
+            tapped, self._tapped = tapped[: self._held], tapped[self._held :]
+            self._held = 0
+        self._tapped_bytes = sum(len(packet) for _, _, packet, _ in self._tapped)
         return tapped
 
     def close(self) -> None:

@@ -223,10 +223,13 @@ class PacketPath:
             return
         if isinstance(gap, tuple):
             self.outbox.put(Gap(stream.number, gap[0], gap[1], packet.arrival_ns))
-        if stream.tap_from is not None and (packet.keyframe or not stream.codec):
-            self._move_tap(stream, packet)
+        moved = stream.tap_from is not None and self._take_tap(stream, stream.tap_from, packet)
         if stream.track is not None:
             self.outbox.tap(stream.track, packet.arrival_ns, packet.data, False)
+            # Of a keyframe whose first packet had to be resent all the others came before it.
+            for extended in sorted(e for e in stream.cache if e > packet.extended) if moved else ():
+                later = stream.cache[extended]
+                self.outbox.tap(stream.track, later.arrival_ns, later.data, False)
         stream.keep(packet)
         if packet.keyframe:
             self.outbox.put(Keyframe(stream.number, packet.timestamp, packet.arrival_ns))
@@ -243,13 +246,17 @@ class PacketPath:
         stream.malformed += found == red.MALFORMED
         return found > 0
 
-    def _move_tap(self, stream: Stream, packet: RtpPacket) -> None:
-        """Take over another stream's tap, so that not one packet is in both or in neither."""
-        former, stream.tap_from = stream.tap_from, None
-        if former is None or former.track is None:
-            return
-        stream.track, former.track = former.track, None
-        self.outbox.put(TapMoved(stream.track, stream.number, packet.arrival_ns))
+    def _take_tap(self, stream: Stream, former: Stream, packet: RtpPacket) -> bool:
+        """Take over another stream's tap, if it can be with this packet; tell whether it was."""
+        if packet.extended <= stream.tap_floor or (stream.codec and not packet.keyframe):
+            return False
+        if former.track is not None:
+            if not self.outbox.put(TapMoved(former.track, stream.number, packet.arrival_ns)):
+                return False  # nobody would know: with the next one
+            self.outbox.hold()
+            stream.track, former.track = former.track, None
+        stream.tap_from = None
+        return stream.track is not None
 
     # --- sending
 

@@ -48,6 +48,7 @@ class Stream:
         self.parameters = parameters
         self.track = parameters.track
         self.tap_from: Stream | None = None
+        self.tap_floor = -1
         self.payload_type = parameters.payload_type
         self.rtx_payload_type = parameters.rtx_payload_type
         self.red_payload_type = parameters.red_payload_type
@@ -144,6 +145,11 @@ class Stream:
                 difference = 0x100000000 - difference
             self.jitter_x16 += difference - ((self.jitter_x16 + 8) >> 4)
         self._transit = transit
+
+    def stay(self) -> bool:
+        """Call a move of a tap to this stream off; false if it has taken place."""
+        self.tap_from = None
+        return self.track is None
 
     def keep(self, packet: RtpPacket) -> None:
         """Put a packet into the cache; old ones leave by age, number, the stream's bytes and the

@@ -71,6 +71,7 @@ class Publication:
         self.recorded = self.layers[0]
         """What recordings get, or would get."""
         self._moving: Layer | None = None
+        self._told: Layer | None = None
         self._policy = LayerPolicy()
         self._order = OrderWatch()
         self._states: list[LayerState] = []
@@ -205,19 +206,22 @@ class Publication:
         if not self.tapped:
             self.recorded = wanted
             return
-        if wanted is self.recorded:
-            self._stay()
-            return
         if wanted is not self._moving:
-            self._stay()
+            if not self._stay():
+                return  # to what was wanted before: judged anew once that is told
+            if wanted is self.recorded:
+                return
             self.transport.forwarder.move_tap(former, wanted.stream)
             self._moving = wanted
         wanted.want_keyframe()  # asked again until one comes
 
-    def _stay(self) -> None:
-        if self._moving is not None and self._moving.stream is not None:
-            self.transport.forwarder.tap(self._moving.stream, None)
+    def _stay(self) -> bool:
+        """Call a move off; false if it has taken place and is about to be told."""
+        stream = self._moving.stream if self._moving is not None else None
+        if stream is not None and not self.transport.forwarder.stay(stream):
+            return False
         self._moving = None
+        return True
 
     def tap_moved(self, layer: Layer, at_ns: int) -> None:
         """Note which layer recordings get since ``at_ns``."""
@@ -228,7 +232,13 @@ class Publication:
     def set_tap(self, tap: bool) -> None:
         """Begin or stop handing the packets to recordings."""
         if self.stream is not None and tap != self.tapped:
-            self._stay()
+            now = time.monotonic_ns()
+            if not self._stay() and self._moving is not None:
+                self.tap_moved(self._moving, now)
+            if not tap:
+                self._told = self.recorded
+            elif self._told not in (None, self.recorded):  # it changed while nothing was recorded
+                self.recorded_layer_changed(self, now)
             self.transport.forwarder.tap(self.stream, self.tap if tap else None)
             self.tapped = tap
 

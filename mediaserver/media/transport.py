@@ -196,7 +196,9 @@ class Transport:
     # --- the pump
 
     def _drain(self) -> None:
-        for event in self.forwarder.take_events():
+        # What is tapped of another layer is written after it was said that one follows, also where an event
+        # before it has everything tapped so far written.
+        for event in sorted(self.forwarder.take_events(), key=lambda event: not isinstance(event, TapMoved)):
             try:
                 self._dispatch(event)
             except Exception:

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compositor.timeline import Timeline
+from compositor.timeline import Frame, Timeline
 from compositor.timeline.delay import WINDOW_NS, Delays, Mapping
 from compositor.timeline.reorder import Arrival, Reorder
 from compositor.timeline.reports import ReportedOffset, relation
 from recorder.journal.encoding import record_time
 from recorder.records import Record, RtcpRecord, RtpRecord, TrackRecord
 from recorder.rtp import RtpPacket
-from tests.compositor.call_simulator import MS, SECOND, START, Network, Sender, capture_ns, simulate
+from tests.compositor.call_simulator import (
+    MS,
+    SECOND,
+    START,
+    Network,
+    Sender,
+    capture_ns,
+    event,
+    insert,
+    simulate,
+)
+
+LOST = {"audio": 5, "video": 9}
+"""Packets of each kind that are sent in 100 ms."""
 
 
 def arrival(number: int, at_ns: int = 0, due_ns: int = 1000 * MS) -> Arrival:
@@ -214,6 +228,109 @@ def test_a_layer_that_is_announced_and_soon_comes_back_loses_nothing(announced: 
         assert max(late - early for early, late in itertools.pairwise(times)) < 60 * MS
     else:
         assert left_out > 0
+
+
+def layers(keep: Callable[[int, int, int], int | None]) -> tuple[list[Frame], Timeline]:
+    """Play a recording that goes over from one layer to another at the picture of 2 s, a keyframe.
+
+    ``keep`` (layer 0 or 1, picture, packet of it) says by how many ns a packet comes later; None: it is not
+    in the journal.
+    """
+    packets: list[tuple[int, int, bytes]] = []
+    for layer in (0, 1):
+        sender = Sender(1, "video", Network(in_order=True), ssrc=1001 + layer, keyframe_every=50)
+        sent = [r for r in simulate([sender], 3 * SECOND) if isinstance(r, RtpRecord)]
+        for number, record in enumerate(sent):
+            later = keep(layer, number // 3, number % 3)
+            if later is not None:
+                at_ns = record.arrival_ns + number % 3 * MS + layer * MS // 2 + later
+                packets.append((at_ns, layer, record.packet))
+    timeline = Timeline()
+    timeline.feed(TrackRecord(START, Sender(1, "video", Network(), ssrc=1001).info))
+    told = False
+    for at_ns, layer, packet in sorted(packets):
+        if layer and not told:
+            told = True
+            timeline.feed(TrackRecord(at_ns, Sender(1, "video", Network(), ssrc=1002).info))
+        timeline.feed(RtpRecord(1, at_ns, packet))
+    timeline.end()
+    return timeline.ready(1 << 62), timeline
+
+
+def recorded(layer: int, picture: int) -> bool:
+    return picture >= 50 if layer else picture < 50
+
+
+def test_a_change_of_layer_in_the_middle_of_a_picture_loses_nothing() -> None:
+    """The keyframe of the new layer came before the end of the former one's picture of the same moment."""
+    frames, timeline = layers(
+        lambda layer, n, part: 0 if recorded(layer, n) or (n, part) == (50, 0) else None
+    )
+    assert [(capture_ns(frame) - START) // (40 * MS) for frame in frames] == list(range(75))
+    assert timeline.gaps == []
+    assert not any(frame.lost_before for frame in frames)
+    assert timeline.counts()[1]["left_out"] == 1
+
+
+@pytest.mark.parametrize("later_ns", [30 * MS, 400 * MS])
+def test_what_was_resent_of_before_a_change_of_layer_is_no_loss(later_ns: int) -> None:
+    def keep(layer: int, picture: int, part: int) -> int | None:
+        if layer == 1 and (picture, part) in ((48, 1), (49, 2)):
+            return 40 * MS * (50 - picture) + later_ns  # of the new layer, from before its keyframe
+        return 0 if recorded(layer, picture) else None
+
+    frames, timeline = layers(keep)
+    assert len(frames) == 75
+    assert timeline.gaps == []
+
+
+def test_a_keyframe_of_another_layer_may_come_in_any_order() -> None:
+    late = {0: 600 * MS, 1: 0, 2: 300 * MS}
+    frames, timeline = layers(
+        lambda layer, n, part: late[part] if (layer, n) == (1, 50) else (0 if recorded(layer, n) else None)
+    )
+    assert len(frames) == 75
+    assert timeline.gaps == []
+    assert max(late.at_ns - early.at_ns for early, late in itertools.pairwise(frames)) < 60 * MS
+
+
+@pytest.mark.parametrize("lost", [(48, 1), (49, 0), (49, 1)])
+def test_what_is_lost_before_a_change_of_layer_is_listed(lost: tuple[int, int]) -> None:
+    frames, timeline = layers(
+        lambda layer, n, part: 0 if recorded(layer, n) and (layer, (n, part)) != (0, lost) else None
+    )
+    (gap,) = timeline.gaps
+    assert (gap.reason, gap.packets) == ("loss", 1)
+    assert (gap.to_ns - gap.from_ns) // (40 * MS) == 51 - lost[0]
+    assert timeline.counts()[1]["lost"] == 1
+    assert len(frames) == 75 - 1
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+@pytest.mark.parametrize(
+    "names", [("track.muted", "track.unmuted"), ("recording.paused", "recording.resumed")]
+)
+def test_what_was_not_to_be_recorded_is_not_lost(kind: str, names: tuple[str, str]) -> None:
+    sender = Sender(1, kind, Network(in_order=True), keyframe_every=25)
+    records: list[Record] = []
+    for record in simulate([sender], 6 * SECOND):
+        at_ns = record.arrival_ns - START if isinstance(record, RtpRecord) else 0
+        lost = isinstance(record, RtpRecord) and 4500 * MS < at_ns < 4600 * MS
+        if not lost and not 2 * SECOND < at_ns < 3990 * MS:
+            records.append(record)
+    for name, at_ns in zip(names, (2 * SECOND, 3990 * MS), strict=True):
+        records = insert(records, event(name, at_ns, track=1), at_ns)
+    timeline = Timeline()
+    for record in records:
+        timeline.feed(record)
+    timeline.end()
+    resumed = [gap for gap in timeline.gaps if gap.to_ns < START + 4200 * MS]
+    assert [(gap.reason, gap.packets) for gap in timeline.gaps if gap not in resumed] == [
+        ("loss", LOST[kind])
+    ]
+    # The first picture after it is nothing without those that were not recorded: lost until the keyframe.
+    assert [gap.packets for gap in resumed] == ([0] if kind == "video" else [])
+    assert all(gap.from_ns > START + 3900 * MS for gap in resumed)
 
 
 def test_a_new_ssrc_whose_first_packet_is_lost_gives_no_half_picture() -> None:

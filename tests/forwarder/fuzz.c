@@ -352,6 +352,7 @@ static void call(const uint8_t *data, size_t size) {
     case 16:
       fwd_tap(f, streams[stream], (int8_t)a[3]);
       if (a[4] & 1) fwd_move_tap(f, streams[stream], streams[a[5] % STREAMS]);
+      if (a[4] & 2) fwd_stay(f, streams[stream]);
       break;
     case 17: {
       uint16_t numbers[64];

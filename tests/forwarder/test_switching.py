@@ -222,6 +222,67 @@ def test_a_tap_moves_at_the_keyframe_without_a_packet_twice_or_lost(world: World
     assert moved[0].at_ns == tapped[2][1]
 
 
+def test_a_tap_takes_a_keyframe_whose_first_packet_was_resent_whole(world: World) -> None:
+    publisher = world.end()
+    low = world.stream(publisher, 1, track=5, **VIDEO)  # type: ignore[arg-type]
+    repair = {"rtx_ssrc": 3, "rtx_payload_type": 97}
+    high = world.stream(publisher, 2, **VIDEO, **repair)  # type: ignore[arg-type]
+    part = vp8(False, start=False)
+    publisher.send(rtp(9, ssrc=2, payload=vp8(False)))
+    world.settle()
+    world.forwarder.move_tap(low, high)
+    late = rtp(8, ssrc=2, payload=vp8(True))
+    publisher.send(late)  # of before: perhaps tapped already
+    tapped = [rtp(11, ssrc=2, payload=part), rtp(12, ssrc=2, payload=part)]
+    first = vp8(True)
+    publisher.send(*reversed(tapped), rtp(0, ssrc=1, payload=part))
+    publisher.send(rtp(0, ssrc=3, payload_type=97, payload=bytes((0, 10)) + first))
+    publisher.send(rtp(13, ssrc=2, payload=part), rtp(1, ssrc=1, payload=part))
+    assert len(world.take(TapMoved)) == 1
+    assert [packet for _, _, packet, _ in world.forwarder.take_tapped()] == [
+        rtp(0, ssrc=1, payload=part),
+        rtp(10, ssrc=2, payload=first),
+        *tapped,
+        rtp(13, ssrc=2, payload=part),
+    ]
+
+
+def test_what_is_tapped_after_a_move_waits_until_the_move_is_told(world: World) -> None:
+    """Else a journal had packets of another layer before it says that they are."""
+    publisher = world.end()
+    low = world.stream(publisher, 1, track=5, **VIDEO)  # type: ignore[arg-type]
+    high = world.stream(publisher, 2, **VIDEO)  # type: ignore[arg-type]
+    world.settle()
+    world.forwarder.move_tap(low, high)
+    sent = [rtp(n, ssrc=ssrc, payload=vp8(True)) for n, ssrc in ((0, 1), (0, 2), (1, 2), (2, 2))]
+    publisher.send(*sent[:3])
+    world.settle_undrained()
+    assert [packet for _, _, packet, _ in world.forwarder.take_tapped()] == sent[:1]
+    assert world.forwarder.take_tapped() == []
+    publisher.send(sent[3])
+    world.settle_undrained()
+    assert world.forwarder.take_tapped() == []
+    assert TapMoved in [type(event) for event in world.forwarder.take_events()]
+    assert [packet for _, _, packet, _ in world.forwarder.take_tapped()] == sent[1:]
+
+
+def test_a_move_is_called_off_or_has_taken_place(world: World) -> None:
+    publisher = world.end()
+    low = world.stream(publisher, 1, track=5, **VIDEO)  # type: ignore[arg-type]
+    high = world.stream(publisher, 2, **VIDEO)  # type: ignore[arg-type]
+    world.forwarder.move_tap(low, high)
+    assert world.forwarder.stay(high)
+    publisher.send(rtp(0, ssrc=2, payload=vp8(True)))
+    assert world.take(TapMoved) == []
+    world.forwarder.move_tap(low, high)
+    publisher.send(rtp(1, ssrc=2, payload=vp8(True)))
+    assert len(world.take(TapMoved)) == 1
+    assert not world.forwarder.stay(high)
+    assert len(world.forwarder.take_tapped()) == 1
+    with pytest.raises(ForwarderError):
+        world.forwarder.stay(12345)
+
+
 def test_a_tap_that_moves_is_called_back_or_gone(world: World) -> None:
     publisher = world.end()
     low = world.stream(publisher, 1, track=5, **VIDEO)  # type: ignore[arg-type]

@@ -154,7 +154,33 @@ def test_recordings_get_the_best_layer_that_lives(stage: Stage) -> None:
     stage.look(3.0, LOW, HIGH)
     stage.publication.set_tap(True)
     stage.send(stage.packet(HIGH), stage.packet(LOW))
-    assert stage.tapped() == {HIGH}  # nobody had to be told
+    assert stage.tapped() == {HIGH}
+    assert stage.recorded == ["h", "l", "h"]  # also of what changed meanwhile
+
+
+@pytest.mark.parametrize("pause", [True, False])
+def test_a_change_of_mind_amid_a_move_loses_no_packet(stage: Stage, pause: bool) -> None:
+    """The forwarder has moved the tap, the worker does not know it yet and wants the former layer again."""
+    stage.find()
+    stage.look(2.0, LOW, HIGH)
+    assert stage.tapped() == {LOW}
+    stage.sender.send(stage.packet(HIGH, key=True), stage.packet(LOW))
+    stage.world.settle_undrained()
+    if pause:
+        stage.publication.set_tap(False)
+        assert stage.recorded == ["h"]
+        stage.publication.set_tap(True)
+    else:
+        stage.publication._policy.maximum = 0
+        stage.now += LOOK_NS
+        stage.publication.look(stage.now)
+    stage.send(stage.packet(LOW), stage.packet(HIGH))
+    assert stage.recorded == ["h"]
+    assert stage.tapped() == {HIGH}
+    stage.look(0.3, LOW, HIGH)
+    stage.send(stage.packet(LOW, key=True), stage.packet(HIGH, key=True), stage.packet(LOW))
+    assert stage.tapped() == ({HIGH} if pause else {HIGH, LOW})
+    assert stage.recorded == (["h"] if pause else ["h", "l"])
 
 
 def test_a_subscriber_goes_where_it_wishes_at_the_next_keyframe(stage: Stage) -> None:

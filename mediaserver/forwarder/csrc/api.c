@@ -254,24 +254,6 @@ int fwd_missing(forwarder_t *f, int64_t number, int32_t span, uint16_t *out, int
   return leave(f, count);
 }
 
-int fwd_tap(forwarder_t *f, int64_t number, int32_t track) {
-  forwarder_enter(f);
-  struct stream *stream = find_stream(f, number);
-  if (stream) {
-    stream->track = track;
-    stream->tap_from = 0;
-  }
-  return leave(f, stream ? FWD_OK : FWD_NO_STREAM);
-}
-
-int fwd_move_tap(forwarder_t *f, int64_t from, int64_t to) {
-  forwarder_enter(f);
-  struct stream *stream = find_stream(f, to);
-  if (!stream || !find_stream(f, from)) return leave(f, FWD_NO_STREAM);
-  stream->tap_from = from == to ? 0 : from;
-  return leave(f, FWD_OK);
-}
-
 /* --- routes */
 
 static bool is_sent(const struct peer *peer, uint32_t ssrc) {

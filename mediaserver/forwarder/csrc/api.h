@@ -145,6 +145,7 @@ int fwd_missing(forwarder_t *f, int64_t stream, int32_t span, uint16_t *out, int
 int fwd_layer_bytes(forwarder_t *f, int64_t stream, int64_t *out);
 int fwd_tap(forwarder_t *f, int64_t stream, int32_t track);
 int fwd_move_tap(forwarder_t *f, int64_t from, int64_t to);
+int fwd_stay(forwarder_t *f, int64_t stream);
 
 int64_t fwd_add_route(forwarder_t *f, int64_t stream, int64_t peer, const fwd_route_parameters_t *parameters);
 int fwd_remove_route(forwarder_t *f, int64_t route);

@@ -176,7 +176,7 @@ struct stream {
   int16_t payload_type, rtx_payload_type, red_payload_type;
   uint8_t codec, audio_level_id, dependency_id;
   int64_t keep_ns, keep_bytes, base, highest, keyframe_extended, jitter_x16;
-  int64_t tap_from; /* whose tap moves here at the next keyframe; 0: nobody's */
+  int64_t tap_from, tap_floor; /* whose tap moves here at the next keyframe after which number; 0: nobody's */
   uint32_t transit;
   struct structure *structure; /* NULL until one is told */
   int64_t layer_bytes[COUNTED * COUNTED];
@@ -272,8 +272,9 @@ struct outbox {
   uint32_t event_count, unknown_count, raw_count, loss_count;
   int64_t take;
   int64_t tapped_bytes, tap_signalled_ns, oldest_ns; /* oldest_ns: of the events that wait; 0: none */
+  size_t tap_mark; /* where a tap has moved that nobody was told of yet */
   struct tap_loss losses[256];
-  bool signalled, urgent;
+  bool signalled, urgent, tap_held;
 };
 
 struct forwarder {
@@ -321,6 +322,8 @@ void source_advance(struct source *source, uint64_t index);
 enum accounted { DROPPED, NEW, NEW_WITH_GAP };
 enum accounted stream_account(struct stream *stream, struct rtp *rtp, bool recovered, uint16_t *first, uint16_t *last);
 void stream_keep(forwarder_t *f, struct stream *stream, const struct rtp *rtp);
+/* Collect what is cached of numbers after `floor`, in their order. */
+size_t stream_later(const struct stream *stream, int64_t floor, struct kept *later[CACHE_PACKETS]);
 struct kept *stream_cached(const struct stream *stream, int64_t extended);
 void stream_clear(forwarder_t *f, struct stream *stream);
 
@@ -361,6 +364,9 @@ void sent_free(struct sent_log *log);
 
 /* outbox.c */
 uint8_t *outbox_event(forwarder_t *f, const fwd_event_t *head);
+void outbox_hold(forwarder_t *f);
+bool tap_take(forwarder_t *f, struct stream *stream, const struct rtp *rtp);
+void tap_later(forwarder_t *f, const struct stream *stream, int64_t floor);
 void outbox_tap(forwarder_t *f, int32_t track, int64_t arrival_ns, const uint8_t *data, uint32_t size, bool is_rtcp);
 /* When the eventfd is to be written next; INT64_MAX: nothing waits. */
 int64_t outbox_due(const forwarder_t *f);

@@ -56,6 +56,14 @@ void outbox_tap(forwarder_t *f, int32_t track, int64_t arrival_ns, const uint8_t
   memcpy(room + sizeof head, data, size);
 }
 
+/* A tap has moved: what is tapped from here on waits until its event is taken, which must be written down before. */
+void outbox_hold(forwarder_t *f) {
+  struct outbox *box = &f->outbox;
+  if (box->tap_held) return;
+  box->tap_held = true;
+  box->tap_mark = box->tapped[box->tap_side].size;
+}
+
 int64_t outbox_due(const forwarder_t *f) {
   const struct outbox *box = &f->outbox;
   if (box->signalled) return INT64_MAX;
@@ -90,7 +98,7 @@ int64_t fwd_take_events(forwarder_t *f, const uint8_t **data) {
   uint64_t count;
   ssize_t got = read(box->fd, &count, sizeof count); /* EAGAIN: it was not signalled */
   (void)got;
-  box->signalled = box->urgent = false;
+  box->signalled = box->urgent = box->tap_held = false;
   box->oldest_ns = 0;
   struct bytes *full = &box->events[box->event_side];
   box->event_side ^= 1;
@@ -108,10 +116,21 @@ int64_t fwd_take_tapped(forwarder_t *f, const uint8_t **data) {
   struct outbox *box = &f->outbox;
   struct bytes *full = &box->tapped[box->tap_side];
   box->tap_side ^= 1;
-  box->tapped[box->tap_side].size = 0;
+  struct bytes *rest = &box->tapped[box->tap_side];
+  rest->size = 0;
   box->tapped_bytes = 0;
-  *data = full->data;
   int64_t size = (int64_t)full->size;
+  if (box->tap_held) {
+    size_t kept = full->size - box->tap_mark;
+    uint8_t *room = kept ? bytes_grow(rest, kept) : NULL;
+    if (room) {
+      memcpy(room, full->data + box->tap_mark, kept);
+      box->tapped_bytes = (int64_t)kept;
+      size = (int64_t)box->tap_mark;
+    }
+    box->tap_mark = 0;
+  }
+  *data = full->data;
   pthread_mutex_unlock(&f->lock);
   return size;
 }

@@ -70,11 +70,6 @@ static void send_first(forwarder_t *f, struct route *route, const struct stream 
   emit(f, route->peer, index, length, number);
 }
 
-static int by_extended(const void *left, const void *right) {
-  const struct kept *a = *(struct kept *const *)left, *b = *(struct kept *const *)right;
-  return (a->extended > b->extended) - (a->extended < b->extended);
-}
-
 /* Begin with `rtp`, then send what came before its time and what came since it. */
 static void begin(forwarder_t *f, struct route *route, struct stream *stream, const struct rtp *rtp) {
   if (route->stream && route->stream != stream) pointers_remove(&route->stream->routes, route);
@@ -84,12 +79,7 @@ static void begin(forwarder_t *f, struct route *route, struct stream *stream, co
   int64_t floor = rtp->extended;
   send_first(f, route, stream, rtp);
   struct kept *later[CACHE_PACKETS];
-  size_t count = 0;
-  for (uint32_t i = 0; i < stream->fifo_count; i++) {
-    struct kept *kept = stream->fifo[(stream->fifo_head + i) & (CACHE_PACKETS - 1)];
-    if (kept->extended > floor) later[count++] = kept;
-  }
-  qsort(later, count, sizeof *later, by_extended);
+  size_t count = stream_later(stream, floor, later);
   for (size_t i = 0; i < count; i++) {
     struct rtp again;
     if (!rtp_parse(&again, later[i]->data, later[i]->size, later[i]->arrival_ns)) continue;
@@ -170,18 +160,6 @@ bool path_send_rtcp(forwarder_t *f, struct peer *peer, const uint8_t *data, uint
 
 /* --- receiving */
 
-/* Take over another stream's tap, so that not one packet is in both or in neither. */
-static void move_tap(forwarder_t *f, struct stream *stream, const struct rtp *rtp) {
-  struct stream *from = map_get(&f->streams, (uint64_t)stream->tap_from);
-  stream->tap_from = 0;
-  if (!from || from->track < 0) return;
-  stream->track = from->track;
-  from->track = -1;
-  fwd_event_t event = {
-      .kind = FWD_EVENT_TAP_MOVED, .number = stream->track, .other = stream->number, .at_ns = rtp->arrival_ns};
-  outbox_event(f, &event);
-}
-
 static void media(forwarder_t *f, struct stream *stream, struct rtp *rtp, bool recovered) {
   if (rtp->payload_type != stream->payload_type) {
     int32_t primary = rtp->payload_type == stream->red_payload_type
@@ -199,8 +177,9 @@ static void media(forwarder_t *f, struct stream *stream, struct rtp *rtp, bool r
         .kind = FWD_EVENT_GAP, .number = stream->number, .a = first, .b = last, .at_ns = rtp->arrival_ns};
     outbox_event(f, &event);
   }
-  if (stream->tap_from && (rtp->keyframe || !stream->codec)) move_tap(f, stream, rtp);
+  bool moved = stream->tap_from && tap_take(f, stream, rtp);
   if (stream->track >= 0) outbox_tap(f, stream->track, rtp->arrival_ns, rtp->data, rtp->size, false);
+  if (moved) tap_later(f, stream, rtp->extended);
   stream_keep(f, stream, rtp);
   if (rtp->keyframe) {
     fwd_event_t event = {

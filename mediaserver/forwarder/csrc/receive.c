@@ -115,6 +115,21 @@ struct kept *stream_cached(const struct stream *stream, int64_t extended) {
   return kept && kept->extended == extended ? kept : NULL;
 }
 
+static int by_extended(const void *left, const void *right) {
+  const struct kept *a = *(struct kept *const *)left, *b = *(struct kept *const *)right;
+  return (a->extended > b->extended) - (a->extended < b->extended);
+}
+
+size_t stream_later(const struct stream *stream, int64_t floor, struct kept *later[CACHE_PACKETS]) {
+  size_t count = 0;
+  for (uint32_t i = 0; i < stream->fifo_count; i++) {
+    struct kept *kept = stream->fifo[(stream->fifo_head + i) & MASK];
+    if (kept->extended > floor) later[count++] = kept;
+  }
+  qsort(later, count, sizeof *later, by_extended);
+  return count;
+}
+
 void stream_clear(forwarder_t *f, struct stream *stream) {
   while (stream->fifo_count) drop_oldest(f, stream);
 }
