@@ -10,7 +10,7 @@ from aiohttp import web
 
 from mediaserver.api import models
 from mediaserver.api.problems import Problem
-from mediaserver.api.recordings import event_is_visible
+from mediaserver.api.recordings import event_is_visible, shown_to
 from mediaserver.api.routing import Access, Call, Query, Route, answer
 from mediaserver.events import Envelope
 
@@ -34,7 +34,8 @@ async def read_events(call: Call) -> web.StreamResponse:
         return await _stream(call, after)
     events = await _page(call, after, limit)
     last = events[-1]["seq"] if events else after
-    shown = [models.Event.model_validate(event) for event in events if event_is_visible(call, event)]
+    visible = [shown_to(call, event) for event in events if event_is_visible(call, event)]
+    shown = [models.Event.model_validate(event) for event in visible]
     return answer(models.Events(events=shown, next=last))
 
 
@@ -59,7 +60,7 @@ async def _stream(call: Call, after: int) -> web.StreamResponse:
         while page := await _page(call, after, 500):
             for event in page:
                 if event_is_visible(call, event):
-                    await response.write(_frame(event))
+                    await response.write(_frame(shown_to(call, event)))
             after = page[-1]["seq"]
         while not call.control.closing.is_set() and time.time() < call.asker.expires_at:
             try:
@@ -71,7 +72,7 @@ async def _stream(call: Call, after: int) -> web.StreamResponse:
                 break
             if event_or_none["seq"] > after:
                 after = event_or_none["seq"]
-                await response.write(_frame(event_or_none))
+                await response.write(_frame(shown_to(call, event_or_none)))
     except ConnectionError:
         return response  # the reader left; it resumes with Last-Event-ID
     finally:

@@ -220,6 +220,18 @@ def event_is_visible(call: Call, event: dict[str, Any]) -> bool:
     return not data.get("hidden") and not (one is not None and one.hidden)
 
 
+def shown_to(call: Call, event: dict[str, Any]) -> dict[str, Any]:
+    """Return a visible event as who asks may read it: to participants ``server`` did what hidden others
+    did."""
+    asker, actor = call.asker, event["actor"]
+    nobody = actor.startswith(("key:", "worker-")) or actor in ("server", "auto", "compositor", "unknown")
+    if asker.kind == "server" or actor == asker.identity or nobody:
+        return event
+    room = call.control.rooms.get(asker.tenant, asker.room)
+    one = room.participants.get(actor) if room is not None else None
+    return event if one is not None and not one.hidden else {**event, "actor": "server"}
+
+
 _STATE = ("recording_not_found", "recording_state")
 
 ROUTES = (

@@ -117,6 +117,9 @@ async def _first(call: Call, socket: web.WebSocketResponse, lines: Lines) -> Lin
         call.principal = _identify(call, request.token)
         room = room_of(call, call.principal.room)
         require_any(call)
+        allowance = lines.allowance(call.principal)
+        if not allowance.take():
+            raise Problem("rate_limited", "too many messages")
         await call.control.note_token(call.principal)
         if isinstance(request, Resume):
             found = lines.find(request.resume, call.principal)
@@ -125,7 +128,7 @@ async def _first(call: Call, socket: web.WebSocketResponse, lines: Lines) -> Lin
             line = found
             line.principal, line.token, taken = call.principal, request.token, line.last_id
         else:
-            line, taken = Line(call.principal, request.token), request.id
+            line, taken = Line(call.principal, request.token, allowance=allowance), request.id
             lines.add(line)
             call.control.spawn(signalling.follow(call, line, lines))
         line.last_id = request.id
@@ -233,7 +236,7 @@ async def _read(call: Call, line: Line, socket: web.WebSocketResponse, lines: Li
             text = await _receive(socket, min(IDLE_S, max(0.0, call.asker.expires_at - time.time()) + 1.0))
             if text is None:
                 return
-            if not line.allow():
+            if not line.allowance.take():
                 raise Problem("rate_limited", "too many messages")
             _identify(call, line.token)  # expired or revoked meanwhile?
             request = read(text)

@@ -12,7 +12,7 @@ from mediaserver import turn
 from mediaserver.api import models, views, whip
 from mediaserver.api.auth import require, room_of
 from mediaserver.api.problems import Problem
-from mediaserver.api.recordings import event_is_visible
+from mediaserver.api.recordings import event_is_visible, shown_to
 from mediaserver.api.routing import Access, Call, Route
 from mediaserver.api.routing import answer as json_answer
 from mediaserver.events import Envelope
@@ -230,7 +230,7 @@ async def follow(call: Call, line: Line, lines: Lines) -> None:
             if event is None:
                 line.end("too_slow")
                 break
-            line.put(EventMessage, event=event)
+            line.put(EventMessage, event=shown_to(call, event))
             if event["type"] in ("session.ended", "session.failed"):
                 line.media.discard(str(event["data"].get("session")))
             if event["type"] in RENEGOTIATES:

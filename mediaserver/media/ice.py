@@ -35,7 +35,8 @@ UNAUTHENTICATED_PER_SECOND = 2_000
 dropped."""
 FAILURES_PER_SOURCE = 200
 """Failed checks per IP address and second before its unknown ports are no longer listened to in that
-second."""
+second: those that name a session by themselves, so that one client behind a NAT does not shut the others
+out."""
 SOURCES_KEPT = 4_096
 
 
@@ -122,7 +123,7 @@ class IceAgent:
         self._consent_ns = min(consent_ns, CONSENT_NS)
         self._legs: dict[str, _Leg] = {}
         self._by_ufrag: dict[str, _Leg] = {}
-        self._failures: OrderedDict[str, int] = OrderedDict()
+        self._failures: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._bound: dict[Address, _Leg] = {}
         self._window_ns = 0
         self._budget = UNAUTHENTICATED_PER_SECOND
@@ -204,14 +205,16 @@ class IceAgent:
         No error answer to unauthenticated checks (RFC 8489 section 9.1.3 has 401): it would serve reflection.
         """
         client = client or address
-        if not self._admit(address, client, now):
+        named = stun.user(data)
+        source = (client[0], named if named in self._by_ufrag else "")
+        if not self._admit(address, source, now):
             self.counters.limited += 1
             return CheckResult()
         try:
             request = stun.read(data)
         except stun.StunError:
             self.counters.malformed += 1
-            self._failed(client)
+            self._failed(source)
             return CheckResult()
         if request is None:
             self.counters.ignored += 1
@@ -220,14 +223,14 @@ class IceAgent:
         leg = self._by_ufrag.get(ours)
         if leg is None or not request.has_fingerprint:
             self.counters.unknown_user += 1
-            self._failed(client)
+            self._failed(source)
             return CheckResult()
         used = leg.local if ours == leg.local.ufrag or leg.old is None else leg.old
         key = used.password.encode()
         current = used is leg.local
         if not request.has_integrity(key) or (current and request.theirs != leg.remote_ufrag):
             self.counters.bad_integrity += 1
-            self._failed(client)
+            self._failed(source)
             return CheckResult()
         self.counters.checks += 1
         if request.controlled:
@@ -311,21 +314,21 @@ class IceAgent:
             self._bound.pop(leg.address, None)
             leg.address = None
 
-    def _admit(self, address: Address, client: Address, now: int) -> bool:
+    def _admit(self, address: Address, source: tuple[str, str], now: int) -> bool:
         if now - self._window_ns >= SECOND_NS:
             self._window_ns = now
             self._budget = UNAUTHENTICATED_PER_SECOND + 50 * len(self._legs)
             self._failures.clear()
         if address in self._bound:
             return True
-        if self._failures.get(client[0], 0) >= FAILURES_PER_SOURCE:
+        if self._failures.get(source, 0) >= FAILURES_PER_SOURCE:
             return False
         if self._budget <= 0:
             return False
         self._budget -= 1
         return True
 
-    def _failed(self, address: Address) -> None:
-        self._failures[address[0]] = self._failures.get(address[0], 0) + 1
+    def _failed(self, source: tuple[str, str]) -> None:
+        self._failures[source] = self._failures.get(source, 0) + 1
         if len(self._failures) > SOURCES_KEPT:
             self._failures.popitem(last=False)

@@ -103,6 +103,20 @@ def read(data: bytes) -> Request | None:
     return Request(data[8:20], ours, theirs, nominates, controlled, has_fingerprint, covered, integrity)
 
 
+def user(data: bytes) -> str:
+    """Return the first half of a datagram's USERNAME, unchecked; empty if it is not among the first eight
+    attributes."""
+    at = 20
+    for _ in range(8):
+        if at + 4 > len(data):
+            break
+        attribute, length = _HEAD.unpack_from(data, at)
+        if attribute == _USERNAME:
+            return data[at + 4 : at + 4 + length].partition(b":")[0].decode(errors="replace")
+        at += 4 + length + (-length & 3)
+    return ""
+
+
 def respond(transaction: bytes, address: tuple[str, int], key: bytes) -> bytes:
     """Write the answer to a request that came from ``address``."""
     host, port = address

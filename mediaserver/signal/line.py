@@ -24,11 +24,30 @@ KEPT = 256
 """Messages (and ``KEPT_BYTES``) sent but not acknowledged that are kept for a resume."""
 KEPT_BYTES = 1 << 20
 BURST, PER_S = 60, 20.0
-"""Requests at once, and a second in the long run."""
+"""Requests of one participant at once, and a second in the long run, over all lines and sockets."""
+MAX_ALLOWANCES = 4_096
+"""Before those are forgotten that nothing was taken of lately."""
 QUALITY_S = 2.0
 """Between two quality reports."""
 PER_PARTICIPANT = 4
 """Lines one participant may have; one more ends the oldest."""
+
+
+class Allowance:
+    """How many requests a participant may make now."""
+
+    def __init__(self) -> None:
+        self._left, self._filled = float(BURST), time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Return the number of requests, up to ``BURST``."""
+        return min(float(BURST), self._left + (time.monotonic() - self._filled) * PER_S)
+
+    def take(self) -> bool:
+        """Count a request; false if there were too many."""
+        self._left, self._filled = self.left - 1.0, time.monotonic()
+        return self._left >= 0.0
 
 
 @dataclass(eq=False)
@@ -58,12 +77,12 @@ class Line:
     """A problem code: everything is sent, then the socket closed for this reason."""
     negotiating: asyncio.Lock = field(default_factory=asyncio.Lock)
     quality_at: float = float("-inf")
+    allowance: Allowance = field(default_factory=Allowance, repr=False)
 
     def __post_init__(self) -> None:
         self._kept: deque[tuple[int, str]] = deque()
         self._sent = 0
         self._kept_bytes = self._unsent_bytes = 0
-        self._tokens, self._filled = float(BURST), time.monotonic()
 
     @property
     def place(self) -> tuple[str, str]:
@@ -116,14 +135,6 @@ class Line:
         self._unsent_bytes = sum(len(text) for number, text in self._kept if number > seq)
         return True
 
-    def allow(self) -> bool:
-        """Count a request; false if there were too many."""
-        now = time.monotonic()
-        self._tokens = min(float(BURST), self._tokens + (now - self._filled) * PER_S)
-        self._filled = now
-        self._tokens -= 1.0
-        return self._tokens >= 0.0
-
     def end(self, reason: str) -> None:
         """Have the socket closed for ``reason``, a problem code, once everything before is sent."""
         self.ending = self.ending or reason
@@ -137,6 +148,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._lines: dict[str, Line] = {}
+        self._allowances: dict[tuple[str, str, str], Allowance] = {}
         self.quality: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         """By room, then identity."""
         self.unnamed: dict[object, asyncio.Event] = {}
@@ -144,6 +156,13 @@ class Lines:
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    def allowance(self, principal: Principal) -> Allowance:
+        """Return what is left to a participant, however many lines and sockets he has had."""
+        key = (principal.tenant, principal.room, principal.identity)
+        if key not in self._allowances and len(self._allowances) >= MAX_ALLOWANCES:
+            self._allowances = {k: one for k, one in self._allowances.items() if one.left < BURST}
+        return self._allowances.setdefault(key, Allowance())
 
     def add(self, line: Line) -> None:
         """Take a new line; the oldest of a participant with too many ends."""

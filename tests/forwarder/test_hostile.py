@@ -338,6 +338,7 @@ def test_only_newer_packets_under_a_peers_keys_are_its_own(world: World) -> None
         assert not ask(publisher.peer, fresh[:at] + bytes([fresh[at] ^ 1]) + fresh[at + 1 :]), at
     assert not ask(publisher.peer, bytes(2000))
     assert ask(publisher.peer, fresh)
+    assert not ask(publisher.peer, fresh), "proves nothing twice"
     with pytest.raises(ForwarderError):
         ask(12345, fresh)
 

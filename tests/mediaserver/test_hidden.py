@@ -57,10 +57,11 @@ async def test_nobody_learns_of_a_hidden_supervisor(tmp_path: Path) -> None:
             while not any(event["type"] == "session.connected" for event in events):
                 events = (await api.ok("GET", "/v1/events"))["events"]
         assert "boss" in json.dumps(events), "servers see him"
-        await api.control.events.append("room.note", tenant="one", room="hall", data={})
+        await api.control.events.append("room.note", tenant="one", room="hall", actor="boss", data={})
         page = await api.ok("GET", "/v1/events", token=customer)
         assert page["next"] >= events[-1]["seq"]
         assert "boss" not in json.dumps(page)
+        assert page["events"][-1] | {"actor": "boss"} == (await api.ok("GET", "/v1/events"))["events"][-1]
         assert "boss" not in await follow(api, customer, "room.note")
         assert "boss" not in json.dumps(await api.ok("GET", "/v1/rooms/hall/participants", token=customer))
         await peer.close()

@@ -7,6 +7,7 @@ import base64
 import json
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -188,6 +189,18 @@ async def test_a_socket_that_was_replaced_takes_nothing_more() -> None:
             await asyncio.sleep(0)
     assert new.sent == [1, 2, 3]
     second.cancel()
+
+
+async def test_a_participant_has_one_allowance_for_all_his_sockets() -> None:
+    kept = Lines()
+    first, second = kept.allowance(WHO), kept.allowance(WHO)
+    assert all(first.take() for _ in range(lines.BURST))
+    assert not all(second.take() for _ in range(lines.BURST))
+    assert kept.allowance(replace(WHO, identity="other")).take()
+    for number in range(lines.MAX_ALLOWANCES):
+        kept.allowance(replace(WHO, identity=f"one{number}"))
+    assert len(kept._allowances) < lines.MAX_ALLOWANCES
+    assert kept.allowance(WHO) is first, "who asks too much is not forgotten"
 
 
 async def test_each_loss_of_a_socket_has_its_whole_grace() -> None:

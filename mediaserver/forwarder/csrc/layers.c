@@ -43,8 +43,9 @@ static bool read_layers(struct bits *bits, struct structure *s) {
   return false;
 }
 
-static void read_targets(struct bits *bits, struct structure *s) {
+static bool read_targets(struct bits *bits, struct structure *s) {
   uint8_t told[MAX_TEMPLATES][MAX_TARGETS];
+  if (bits->at + 2u * s->templates * s->targets > bits->end) return false;
   for (int i = 0; i < s->templates; i++)
     for (int k = 0; k < s->targets; k++) {
       told[i][k] = (uint8_t)take(bits, 2);
@@ -61,20 +62,20 @@ static void read_targets(struct bits *bits, struct structure *s) {
     }
     if (!any) s->up[i] = s->temporal[i];
   }
+  return true;
 }
 
 static bool read_structure(struct bits *bits, struct structure *s) {
   memset(s, 0, sizeof *s);
   s->offset = (uint8_t)take(bits, 6);
   s->targets = (uint8_t)(take(bits, 5) + 1);
-  if (!read_layers(bits, s)) return false;
-  read_targets(bits, s);
+  if (!read_layers(bits, s) || !read_targets(bits, s)) return false;
   for (int i = 0; i < s->templates; i++)
     while (take(bits, 1)) take(bits, 4);
   uint32_t chains = below(bits, s->targets + 1u);
   if (chains) {
     for (int k = 0; k < s->targets; k++) below(bits, chains);
-    for (uint32_t i = 0; i < s->templates * chains; i++) take(bits, 4);
+    for (uint32_t i = 0; i < s->templates * chains && !bits->short_; i++) take(bits, 4);
   }
   if (take(bits, 1))
     for (int i = 0; i <= s->spatial[s->templates - 1]; i++) take(bits, 32);
