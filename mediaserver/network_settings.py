@@ -79,10 +79,12 @@ class Turn(Section):
     )
     secret_file: Path | None = Field(default=None, description="File that holds the secret.")
     ttl_s: int = Field(
-        default=43_200,
+        default=900,
         ge=60,
         le=604_800,
-        description="How long a client's credentials are good. A call that lasts longer loses its relay.",
+        description="How long a client may begin to use the relay; an ICE restart gives new credentials. "
+        "coturn lets a relay that was begun go on; another server may not. Who is removed from a room can "
+        "relay for so long still, to this server.",
     )
 
     @pydantic.model_validator(mode="after")

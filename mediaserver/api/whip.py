@@ -144,6 +144,9 @@ async def patch_session(call: Call) -> web.Response:
     fragment = result.get("sdpfrag")
     if not fragment:
         return web.Response(status=204, headers=headers)
+    owner = call.control.rooms.owner(call.path("session")) or ""
+    if links := turn.links(call.control.settings.turn, owner, time.time()):
+        headers |= {"Link": links, "Cache-Control": "no-store"}  # the first ones may have run out
     return web.Response(status=200, headers=headers, body=str(fragment).encode(), content_type=FRAGMENT)
 
 

@@ -16,6 +16,7 @@ export class Problem extends Error {
 }
 
 const TOKEN_CODES = new Set(["token_missing", "token_expired", "token_invalid", "token_revoked"]);
+const ICE_SERVER = /<(?<urls>[^>]+)>; rel="ice-server"(?:; username="(?<username>[^"]*)"; credential="(?<credential>[^"]*)")?/g;
 const STREAM_SILENCE_MS = 40_000; // the server says something every 15 s
 
 export class Api extends EventTarget {
@@ -57,7 +58,7 @@ export class Api extends EventTarget {
     return this.#json("POST", path, { json, headers: { "Idempotency-Key": crypto.randomUUID() } });
   }
 
-  /** Restart ICE of a session (RFC 9725, 4.3.3); gives the server's fragment. */
+  /** Restart ICE of a session (RFC 9725, 4.3.3); gives the server's fragment and fresh ICE servers. */
   async restartIce(path, fragment, signal) {
     const response = await this.#send("PATCH", path, {
       body: fragment,
@@ -65,7 +66,8 @@ export class Api extends EventTarget {
       headers: { "If-Match": "*" },
       signal,
     });
-    return response.text();
+    const links = (response.headers.get("Link") ?? "").matchAll(ICE_SERVER);
+    return { fragment: await response.text(), iceServers: [...links].map(({ groups }) => ({ ...groups })) };
   }
 
   /** End a media session; also while the page is being closed. */

@@ -192,8 +192,9 @@ export class Link extends EventTarget {
       const answer = await this.#askRestart(pc, fragment, heard);
       if (answer === null) return false;
       if (pc.signalingState !== "stable" || pc.currentRemoteDescription.sdp !== before.sdp) continue; // offered meanwhile
+      if (answer.iceServers.length) pc.setConfiguration({ ...pc.getConfiguration(), iceServers: answer.iceServers });
       await described(pc, offer);
-      await pc.setRemoteDescription({ type: "answer", sdp: renewed(pc.currentRemoteDescription.sdp, answer) });
+      await pc.setRemoteDescription({ type: "answer", sdp: renewed(pc.currentRemoteDescription.sdp, answer.fragment) });
       const [, ufrag] = offer.sdp.match(/^a=ice-ufrag:(\S+)/m);
       const until = performance.now() + MEND_MS;
       while (!(await answers(pc, ufrag))) {

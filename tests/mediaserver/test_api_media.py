@@ -9,7 +9,9 @@ import pytest
 import pytest_asyncio
 from aiortc import RTCPeerConnection
 from aiortc.mediastreams import AudioStreamTrack, VideoStreamTrack
+from pydantic import SecretStr
 
+from mediaserver.network_settings import Turn
 from tests.mediaserver.running import Client, make_keys, running, settings_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -19,7 +21,8 @@ FRAGMENT = "application/trickle-ice-sdpfrag"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def api(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
-    settings = settings_in(tmp_path_factory.mktemp("media"))
+    turn = Turn(urls=("stun:t.example", "turn:t.example?transport=tcp"), secret=SecretStr("x" * 16))
+    settings = settings_in(tmp_path_factory.mktemp("media")).model_copy(update={"turn": turn})
     make_keys(settings)
     async with running(settings) as client:
         await client.ok("POST", "/v1/rooms", {"name": "hall"})
@@ -56,6 +59,12 @@ async def test_publish_patch_delete(api: Client, offer: str) -> None:
     candidate = "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\na=end-of-candidates\r\n"
     stale = await api.problem("PATCH", location, data=candidate, headers=wrong, token=token)
     assert stale["status"] in (400, 412)
+    restart = {"Content-Type": FRAGMENT, "If-Match": "*"}
+    fresh = "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\n"
+    status, body, again = await api.ask("PATCH", location, data=fresh, headers=restart, token=token)
+    assert (status, body[:12]) == (200, b"a=ice-ufrag:")
+    assert ':li"; credential="' in again["Link"], "the first credentials may have run out"
+    assert again["Cache-Control"] == "no-store"
     as_json = {"Content-Type": "application/json", "If-Match": etag}
     odd = await api.problem("PATCH", location, data="{}", headers=as_json, token=token)
     assert (odd["status"], odd["code"]) == (415, "media_type_unsupported")
