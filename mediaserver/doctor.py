@@ -27,6 +27,10 @@ from recorder.gm.x509 import Usage
 from recorder.keys import KeyProblem, KeysUnavailable
 
 MIN_OPEN_FILES = 4096
+FORWARDER_NICE = -10
+"""What the native forwarder's thread asks for."""
+_SYS_NICE = 23
+"""Number of CAP_SYS_NICE, capabilities(7)."""
 BYTES_PER_HOUR = 1_200_000_000
 """What one recorded hour of two 720p cameras takes: journal about 1 GB, composite 0.2 GB."""
 
@@ -302,6 +306,13 @@ def _has_encryption_key(settings: Settings) -> bool:
 
 
 def _limits() -> Iterator[Finding]:
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+    if capabilities >> _SYS_NICE & 1 or resource.getrlimit(resource.RLIMIT_NICE)[0] >= 20 - FORWARDER_NICE:
+        yield Finding("Priority", "ok", f"packets are forwarded at nice {FORWARDER_NICE}")
+    else:
+        text = "packets are forwarded at the priority of all else: composing on a full machine delays calls"
+        yield Finding("Priority", "warning", text, f"LimitNICE={FORWARDER_NICE} in the unit")
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < MIN_OPEN_FILES:
         text = f"{soft}: some hundred recordings at once need more"

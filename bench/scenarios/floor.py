@@ -5,6 +5,10 @@ transport-cc switched off: what is left is moving datagrams. The forwarder runs 
 core 0; load and sink run on the last core. Publishers send video in frame bursts of equal packets with mid,
 abs-send-time and transport-cc extensions; every subscriber gets its own numbers. The sink counts all packets
 and decrypts one in 32. ``waited_share`` says how busy others kept the core: above 0.1 losses are theirs.
+
+What the native forwarder does beyond that is measured at one fan-out: RED (RFC 2198) passed on, and made
+plain for each viewer, beside Opus in the same packets; VP9 in three spatial layers sent whole, and without
+the largest.
 """
 
 from __future__ import annotations
@@ -45,13 +49,27 @@ RATES = {
     "native": {1: 16000, 3: 8000, 10: 3000},
     "native-libsrtp": {1: 16000, 3: 8000, 10: 3000},
     "python": {1: 6000, 3: 3000, 10: 1000},
+    "opus": {3: 8000},
+    "red": {3: 8000},
+    "red-made-plain": {3: 8000},
+    "vp9": {3: 8000},
+    "vp9-two-of-three-layers": {3: 8000},
 }
 """Packets a second in, by fan-out: some 20 to 60 % of a core each."""
 PUBLISHERS = 32
 BURST = 4
 PAYLOAD_BYTES = 1100
+MIMES = {"opus": "audio/opus", "red": "audio/opus", "vp9": "video/VP9"}
 PROFILE = Profile.AEAD_AES_128_GCM
 SAMPLE = 32
+SOUND = ("opus", "red", "red-made-plain")
+FEATURES = (*SOUND, "vp9", "vp9-two-of-three-layers")
+FEATURES_FAN_OUT = 3
+FRAME_BYTES = 80
+"""Of Opus at 32 kbit/s; RED carries one more of them."""
+RED_TYPE = 63
+LAYERS = (0, 1, 2, 2)
+"""Spatial layers of the packets of a picture."""
 EXTENSIONS = {MID: 1, ABS_SEND_TIME: 2, TRANSPORT_CC: 3}
 
 
@@ -92,7 +110,7 @@ def serve() -> None:
         elif plan["kind"] == "floor":
             forwarder = NativeForwarder([sock], crypto=null_crypto)
         else:
-            forwarder = NativeForwarder([sock], evp=plan["kind"] == "native")
+            forwarder = NativeForwarder([sock], evp=plan["kind"] != "native-libsrtp")
         bare = plan["kind"] == "floor"
         extensions = {} if bare else EXTENSIONS
         n, streams, fan_out = PROFILE.key_bytes, [], plan["fan_out"]
@@ -104,7 +122,16 @@ def serve() -> None:
             forwarder.set_keys(peer, PROFILE, up[:n], up[n:end], down[:n], down[n:end])
             if number < PUBLISHERS:
                 kept = {"keep_ms": 0, "keep_bytes": 0} if bare else {}
-                parameters = StreamParameters("video", "video/any", 90000, 96, extensions=extensions, **kept)
+                red = RED_TYPE if plan["kind"].startswith("red") else None
+                parameters = StreamParameters(
+                    "audio" if plan["kind"] in SOUND else "video",
+                    MIMES.get(plan["kind"].partition("-")[0], "video/any"),
+                    48000 if plan["kind"] in SOUND else 90000,
+                    96,
+                    red_payload_type=red,
+                    extensions=extensions,
+                    **kept,
+                )
                 streams.append(forwarder.add_stream(peer, number + 1, parameters))
                 if not bare:
                     forwarder.set_feedback(peer, 100)
@@ -116,8 +143,11 @@ def serve() -> None:
                     extensions=extensions,
                     mid="" if bare else "0",
                     first_sequence=0,
+                    red_payload_type=RED_TYPE if plan["kind"] == "red" else None,
                 )
-                forwarder.add_route(stream, peer, route)
+                added = forwarder.add_route(stream, peer, route)
+                if plan["kind"] == "vp9-two-of-three-layers":
+                    forwarder.set_layers(added, 1, None)
         print(json.dumps({"port": sock.getsockname()[1], "crypto": forwarder.stats().crypto}), flush=True)
         while sys.stdin.readline().strip() == "ask":
             forwarder.take_events()
@@ -156,7 +186,9 @@ class Load:
     """Publishers, subscribers, and the loop that sends and receives."""
 
     def __init__(self, kind: str, fan_out: int) -> None:
-        self.fan_out, self.bare = fan_out, kind == "floor"
+        self.fan_out, self.bare, self.kind = fan_out, kind == "floor", kind
+        self.share = 0.5 if kind == "vp9-two-of-three-layers" else 1.0
+        """Of the packets is sent on."""
         count = PUBLISHERS * (1 + fan_out)
         self.clients = [self._client(number) for number in range(count)]
         addresses = [client.socket.getsockname() for client in self.clients]
@@ -203,14 +235,34 @@ class Load:
             i = client.sequence
             client.sequence += 1
             first = 0x80 if self.bare else 0x90
-            head = struct.pack("!BBHII", first, 96, i & 0xFFFF, i // BURST * 3000, client.number + 1)
+            payload_type = RED_TYPE if self.kind.startswith("red") else 96
+            head = struct.pack(
+                "!BBHII", first, payload_type, i & 0xFFFF, i // BURST * 3000, client.number + 1
+            )
             body = b"\x10v\x22\0\0\1\x31" + struct.pack("!H", i & 0xFFFF) + b"\0\0\0"
-            payload = struct.pack("!I", i) * (PAYLOAD_BYTES // 4)
+            payload = self.payload(i)
             if self.bare:  # as long as a protected packet
                 made.append(head + payload + payload[:32])
                 continue
             made.append(client.srtp.protect(head + b"\xbe\xde\0\3" + body + payload))
         return made
+
+    def payload(self, i: int) -> bytes:
+        """Make the payload of packet ``i``."""
+        if self.kind in SOUND:
+            frame = struct.pack("!I", i) * (FRAME_BYTES // 4)
+            if self.kind == "opus":
+                return frame
+            return struct.pack("!IB", 1 << 31 | 96 << 24 | 960 << 10 | FRAME_BYTES, 96) + frame + frame
+        body = struct.pack("!I", i) * (PAYLOAD_BYTES // 4)
+        if not self.kind.startswith("vp9"):
+            return body
+        # Picture id, layer; P on all but the first picture; begin and end of a layer's frame (RFC 9628).
+        at, spatial = i % BURST, LAYERS[i % BURST]
+        begins, ends = at < 3, at != 2
+        flags = 0xB0 | (0x40 if i >= BURST else 0) | begins << 3 | ends << 2
+        head = struct.pack("!BHB", flags, 0x8000 | i // BURST & 0x7FFF, 0x10 | spatial << 1 | (spatial > 0))
+        return head + (b"\x02" if i >= BURST else b"") + body
 
     def receive(self, timeout_s: float) -> None:
         """Take what is there; decrypt one in ``SAMPLE``."""
@@ -258,7 +310,7 @@ class Load:
             self.receive(0)
         elapsed = time.monotonic() - began
         deadline = time.monotonic() + 2
-        expected = sent * self.fan_out
+        expected = round(sent * self.fan_out * self.share)
         while self._received() - before_count < expected and time.monotonic() < deadline:
             self.receive(0.05)
         after = self.ask("ask")
@@ -326,6 +378,7 @@ class Plan:
     runs: int = 3
     kinds: tuple[str, ...] = ("floor", "native", "native-libsrtp", "python")
     fan_outs: tuple[int, ...] = (1, 3, 10)
+    features: tuple[str, ...] = FEATURES
 
 
 def run(plan: Plan, progress: Progress) -> dict[str, Any]:
@@ -344,6 +397,9 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
                 elif floor:
                     row["times_floor"] = round(row["us_per_packet_sent"] / floor, 2)
                 rows.append(row)
+        for kind in plan.features:
+            progress(f"{kind}, 1 to {FEATURES_FAN_OUT}")
+            rows.append(measure(kind, FEATURES_FAN_OUT, plan.seconds, plan.runs))
     finally:
         os.sched_setaffinity(0, set(cores))
     return {

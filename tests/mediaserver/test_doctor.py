@@ -35,6 +35,7 @@ def test_everything_the_issue_names_is_looked_at(tmp_path: Path) -> None:
         "UDP port 17882",
         "UDP port 17883",
         "Receive buffer",
+        "Priority",
         "Clock",
         "Disk",
         "libgcrypt",
