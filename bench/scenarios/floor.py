@@ -319,6 +319,7 @@ class Load:
         user, system = after["user_s"] - before["user_s"], after["system_s"] - before["system_s"]
         return {
             "us_per_packet_sent": 1e6 * (user + system) / out,
+            "us_per_packet_in": 1e6 * (user + system) / max(after["received"] - before["received"], 1),
             "user_us": 1e6 * user / out,
             "system_us": 1e6 * system / out,
             "core_share": (user + system) / elapsed,
