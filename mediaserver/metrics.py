@@ -22,6 +22,8 @@ WORKER_COUNTERS = {
     "bytes_sent": "Bytes of media sent, headers included",
     "packets_rejected": "Packets that were no valid STUN, DTLS, SRTP or RTP and were dropped",
     "packets_resent": "Packets sent again because a subscriber asked (NACK)",
+    "packets_paced": "Packets that waited so that a frame does not fill a short buffer on a line",
+    "pacing_wait_ns": "Sum of what these waited, ns",
     "keyframe_requests": "Keyframes asked from publishers (PLI)",
     "journal_bytes": "Bytes written to journals",
     "journal_dropped_packets": "Packets that could not be kept because the disk was too slow",
@@ -57,6 +59,8 @@ SOURCES = {
         "transport.unknown_datagrams",
         "rtcp_malformed",
     ),
+    "packets_paced": ("forwarder.paced",),
+    "pacing_wait_ns": ("forwarder.paced_ns",),
     "journal_dropped_packets": ("forwarder.tap_dropped",),
     "resident_bytes": ("rss_bytes",),
 }

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Final
 
 from mediaserver.forwarder.arguments import check_route, check_stream, layers_wanted
@@ -43,6 +44,7 @@ from mediaserver.forwarder.receive import Stream
 from mediaserver.forwarder.route import Route
 from mediaserver.forwarder.sockets import Destination, pack_address, prepare
 from mediaserver.forwarder.srtp import SrtpDirection
+from mediaserver.forwarder.tables import drop_route, drop_stream
 from recorder.records import PacketBatch
 
 _IDLE_MS: Final = 200
@@ -65,6 +67,7 @@ class BatchForwarder:
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
+        self._asleep_until_ns = 0.0
         self._calls = 0
         self._next = 0
         self._thread = threading.Thread(target=self._run, name="forwarder", daemon=True)
@@ -105,14 +108,15 @@ class BatchForwarder:
                     self._outbox.signal(path.now_ns)
             with self._lock:
                 path.tick(time.monotonic_ns())
-                due = path.feedback()
+                due = min(path.feedback(), path.paced.release(path.now_ns))
                 path.sender.flush()
                 self._outbox.signal(path.now_ns)
-                timeout = _IDLE_MS
-                if due is not None:
-                    timeout = min(timeout, max((due - path.now_ns) // 1_000_000, 1))
+                timeout = (
+                    _IDLE_MS if due == inf else min(_IDLE_MS, max(int(due - path.now_ns) // 1_000_000, 1))
+                )
                 if self._outbox.waiting():
                     timeout = min(timeout, 20)
+                self._asleep_until_ns = due
             if busy >= _BUSY_DATAGRAMS:
                 # Under load a short nap makes the next batch larger: fewer wake-ups, longer runs for GSO.
                 time.sleep(_NAP_S)
@@ -129,6 +133,8 @@ class BatchForwarder:
             finally:
                 self._path.sender.flush()
                 self._outbox.signal(self._path.now_ns)
+                if self._path.paced.due_ns < self._asleep_until_ns:
+                    os.eventfd_write(self._wake, 1)  # a call has let packets wait
 
     def _number(self) -> int:
         self._next += 1
@@ -166,9 +172,9 @@ class BatchForwarder:
         with self._locked() as path:
             gone = self._peer(peer)
             for stream in list(gone.streams):
-                self._drop_stream(stream)
+                drop_stream(path, stream)
             for route in set(gone.routes.values()):
-                self._drop_route(route)
+                drop_route(path, route)
             for index, name in gone.addresses:
                 path.bound[index].pop(name, None)
             del path.peers[peer]
@@ -204,8 +210,9 @@ class BatchForwarder:
     def set_keys(
         self, peer: int, profile: Profile, rx_key: bytes, rx_salt: bytes, tx_key: bytes, tx_salt: bytes
     ) -> None:
-        with self._locked():
+        with self._locked() as path:
             keyed = self._peer(peer)
+            path.paced.drop(keyed)
             rx = SrtpDirection(profile, rx_key, rx_salt, inbound=True)
             keyed.tx = SrtpDirection(profile, tx_key, tx_salt, inbound=False)
             keyed.rx = rx
@@ -247,24 +254,8 @@ class BatchForwarder:
             self._path.dispatch(peer, peer.sources[ssrc], packet)
 
     def remove_stream(self, stream: int) -> None:
-        with self._locked():
-            self._drop_stream(self._stream(stream))
-
-    def _drop_stream(self, stream: Stream) -> None:
-        for source in stream.peer.sources.values():
-            if source.stream is stream:
-                # Its SRTP state stays, so that old packets cannot be replayed into a new stream.
-                source.role, source.stream = Role.IGNORED, None
-        for route in stream.routes:
-            if route.stream is stream:
-                route.stream = None
-                route.waiting = True
-            if route.pending is stream:
-                route.pending = None
-        stream.routes, stream.track = [], None
-        stream.clear()
-        stream.peer.streams.discard(stream)
-        del self._path.streams[stream.number]
+        with self._locked() as path:
+            drop_stream(path, self._stream(stream))
 
     def set_rtx_ssrc(self, stream: int, ssrc: int) -> None:
         with self._locked():
@@ -338,20 +329,8 @@ class BatchForwarder:
             return route.number
 
     def remove_route(self, route: int) -> None:
-        with self._locked():
-            self._drop_route(self._route(route))
-
-    def _drop_route(self, route: Route) -> None:
-        peer = route.peer
-        peer.sent_ssrcs[route.ssrc] = max(route.last + 1, route.next)
-        del peer.routes[route.ssrc]
-        if route.parameters.rtx_ssrc is not None:
-            peer.sent_ssrcs[route.parameters.rtx_ssrc] = route.next_rtx
-            del peer.routes[route.parameters.rtx_ssrc]
-        for stream in (route.stream, route.pending):
-            if stream is not None and route in stream.routes:
-                stream.routes.remove(route)
-        del self._path.routes[route.number]
+        with self._locked() as path:
+            drop_route(path, self._route(route))
 
     def switch(
         self, route: int, stream: int, *, payload_type: int | None = None, rtx_payload_type: int | None = None
@@ -435,6 +414,12 @@ class BatchForwarder:
         with self._locked():
             self._peer(peer).measured = measured
 
+    def set_pace(self, peer: int, bps: int) -> None:
+        if bps < 0:
+            raise ForwarderError(f"no such pace: {bps} bit/s")
+        with self._locked() as path:
+            path.paced.set(self._peer(peer), bps, path.now_ns)
+
     def watch_feedback(self, peer: int, way_ns: int, lost: int) -> SendFeedback:
         with self._locked():
             told = self._peer(peer)
@@ -479,6 +464,10 @@ class BatchForwarder:
                 peers=len(path.peers),
                 streams=len(path.streams),
                 routes=len(path.routes),
+                paced=path.paced.packets,
+                paced_ns=path.paced.waited_ns,
+                paced_bytes=path.paced.bytes,
+                pace_dropped=path.paced.dropped,
             )
 
     def peer_stats(self, peer: int) -> PeerStats:

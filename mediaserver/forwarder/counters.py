@@ -147,6 +147,9 @@ class PeerStats:
     """Packets its transport-cc feedback spoke of, and how many of them it had not received."""
     transport_cc_lost: int
     send_failed: int
+    paced: int
+    """Packets that waited for the pace (``Forwarder.set_pace``) and left, and the sum of their waits."""
+    paced_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +180,10 @@ class ForwarderStats:
     peers: int
     streams: int
     routes: int
+    paced: int
+    """As of ``PeerStats``, of all peers that there are and were; likewise ``paced_ns``."""
+    paced_ns: int
+    paced_bytes: int
+    """What waits now."""
+    pace_dropped: int
+    """Packets that waited while their route ended, or their peer ended, lost its address or got new keys."""

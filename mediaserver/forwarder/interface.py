@@ -448,6 +448,11 @@ class Forwarder(Protocol):
         have such extensions; true at first. Without them a client sends no feedback. What is sent again by
         the same number stays as it was."""
 
+    def set_pace(self, peer: int, bps: int) -> None:
+        """Send video to a peer no faster than ``bps``; 0, as at first: as it comes. Sound, what is sent again
+        and padding do not wait, but all except padding counts. No packet waits longer than 250 ms; a peer's
+        oldest leave sooner when more than 512 wait, or more than 64 MiB for all peers. See ``pace.py``."""
+
     def watch_feedback(self, peer: int, way_ns: int, lost: int) -> SendFeedback:
         """Take what a subscriber's feedback has told, but for the bursts, which stay for ``take_feedback``;
         and raise ``FeedbackTrouble`` once a packet is told to have been longer under way than ``way_ns``

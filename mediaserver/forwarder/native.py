@@ -352,6 +352,9 @@ class NativeForwarder:
     def set_measured(self, peer: int, measured: bool) -> None:
         self._call(self._lib.fwd_set_measured, peer, measured)
 
+    def set_pace(self, peer: int, bps: int) -> None:
+        self._call(self._lib.fwd_set_pace, peer, bps)
+
     def watch_feedback(self, peer: int, way_ns: int, lost: int) -> SendFeedback:
         with self._lock:
             totals, groups = self._feedback

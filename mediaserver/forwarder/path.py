@@ -8,6 +8,7 @@ where it is encrypted.
 from __future__ import annotations
 
 import socket
+from math import inf
 from typing import Any, Final
 
 from mediaserver.forwarder import red
@@ -27,9 +28,10 @@ from mediaserver.forwarder.interface import (
     TapMoved,
 )
 from mediaserver.forwarder.outbox import Outbox
+from mediaserver.forwarder.paced import PacedPackets
 from mediaserver.forwarder.peer import Peer, Role, Source
 from mediaserver.forwarder.receive import CacheBudget, Stream
-from mediaserver.forwarder.route import Epoch, Route
+from mediaserver.forwarder.route import Epoch, Route, Sent
 from mediaserver.forwarder.sockets import SLOT_BYTES, Destination, Receiver, Sender, ffi, unpack_address
 from mediaserver.forwarder.srtp import OK, REPLAYED, TRAILER_BYTES, lib, srtp_ffi
 from mediaserver.forwarder.wire import RtpPacket, element, parse_rtp, rtcp_packets
@@ -57,6 +59,7 @@ class PacketPath:
         self.routes: dict[int, Route] = {}
         self.bound: list[dict[bytes, Peer]] = [{} for _ in sockets]
         self.batches = self.unknown = self.malformed = self.stray_ns = 0
+        self.paced = PacedPackets(self._leave)
         self.now_ns = 0
         self._seconds = 0
         self._length: Any = srtp_ffi.new("int *")
@@ -276,8 +279,18 @@ class PacketPath:
     def _first(self, route: Route, packet: RtpPacket, epoch: Epoch) -> None:
         if not route.judge(packet, epoch):
             return
+        peer = route.peer
+        if epoch.stream.codec and peer.pacer.waits(self.now_ns):
+            size = len(route.first(packet, epoch, self._seconds, waits=True))
+            self.paced.add(route, packet, size, self.now_ns)
+            return
+        number = peer.number_sent
+        size = self._emit(peer, route.first(packet, epoch, self._seconds), number)
+        peer.pacer.spend(size, self.now_ns)
+
+    def _leave(self, route: Route, packet: RtpPacket, sent: Sent) -> int:
         number = route.peer.number_sent
-        self._emit(route.peer, route.first(packet, epoch, self.now_ns, self._seconds), number)
+        return self._emit(route.peer, route.released(packet, sent, self._seconds), number)
 
     def _begin(self, route: Route, stream: Stream, packet: RtpPacket) -> None:
         """Begin with ``packet``, then send what came before its time and what came since it."""
@@ -330,7 +343,7 @@ class PacketPath:
             number = route.peer.number_sent
             data = route.again(sequence & 0xFFFF, self.now_ns, self._seconds)
             if data is not None:
-                self._emit(route.peer, data, number)
+                route.peer.pacer.spend(self._emit(route.peer, data, number), self.now_ns)
                 count += 1
         return count
 
@@ -435,9 +448,9 @@ class PacketPath:
             if route is not None and route.ssrc == ssrc:
                 route.fraction_lost, route.report_ns = data[at + 4], arrival_ns
 
-    def feedback(self) -> int | None:
-        """Send the transport-cc feedback that is due; return when the next is (ns), ``None`` if never."""
-        due: int | None = None
+    def feedback(self) -> float:
+        """Send the transport-cc feedback that is due; return when the next is (ns), infinity if never."""
+        due = inf
         for peer in self.peers.values():
             log = peer.log
             if not log.interval_ns:
@@ -448,5 +461,5 @@ class PacketPath:
                     for compound in log.build():
                         if self.send_rtcp(peer, compound):
                             peer.feedback_sent += 1
-            due = log.due_ns if due is None else min(due, log.due_ns)
+            due = min(due, log.due_ns)
         return due

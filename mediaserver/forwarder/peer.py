@@ -16,12 +16,13 @@ from mediaserver.forwarder.interface import (
     TRANSPORT_CC,
     ForwarderError,
 )
+from mediaserver.forwarder.pace import Pacer
 from mediaserver.forwarder.sent import SendLog
 from mediaserver.forwarder.wire import RtpPacket, element
 
 if TYPE_CHECKING:
     from mediaserver.forwarder.receive import Stream
-    from mediaserver.forwarder.route import Route
+    from mediaserver.forwarder.route import Route, Sent
     from mediaserver.forwarder.sockets import Destination
     from mediaserver.forwarder.srtp import SrtpDirection
 
@@ -68,6 +69,8 @@ class Peer:
         7714 section 5.2)."""
         self.log = ArrivalLog()
         self.sent_log = SendLog()
+        self.pacer: Pacer[tuple[Route, RtpPacket, Sent]] = Pacer()
+        self.paced = self.paced_ns = 0
         self.number_sent = 0
         self.measured = True
         """What is sent carries numbers and sending times."""
@@ -140,4 +143,6 @@ class Peer:
             transport_cc_reported=self.reported,
             transport_cc_lost=self.reported_lost,
             send_failed=self.send_failed,
+            paced=self.paced,
+            paced_ns=self.paced_ns,
         )

@@ -112,6 +112,7 @@ class Sent:
         "resent_ns",
         "seconds",
         "targets",
+        "waiting",
     )
 
     def __init__(self, extended: int, epoch: Epoch, received: int, number: int | None, seconds: int) -> None:
@@ -126,6 +127,8 @@ class Sent:
         """What of its layers is sent, as ``LayerFilter.mask`` says it."""
         self.fill = False
         """Nothing but padding."""
+        self.waiting = False
+        """For the peer's pace: nobody has it yet, so it is not sent again."""
 
 
 class Route:
@@ -152,6 +155,8 @@ class Route:
         self.packets = self.bytes = self.retransmitted = self.missed = self.padding = 0
         self.fraction_lost = self.report_ns = 0
         self.sent: list[Sent | None] = [None] * SENT_RING
+        self.made: Sent | None = None
+        """What ``first`` made last."""
         self.budget = RESEND_BUDGET
         extensions = parameters.extensions
         self.transport_cc_id = extensions.get(TRANSPORT_CC, 0)
@@ -213,11 +218,14 @@ class Route:
         self._shift, self._fill = self.filter.shift, verdict is Verdict.FILL
         return verdict is not Verdict.LEAVE_OUT
 
-    def first(self, packet: RtpPacket, epoch: Epoch, now_ns: int, seconds: int) -> bytes:
-        """Make the packet that is sent for ``packet`` and remember it."""
+    def first(self, packet: RtpPacket, epoch: Epoch, seconds: int, *, waits: bool = False) -> bytes:
+        """Make the packet that is sent for ``packet`` and remember it; ``released`` makes one that waits
+        anew."""
         extended = packet.extended + epoch.sequence_offset - self._shift
-        number = self._number()
+        number = 0 if waits and self.peer.measured else self._number()
         sent = self.sent[extended % SENT_RING] = Sent(extended, epoch, packet.extended, number, seconds)
+        sent.waiting = waits
+        self.made = sent
         sent.marker, sent.fill = packet.marker, self._fill
         if self.filter is not None:
             sent.marker = self.filter.marker
@@ -247,6 +255,15 @@ class Route:
             newest=newest,
         )
 
+    def released(self, packet: RtpPacket, sent: Sent, seconds: int) -> bytes:
+        """Make a packet that has waited: it has its number and its sending time now."""
+        sent.waiting = False
+        sent.seconds = seconds
+        if sent.number is not None and self.transport_cc_id:
+            sent.number = self.peer.next_number()
+        sequence, payload_type = sent.extended & 0xFFFF, sent.epoch.payload_type
+        return self.build(packet, sent, self.ssrc, payload_type, sequence, sent.number, seconds, None)
+
     def _number(self) -> int | None:
         """Draw the next number; ``None``: neither number nor sending time is sent."""
         if not self.peer.measured:
@@ -256,7 +273,7 @@ class Route:
     def again(self, sequence: int, now_ns: int, seconds: int) -> bytes | None:
         """Make the packet that answers a NACK for ``sequence``; ``None`` if that cannot or should not be."""
         sent = self.sent[sequence % SENT_RING]
-        if sent is None or sent.extended & 0xFFFF != sequence or self.budget <= 0:
+        if sent is None or sent.extended & 0xFFFF != sequence or sent.waiting or self.budget <= 0:
             self.missed += 1
             return None
         epoch = sent.epoch
@@ -290,7 +307,9 @@ class Route:
         while at > self.last - SENT_RING and at >= 0:
             sent = self.sent[at % SENT_RING]
             at -= 1
-            if sent is None or sent.fill or sent.extended != at + 1 or sent.epoch.rtx_payload_type is None:
+            if sent is None or sent.fill or sent.waiting or sent.extended != at + 1:
+                continue
+            if sent.epoch.rtx_payload_type is None:
                 continue
             packet = sent.epoch.stream.cache.get(sent.received)
             if packet is None or packet.payload_end - packet.payload_start < MIN_FILLER_BYTES:

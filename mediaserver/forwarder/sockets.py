@@ -208,7 +208,7 @@ class Destination:
 
     def __init__(self, socket_index: int, name: bytes) -> None:
         self.socket = socket_index
-        self.name: Any = ffi.new("uint8_t[]", name)
+        self.name: Any = ffi.new(f"uint8_t[{len(name)}]", name)  # else cffi appends a zero
         self.name_at = _address_of(self.name)
         self.gso = True
         self.queued: list[tuple[int, int]] = []

@@ -277,7 +277,8 @@ static void tear_down(void) {
   take_all();
   fwd_stats_t stats;
   fwd_stats(f, &stats);
-  insist(!stats.peers && !stats.streams && !stats.routes && !stats.cache_bytes && !f->bound.used, "nothing is left");
+  insist(!stats.peers && !stats.streams && !stats.routes && !stats.cache_bytes && !stats.paced_bytes && !f->paced.count && !f->bound.used,
+         "nothing is left");
 }
 
 static void open_forwarder(void) {
@@ -310,7 +311,7 @@ static void call(const uint8_t *data, size_t size) {
   memcpy(a, data, size < sizeof a ? size : sizeof a);
   int peer = a[1] % PEERS, stream = a[2] % STREAMS, route = a[1] % ROUTES;
   uint32_t ssrc = get32(a + 2);
-  switch (a[0] % 23) {
+  switch (a[0] % 24) {
     case 0: fwd_pause(f, routes[route], a[2] & 1); break;
     case 1: fwd_switch(f, routes[route], streams[stream], a[3] & 1 ? 110 : -1, -1); break;
     case 2: {
@@ -383,6 +384,7 @@ static void call(const uint8_t *data, size_t size) {
       fwd_layer_bytes(f, streams[stream], counts);
       break;
     }
+    case 22: fwd_set_pace(f, peers[peer], get16(a + 2) * (int64_t)(a[4] & 15)); break;
     default: fwd_set_extensions(f, peers[peer], a[2] & 1 ? extensions : other, 5);
   }
 }
@@ -417,6 +419,7 @@ static void step(uint8_t what, const uint8_t *data, size_t size) {
     datagram(what & 7 & (what & 4 ? SIX : 7), data, size);
   forwarder_enter(f);
   send_feedback(f);
+  pace_release(f);
   forwarder_leave(f);
 }
 

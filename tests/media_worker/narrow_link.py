@@ -1,8 +1,8 @@
 """A subscriber's line for the tests of the bandwidth estimator: simulated, seeded, in virtual time.
 
-A sender that obeys the estimate, with the real shell and the Python forwarder's send log, a link with rate,
-queue, delay, jitter and loss that may carry other traffic, and a receiver that makes transport-cc feedback as
-libwebrtc does.
+A sender that obeys the estimate, with the real shell and the Python forwarder's send log and pacer, a link
+with rate, queue, delay, jitter and loss that may carry other traffic, and a receiver that makes transport-cc
+feedback as libwebrtc does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from itertools import count
 from typing import cast
 
 from mediaserver.forwarder import Forwarder, SendFeedback
+from mediaserver.forwarder.pace import Pacer
 from mediaserver.forwarder.sent import SendLog
 from mediaserver.media.bandwidth import Estimator, Sending
 from recorder.rtcp_transport import TransportFeedback
@@ -70,6 +71,9 @@ class Flow:
     feedback_ns: int = 100 * MS
     clock_offset_ns: int = 123_456_789_000
     wants: bool = True
+    keyframe_bytes: int = 0
+    """Size of one picture in 3 s; 0: of none."""
+    paced: bool = True
     samples: list[tuple[float, float, float, float]] = field(default_factory=list)
     """Every 100 ms: s, target bit/s, rate arriving bit/s, queue in ms."""
 
@@ -78,7 +82,8 @@ class Flow:
         self._log = SendLog()
         self.updates = 0
         """How often the timer ran."""
-        self._wake_ns = 0
+        self._wake_ns = self._now = 0
+        self.pacer: Pacer[bool] = Pacer()
         self.sending = Sending(
             cast(Forwarder, self),  # all that it calls of one is here
             1,
@@ -88,11 +93,14 @@ class Flow:
             wake=self._wake,
         )
         self._number = self._bytes = 0
+        self._frames = 0
+        self.key_packets = self.key_dropped = 0
+        """Packets of keyframes, and how many of them the line dropped."""
         self._arrivals: list[tuple[int, int]] = []
         self._flying: list[tuple[int, int, int]] = []
         self._feedbacks: list[tuple[int, int, bytes]] = []
         self._order = count()
-        self._frame_ns = self._sound_ns = self._sample_ns = self._now = 0
+        self._frame_ns = self._sound_ns = self._sample_ns = 0
         self._reported_ns = self._received = self._told = 0
         self.padding = 0
         self.sending.start()
@@ -106,6 +114,10 @@ class Flow:
 
     def set_measured(self, peer: int, measured: bool) -> None:
         """Do nothing: whoever is simulated is measured."""
+
+    def set_pace(self, peer: int, bps: int) -> None:
+        """Set the pace."""
+        self.pacer.set(bps if self.paced else 0, self._now)
 
     def take_feedback(self, peer: int) -> SendFeedback:
         """Take what feedback has told."""
@@ -141,15 +153,26 @@ class Flow:
     def run(self, now: int) -> None:
         """Do what is due."""
         self._now = now
+        if self.pacer.due_ns() <= now:
+            while self.pacer.may_leave(now):
+                _, size, key = self.pacer.take()
+                self._leave(size, now, key)
         if now >= self._frame_ns:
             self._frame_ns += 33_333_333
-            size = max(self.media_bps() - 40_000, 10_000) / 30 / 8 * self._rng.uniform(0.8, 1.2)
-            while size > 0:
-                self._send(int(min(size, 1150)) + 50, now)
-                size -= 1200
+            self._frames += 1
+            key = bool(self.keyframe_bytes) and self._frames % 90 == 0
+            left = max(self.media_bps() - 40_000, 10_000) / 30 / 8 * self._rng.uniform(0.8, 1.2)
+            left = self.keyframe_bytes if key else left
+            while left > 0:
+                size = int(min(left, 1150)) + 50
+                if self.pacer.waits(now):
+                    self.pacer.add(key, size, now)
+                else:
+                    self._leave(size, now, key)
+                left -= 1200
         if now >= self._sound_ns:
             self._sound_ns += 20 * MS
-            self._send(120, now)
+            self._leave(120, now, key=False)
         while self._flying and self._flying[0][0] <= now:
             arrival, number, size = heapq.heappop(self._flying)
             self._arrivals.append((number, arrival + self.clock_offset_ns))
@@ -190,7 +213,13 @@ class Flow:
             due = now + int(self.link.delay_ms * MS)
             heapq.heappush(self._feedbacks, (due, next(self._order), made.build()))
 
-    def _send(self, size: int, now: int) -> None:
+    def _leave(self, size: int, now: int, key: bool) -> None:
+        self.pacer.spend(size, now)
+        arrives = self._send(size, now)
+        self.key_packets += key
+        self.key_dropped += key and not arrives
+
+    def _send(self, size: int, now: int) -> bool:
         if self._log.note(self._number, now, size):
             self.sending.trouble()
         self._bytes += size
@@ -198,6 +227,7 @@ class Flow:
         if arrival is not None:
             heapq.heappush(self._flying, (arrival, self._number, size))
         self._number += 1
+        return arrival is not None
 
     def between(self, begin_s: float, end_s: float) -> list[tuple[float, float, float, float]]:
         """Return the samples of a stretch."""

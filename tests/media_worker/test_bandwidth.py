@@ -26,7 +26,7 @@ def falling(second: float) -> float:
 @pytest.mark.parametrize("buffer_s", [0.1, 0.3, 1.0])
 @pytest.mark.parametrize("bps", [300_000, 800_000, 2_000_000, 5_000_000])
 def test_finds_what_a_fixed_line_carries(bps: float, buffer_s: float) -> None:
-    flow = Flow(fixed(bps, queue_bytes=max(int(bps * buffer_s / 8), 8_000)), max_bps=2 * bps)
+    flow = Flow(fixed(bps, queue_bytes=max(int(bps * buffer_s / 8), 8_000)), seed=2, max_bps=2 * bps)
     run([flow], 60)
     assert 0.84 <= flow.mean_target(20, 60) / bps <= 1.05
     assert 0.85 <= flow.mean_rate(20, 60) / bps <= 1.0
@@ -34,6 +34,32 @@ def test_finds_what_a_fixed_line_carries(bps: float, buffer_s: float) -> None:
     assert min(targets) >= 0.75, "no wild oscillation"
     assert max(targets) <= 1.15
     assert max(sample[3] for sample in flow.between(10, 60)) < 420
+
+
+@pytest.mark.parametrize(
+    ("bps", "layer_bps", "keyframe_bytes", "queue_bytes"),
+    [
+        (500_000, 300_000, 20_000, 12_000),
+        (700_000, 500_000, 30_000, 20_000),
+        (2_000_000, 1_300_000, 70_000, 40_000),
+    ],
+)
+def test_a_paced_keyframe_fits_a_short_buffer(
+    bps: float, layer_bps: float, keyframe_bytes: int, queue_bytes: int
+) -> None:
+    shares = []
+    for paced in (False, True):
+        link = fixed(bps, queue_bytes=queue_bytes)
+        flow = Flow(
+            link, max_bps=1.25 * layer_bps, steps=(layer_bps,), keyframe_bytes=keyframe_bytes, paced=paced
+        )
+        run([flow], 60)
+        shares.append(flow.key_dropped / flow.key_packets)
+        assert flow.pacer.bps == pytest.approx(2.5 * flow.sending.target_bps * paced, rel=0.06)
+        flow.sending.stop()
+        assert flow.pacer.bps == 0
+    assert shares[0] > 0.3
+    assert shares[1] < 0.1
 
 
 @pytest.mark.parametrize("steps", [(), (150_000.0, 500_000.0, 1_500_000.0)], ids=["follows", "layers"])

@@ -111,6 +111,7 @@ int fwd_set_keys(forwarder_t *f, int64_t number, void *rx_session, void *tx_sess
   forwarder_enter(f);
   struct peer *peer = find_peer(f, number);
   if (!peer) return leave(f, FWD_NO_PEER);
+  pace_drop(f, peer, NULL);
   gcm_free(&f->crypto, &peer->rx_gcm);
   gcm_free(&f->crypto, &peer->tx_gcm);
   peer->keyed = false;

@@ -89,7 +89,8 @@ typedef struct { int64_t arrival_ns; int32_t track; uint32_t size; uint32_t is_r
 
 typedef struct {
   int64_t packets_received, bytes_received, packets_sent, bytes_sent, last_received_ns, auth_failed, replayed,
-      malformed, ssrc_refused, feedback_sent, transport_cc_sent, transport_cc_reported, transport_cc_lost, send_failed;
+      malformed, ssrc_refused, feedback_sent, transport_cc_sent, transport_cc_reported, transport_cc_lost, send_failed,
+      paced, paced_ns;
 } fwd_peer_stats_t;
 
 typedef struct {
@@ -118,7 +119,8 @@ typedef struct {
 
 typedef struct {
   int64_t datagrams_received, datagrams_sent, send_messages, receive_batches, unknown_address, malformed, kernel_dropped,
-      send_failed, events_dropped, tap_dropped, cache_bytes, peers, streams, routes;
+      send_failed, events_dropped, tap_dropped, cache_bytes, peers, streams, routes,
+      paced, paced_ns, paced_bytes, pace_dropped;
 } fwd_stats_t;
 
 /* Make a forwarder on `count` bound UDP sockets and start its thread; NULL if memory or a thread is lacking.
@@ -161,6 +163,8 @@ int fwd_send_raw(forwarder_t *f, const uint8_t *name, int32_t name_length, int32
 int fwd_authentic(forwarder_t *f, int64_t peer, const uint8_t *data, int32_t length);
 int fwd_set_feedback(forwarder_t *f, int64_t peer, int32_t interval_ms, uint32_t sender_ssrc);
 int fwd_set_measured(forwarder_t *f, int64_t peer, int32_t measured);
+/* 0: nothing waits. */
+int fwd_set_pace(forwarder_t *f, int64_t peer, int64_t bps);
 /* Take the totals, leave the groups, and raise FWD_EVENT_FEEDBACK once there is trouble. */
 int fwd_watch_feedback(forwarder_t *f, int64_t peer, int64_t way_ns, int64_t lost, fwd_feedback_t *feedback);
 /* End the watch. Write up to `room` groups, oldest first; what is left over is thrown away. */

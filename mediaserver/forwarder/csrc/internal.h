@@ -42,6 +42,7 @@ enum {
   SENT_LOG = 2048,
   MAX_GROUPS = 256,
   MAX_PADDING = 64,
+  MAX_PACED = 512,
   WINDOW_WORDS = 16,
   MAX_TEMPLATES = 64,
   MAX_TARGETS = 32,
@@ -52,6 +53,9 @@ enum {
 #define REPLAY_NS 500000000ll
 #define STRAY_NS 20000000ll
 #define MAX_TAPPED_BYTES (16ll << 20)
+#define MAX_PACED_BYTES (64ll << 20)
+#define PACE_QUANTUM_NS 20000000ll
+#define PACE_LONGEST_NS 250000000ll
 
 enum { CODEC_NONE, CODEC_VP8, CODEC_VP9, CODEC_H264, CODEC_AV1 };
 enum role { ROLE_MEDIA, ROLE_RTX, ROLE_HELD, ROLE_IGNORED };
@@ -134,6 +138,23 @@ struct sent_log {
  * present key; -1 until the first number is sent under it. */
 struct sent_ssrc { uint32_t ssrc; int64_t next, base; };
 
+/* A packet that waits for its peer's pace: it gets its number and its sending time, and is encrypted, when it leaves. */
+struct paced {
+  struct paced *next;
+  struct route *route;
+  int64_t since_ns;
+  uint64_t index;
+  uint32_t extended;
+  uint16_t length, number_at, seconds_at; /* where these two stand; 0: nowhere */
+  uint8_t data[];
+};
+/* `rate` is the pace, raised while more waits than it can carry in time; pace.py explains it. */
+struct pacer {
+  int64_t bps, rate, free_ns, bytes;
+  struct paced *first, *last;
+  uint32_t count;
+};
+
 struct peer {
   int64_t number;
   void *rx, *tx; /* libsrtp sessions */
@@ -154,6 +175,7 @@ struct peer {
   uint32_t sent_count;
   struct log log;
   struct sent_log sent_log;
+  struct pacer pacer;
   int16_t first_queued, last_queued; /* send slots of this batch, -1: none */
   int64_t number_sent, told_take;
   uint32_t told; /* datagrams and RTCP of this peer among the events that wait, if told_take is the present take */
@@ -205,7 +227,7 @@ struct sent {
   uint32_t extended, received, epoch, seconds, resent_ms, mask;
   uint16_t number;
   uint8_t targets, marker;
-  bool used, fill, measured;
+  bool used, fill, measured, waiting;
 };
 
 /* What one route leaves out of its stream. */
@@ -289,6 +311,8 @@ struct forwarder {
   fwd_crypto_t crypto;
   bool evp;
   int64_t next_number, now_ns, feedback_due_ns, stray_ns; /* stray_ns: when a packet of nobody's was last told of */
+  struct pointers paced; /* peers for which packets wait */
+  int64_t pace_due_ns, asleep_until_ns; /* until when the thread sleeps if nothing comes; 0: it is awake */
   uint32_t seconds;
   fwd_stats_t stats;
 };
@@ -344,8 +368,12 @@ void filter_mask(const struct filter *filter, const struct stream *stream, const
 /* route.c */
 void route_begin(struct route *route, struct stream *stream, const struct rtp *rtp);
 /* Write the packet to send and its SRTP index; return its length, 0 if there is none to send. */
+struct stamps { uint8_t *number, *seconds; uint32_t extended; };
+/* With `stamps` the packet has no number and no sending time yet, only the places for them, which are told. */
 uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, struct verdict_on on, uint8_t *out,
-                     uint64_t *index);
+                     uint64_t *index, struct stamps *stamps);
+/* The entry of what was sent as this number, NULL if it is gone. */
+struct sent *route_sent(struct route *route, uint32_t extended);
 uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uint8_t *out, uint64_t *index);
 /* Likewise a packet that only fills the line: a cached one from `*at` downwards as RTX, else one of nothing but padding. */
 uint32_t route_padding(forwarder_t *f, struct route *route, int64_t *at, uint8_t *out, uint64_t *index);
@@ -361,6 +389,14 @@ void sent_note(forwarder_t *f, struct peer *peer, int64_t number, int64_t at_ns,
 /* Read one transport-cc feedback of the peer, whose length is checked. */
 void sent_told(forwarder_t *f, struct peer *peer, const uint8_t *data, uint32_t length, int64_t told_ns);
 void sent_free(struct sent_log *log);
+
+/* pace.c */
+/* Let what stands in the next slot wait. */
+void pace_add(forwarder_t *f, struct route *route, uint64_t index, uint32_t length, struct stamps stamps);
+/* Send what is due; return when the next is, INT64_MAX if nothing waits. */
+int64_t pace_release(forwarder_t *f);
+/* Drop what waits of a route, NULL: of all of the peer's. */
+void pace_drop(forwarder_t *f, struct peer *peer, const struct route *route);
 
 /* outbox.c */
 uint8_t *outbox_event(forwarder_t *f, const fwd_event_t *head);
@@ -388,6 +424,9 @@ int path_receive(forwarder_t *f, int socket);
 void path_datagram(forwarder_t *f, int socket, const uint8_t *name, uint8_t *data, int length, int64_t arrival_ns);
 void path_dispatch(forwarder_t *f, struct peer *peer, struct source *source, struct rtp *rtp);
 void path_replay(forwarder_t *f, struct route *route);
+/* Encrypt and queue what stands in the next slot; return its length. `number` is the transport-cc number that the peer
+ * would have been given next before the packet was made: if it was used, what becomes of the packet will be told. */
+int path_emit(forwarder_t *f, struct peer *peer, uint64_t index, uint32_t length, int64_t number);
 int path_padding(forwarder_t *f, struct route *route, int32_t bytes);
 int path_resend(forwarder_t *f, struct route *route, uint16_t sequence);
 bool path_send_rtcp(forwarder_t *f, struct peer *peer, const uint8_t *data, uint32_t size);
@@ -409,4 +448,14 @@ void forwarder_leave(forwarder_t *f);
 void forwarder_wake(forwarder_t *f);
 
 static inline bool peer_ready(const struct peer *peer) { return peer->keyed && peer->addressed; }
+
+/* Whether the next packet that can wait must. */
+static inline bool pace_waits(const struct pacer *pacer, int64_t now_ns) {
+  return pacer->first || (pacer->bps && pacer->free_ns > now_ns + PACE_QUANTUM_NS);
+}
+static inline void pace_spend(struct pacer *pacer, int64_t size, int64_t now_ns) {
+  if (!pacer->bps) return;
+  int64_t free_ns = (pacer->free_ns > now_ns ? pacer->free_ns : now_ns) + size * 8000000000 / pacer->rate;
+  pacer->free_ns = free_ns < now_ns + PACE_LONGEST_NS ? free_ns : now_ns + PACE_LONGEST_NS;
+}
 #endif

@@ -30,6 +30,10 @@ void forwarder_enter(forwarder_t *f) {
 void forwarder_leave(forwarder_t *f) {
   sender_flush(f);
   outbox_signal(f);
+  if (f->pace_due_ns < f->asleep_until_ns) { /* a call of Python's has let packets wait */
+    f->asleep_until_ns = 0;
+    forwarder_wake(f);
+  }
   pthread_mutex_unlock(&f->lock);
 }
 
@@ -74,6 +78,7 @@ static void *run(void *argument) {
       }
       for (int round = 0; round < ROUNDS; round++) {
         forwarder_enter(f);
+        f->asleep_until_ns = 0;
         int count = path_receive(f, socket);
         forwarder_leave(f);
         datagrams += count;
@@ -82,11 +87,14 @@ static void *run(void *argument) {
     }
     busy = datagrams >= BUSY_DATAGRAMS;
     forwarder_enter(f);
-    int64_t due = send_feedback(f), signal = outbox_due(f);
+    f->asleep_until_ns = 0;
+    int64_t due = send_feedback(f), paced = pace_release(f), signal = outbox_due(f);
+    if (paced < due) due = paced;
     if (signal < due) due = signal;
     timeout = IDLE_MS;
     if (due != INT64_MAX && (due - f->now_ns) / 1000000 < timeout)
       timeout = due > f->now_ns ? (int)((due - f->now_ns) / 1000000) + 1 : 0;
+    f->asleep_until_ns = due;
     forwarder_leave(f);
   }
   return NULL;
@@ -111,6 +119,7 @@ static void destroy(forwarder_t *f) {
   map_free(&f->bound);
   for (int i = 0; i < f->socket_count; i++) free(f->receivers[i].slots);
   free(f->sender.slots);
+  free(f->paced.items);
   outbox_free(&f->outbox);
   if (f->wake >= 0) close(f->wake);
   if (f->epoll >= 0) close(f->epoll);
@@ -133,7 +142,7 @@ forwarder_t *fwd_open(const int32_t *sockets, const int32_t *families, int32_t c
   f->evp = crypto->evp_new != NULL;
   f->outbox.fd = evented;
   f->peers.seed = f->streams.seed = f->routes.seed = f->bound.seed = seed;
-  f->feedback_due_ns = INT64_MAX;
+  f->feedback_due_ns = f->pace_due_ns = INT64_MAX;
   f->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   f->epoll = epoll_create1(EPOLL_CLOEXEC);
   f->sender.slots = malloc((size_t)SEND_SLOTS * SLOT_BYTES);

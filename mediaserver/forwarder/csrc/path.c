@@ -41,9 +41,7 @@ struct route *peer_route(const struct peer *peer, uint32_t ssrc) {
 
 /* --- sending */
 
-/* Encrypt and queue what stands in the next slot; return its length. `number` is the transport-cc number that the peer
- * would have been given next before the packet was made: if it was used, what becomes of the packet will be told. */
-static int emit(forwarder_t *f, struct peer *peer, uint64_t index, uint32_t length, int64_t number) {
+int path_emit(forwarder_t *f, struct peer *peer, uint64_t index, uint32_t length, int64_t number) {
   int sealed = length ? srtp_seal(f, peer, index, sender_slot(f), (int)length) : -1;
   if (sealed < 0) {
     peer->stats.send_failed++;
@@ -64,10 +62,16 @@ static void send_first(forwarder_t *f, struct route *route, const struct stream 
     on.fill = verdict == FILL;
     filter_mask(route->filter, stream, rtp, &on);
   }
+  struct peer *peer = route->peer;
+  bool waits = stream->codec && pace_waits(&peer->pacer, f->now_ns);
   uint64_t index = 0;
-  int64_t number = route->peer->number_sent;
-  uint32_t length = route_first(f, route, rtp, on, sender_slot(f), &index);
-  emit(f, route->peer, index, length, number);
+  int64_t number = peer->number_sent;
+  struct stamps stamps = {0};
+  uint32_t length = route_first(f, route, rtp, on, sender_slot(f), &index, waits ? &stamps : NULL);
+  if (waits)
+    pace_add(f, route, index, length, stamps);
+  else
+    pace_spend(&peer->pacer, path_emit(f, peer, index, length, number), f->now_ns);
 }
 
 /* Begin with `rtp`, then send what came before its time and what came since it. */
@@ -123,7 +127,7 @@ int path_resend(forwarder_t *f, struct route *route, uint16_t sequence) {
   int64_t number = route->peer->number_sent;
   uint32_t length = route_again(f, route, sequence, sender_slot(f), &index);
   if (!length) return 0;
-  emit(f, route->peer, index, length, number);
+  pace_spend(&route->peer->pacer, path_emit(f, route->peer, index, length, number), f->now_ns);
   return 1;
 }
 
@@ -135,7 +139,7 @@ int path_padding(forwarder_t *f, struct route *route, int32_t bytes) {
     uint64_t index = 0;
     int64_t number = route->peer->number_sent;
     uint32_t length = route_padding(f, route, &at, sender_slot(f), &index);
-    int sealed = length ? emit(f, route->peer, index, length, number) : 0;
+    int sealed = length ? path_emit(f, route->peer, index, length, number) : 0;
     if (!sealed) break;
     sent += sealed;
   }

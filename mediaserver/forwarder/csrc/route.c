@@ -84,6 +84,7 @@ struct outgoing {
   int32_t original;
   bool measured;
   struct verdict_on on;
+  struct stamps *stamps;
 };
 
 /* The frame number goes on where another stream's ended, as VP8's picture id does. */
@@ -109,10 +110,12 @@ static uint32_t put_extension(const struct route *route, const struct epoch *epo
     value[0] = (uint8_t)(to->seconds >> 16);
     put16(value + 1, to->seconds);
     at = put_element(at, two_byte, route->abs_id, value, 3);
+    if (to->stamps) to->stamps->seconds = at - 3;
   }
   if (route->transport_cc_id && to->measured) {
     put16(value, to->number);
     at = put_element(at, two_byte, route->transport_cc_id, value, 2);
+    if (to->stamps) to->stamps->number = at - 2;
   }
   for (int i = 0; i < rtp->element_count; i++) {
     const struct element *element = &rtp->elements[i];
@@ -209,7 +212,7 @@ static uint16_t next_number(const struct route *route) {
 }
 
 uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp, struct verdict_on on, uint8_t *out,
-                     uint64_t *index) {
+                     uint64_t *index, struct stamps *stamps) {
   struct epoch *epoch = current(route);
   int64_t extended = rtp->extended + epoch->sequence_offset - on.shift;
   if (route->base < 0) route->base = extended & ~0xffffll;
@@ -218,11 +221,13 @@ uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp,
   struct outgoing to = {.ssrc = route->ssrc,
                         .payload_type = epoch->payload_type,
                         .sequence = (uint16_t)extended,
-                        .number = next_number(route),
+                        .number = stamps ? 0 : next_number(route),
                         .seconds = f->seconds,
                         .original = -1,
                         .measured = route->peer->measured,
-                        .on = on};
+                        .on = on,
+                        .stamps = stamps};
+  if (stamps) stamps->extended = (uint32_t)extended;
   route->sent[extended & (SENT_RING - 1)] = (struct sent){.extended = (uint32_t)extended,
                                                            .received = (uint32_t)rtp->extended,
                                                            .epoch = route->epoch_count - 1,
@@ -233,6 +238,7 @@ uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp,
                                                            .targets = on.targets,
                                                            .marker = on.marker,
                                                            .fill = on.fill,
+                                                           .waiting = stamps != NULL,
                                                            .used = true};
   bool newest = extended > route->last;
   if (newest) {
@@ -246,6 +252,11 @@ uint32_t route_first(forwarder_t *f, struct route *route, const struct rtp *rtp,
   if (!on.fill) route->bytes += rtp->payload_end - sent_from(epoch, rtp);
   if (route->budget < RESEND_BUDGET) route->budget++;
   return build(route, epoch, rtp, out, to, newest);
+}
+
+struct sent *route_sent(struct route *route, uint32_t extended) {
+  struct sent *sent = &route->sent[extended & (SENT_RING - 1)];
+  return sent->used && sent->extended == extended ? sent : NULL;
 }
 
 /* The cached packet that was sent as this, NULL if it is gone. Sets its epoch and parses it. */
@@ -282,7 +293,7 @@ uint32_t route_again(forwarder_t *f, struct route *route, uint16_t sequence, uin
   struct sent *sent = &route->sent[sequence & (SENT_RING - 1)];
   uint32_t now_ms = (uint32_t)(f->now_ns / 1000000) | 1; /* never 0, which says "not yet" */
   route->missed++;
-  if (!sent->used || (uint16_t)sent->extended != sequence || route->budget <= 0 ||
+  if (!sent->used || (uint16_t)sent->extended != sequence || sent->waiting || route->budget <= 0 ||
       route->epoch_count - 1 - sent->epoch >= EPOCHS ||
       (sent->resent_ms && now_ms - sent->resent_ms < RESEND_INTERVAL_MS))
     return 0;
@@ -320,7 +331,7 @@ uint32_t route_padding(forwarder_t *f, struct route *route, int64_t *at, uint8_t
     const struct sent *sent = &route->sent[*at & (SENT_RING - 1)];
     struct epoch *epoch;
     struct rtp rtp;
-    if (!sent->used || sent->fill || sent->extended != (uint32_t)*at || route->epoch_count - 1 - sent->epoch >= EPOCHS ||
+    if (!sent->used || sent->fill || sent->waiting || sent->extended != (uint32_t)*at || route->epoch_count - 1 - sent->epoch >= EPOCHS ||
         !find_kept(f, route, sent, &epoch, &rtp) || epoch->rtx_payload_type < 0 ||
         rtp.payload_end - rtp.payload_start < MIN_FILLER_BYTES)
       continue;

@@ -45,6 +45,7 @@ static void remember_sent(struct peer *peer, uint32_t ssrc, int64_t next, int64_
 
 void tables_remove_route(forwarder_t *f, struct route *route) {
   struct peer *peer = route->peer;
+  pace_drop(f, peer, route);
   remember_sent(peer, route->ssrc, route->last + 1 > route->next ? route->last + 1 : route->next, route->base);
   if (route->has_rtx) remember_sent(peer, route->rtx_ssrc, route->next_rtx, route->rtx_base);
   pointers_remove(&peer->routes, route);

@@ -30,6 +30,8 @@ REST_NS: Final = SECOND_NS
 """After so long without a packet the timer rests."""
 PATIENCE_NS: Final = 5 * SECOND_NS
 """A client that agreed to feedback and has sent none for so long is looked at once a second."""
+PACING: Final = 2.5
+"""So many times the target is the pace at which pictures leave: libwebrtc's kDefaultPaceMultiplier."""
 CHANGE: Final = 0.05
 """An estimate that moves by less than this share of what was told last is not told."""
 
@@ -69,6 +71,7 @@ class Sending:
         self._begun_ns = self._sent_ns = self._looked_ns = self._calm_ns = 0
         self._running = self._resting = self._heard = self._alerted = False
         self._alert_ns = 0
+        self._paced_bps = 0
 
     @property
     def known(self) -> bool:
@@ -86,6 +89,7 @@ class Sending:
             self._measuring = True
             self._forget(self._forwarder.take_feedback(self._peer).told_ns)
             self._forwarder.set_measured(self._peer, True)
+            self._pace()
             self.begin()
 
     def stop(self) -> None:
@@ -94,6 +98,7 @@ class Sending:
             self._measuring = False
             self._forget(0)
             self._forwarder.set_measured(self._peer, False)
+            self._forwarder.set_pace(self._peer, 0)
 
     @property
     def target_bps(self) -> int:
@@ -218,7 +223,16 @@ class Sending:
                 self._heard = True
                 self._tell(self.estimator.take_remb(packet.bitrate_bps, now))
 
+    def _pace(self) -> None:
+        """Let pictures leave as the estimate is; who has no numbers would take waiting for a queue on his
+        line."""
+        target = self.target_bps
+        if self._numbered and abs(target - self._paced_bps) >= CHANGE * self._paced_bps:
+            self._paced_bps = target
+            self._forwarder.set_pace(self._peer, int(PACING * target))
+
     def _tell(self, target: int) -> None:
+        self._pace()
         if self.on_change is not None and abs(target - self._told_bps) >= CHANGE * self._told_bps:
             self._told_bps = target
             self.on_change(target)
