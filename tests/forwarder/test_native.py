@@ -201,7 +201,7 @@ def test_conformance_under_sanitizers(sanitized: Path) -> None:
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:benchmark"]
         + [
             f"tests/forwarder/test_{part}.py"
-            for part in ("hostile", "layers", "red", "resending", "rtcp", "switching")
+            for part in ("hostile", "layers", "pacing", "red", "resending", "rtcp", "switching")
         ]
         + ["-k", chosen],
         cwd=ROOT,
