@@ -31,6 +31,9 @@ REPORTS_TOGETHER = 20
 """Sender reports of 28 bytes, each with a CNAME of as many, in one datagram: 1,120 bytes."""
 QUIET_NS = 3 * SECOND_NS
 """A publisher that sends nothing is looked at again after this."""
+ABSENCE_NS = 2 * SECOND_NS
+"""A client of whom nothing came for so long was cut off: a receiver of pictures reports every 1.5 s at least
+(libwebrtc). What it missed is resent only in part, and by itself it asks for a keyframe seconds later."""
 
 
 class SessionOwner(Protocol):
@@ -287,6 +290,7 @@ class SubscribeSession(Session):
     heeds: ClassVar[frozenset[int]] = frozenset({rtcp.PSFB})
     target: str = ""
     hidden: bool = False
+    _heard_ns: int = 0
     sending: Sending
     """What may be sent to the client: the seam to layer choice (docs/bandwidth.md)."""
 
@@ -423,9 +427,8 @@ class SubscribeSession(Session):
 
     def path_changed(self) -> None:
         """Have keyframes sent: resending could not fill what was lost with the old path."""
-        for subscription in self.subscriptions:
-            if subscription.publication is not None:
-                subscription.publication.want_keyframe()
+        for subscription in self.pictures():
+            subscription.want_keyframe(time.monotonic_ns())
 
     def take_rtcp(self, packets: list[rtcp.RtcpPacket], arrival_ns: int) -> None:
         """Pass keyframe requests on to the publishers, and a REMB to the estimator."""
@@ -441,7 +444,13 @@ class SubscribeSession(Session):
                     subscription.want_keyframe(arrival_ns)
 
     def report(self, now: int) -> None:
-        """Send the sender reports of all m-lines, few compounds; see whether something is being sent."""
+        """Send the sender reports of all m-lines, few compounds; see whether something is being sent, and
+        whether the client is back from an absence: it needs keyframes as one that moved does.
+        """
+        heard_ns = self.transport.forwarder.peer_stats(self.link.peer).last_received_ns
+        if 0 < self._heard_ns < heard_ns - ABSENCE_NS:
+            self.path_changed()
+        self._heard_ns = heard_ns
         if self.sending.measuring and self._live_routes():
             self.sending.look(now)
             self._weigh(now)

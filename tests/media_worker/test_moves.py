@@ -11,7 +11,7 @@ import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
 from tests.media.lossy import LOOPBACK, LossyLink
-from tests.media_worker.rig import Picture, Tone, Worker, worker
+from tests.media_worker.rig import Picture, Tone, Viewer, Worker, publish, worker
 
 
 class MovingLink(LossyLink):
@@ -85,4 +85,33 @@ async def test_media_from_a_new_address_moves_its_session_before_any_check(serve
     await received(server, after["bytes_received"] + 10_000)
     assert peer.connectionState == "connected"
     await peer.close()
+    link.close()
+
+
+async def test_a_viewer_that_was_cut_off_gets_a_keyframe_without_asking(server: Worker) -> None:
+    """aiortc would ask only when 512 packets wait for those that are lost for good."""
+    await server.call("room.open", room="cut")
+    sender, _ = await publish(server, "cut", "customer")
+    viewer, link = Viewer(), LossyLink(seed=1)
+    await viewer.peer.setLocalDescription(await viewer.peer.createOffer())
+    offer = viewer.peer.localDescription.sdp
+    reply = await server.call("whep", room="cut", identity="agent", target="customer", sdp=offer)
+    sdp = await link.redirect(reply["sdp"])
+    await viewer.peer.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
+    await viewer.wait_frames("video1", 30)
+    await asyncio.sleep(2)  # it has reported
+
+    async def keyframes() -> int:
+        return int((await server.call("stats"))["keyframe_requests"])
+
+    before = await keyframes()
+    link.loss = 1.0
+    await asyncio.sleep(2.5)
+    assert await keyframes() == before
+    link.loss = 0.0
+    async with asyncio.timeout(10):
+        while await keyframes() == before:
+            await asyncio.sleep(0.1)
+    await viewer.close()
+    await sender.close()
     link.close()
