@@ -195,11 +195,12 @@ export class Link extends EventTarget {
       await described(pc, offer);
       await pc.setRemoteDescription({ type: "answer", sdp: renewed(pc.currentRemoteDescription.sdp, answer) });
       const [, ufrag] = offer.sdp.match(/^a=ice-ufrag:(\S+)/m);
-      const until = performance.now() + MEND_MS;
+      const began = performance.now();
       while (!(await answers(pc, ufrag))) {
+        const waitedMs = performance.now() - began;
         // A browser may stay with its old path for as long as that carries.
-        if (this.pc !== pc || (performance.now() > until && !(await flows(pc)))) throw new Error("no connection in time");
-        if (performance.now() > until) return false;
+        if (waitedMs > SHOWN_MS && (await flows(pc))) return false;
+        if (this.pc !== pc || waitedMs > MEND_MS) throw new Error("no connection in time");
         await new Promise((done) => setTimeout(done, 50));
       }
       return true;
@@ -225,7 +226,7 @@ export class Link extends EventTarget {
   /** Mend the link when nothing arrives any more, neither media nor answers to ICE checks. */
   #watch() {
     const pc = this.pc;
-    let last = "";
+    let last = new Map();
     let since = performance.now();
     let looked = since;
     let lively = 0;
@@ -234,7 +235,7 @@ export class Link extends EventTarget {
       const now = performance.now();
       const late = now - looked > 2 * LOOK_MS; // a busy or hidden page: looks say little of what came between
       looked = now;
-      if (seen !== last) {
+      if (arrived(seen, last)) {
         last = seen;
         since = now;
         lively = late ? 0 : lively + 1;
@@ -254,7 +255,7 @@ async function flows(pc) {
   const before = await arrivals(pc);
   for (let look = 0; look < 4; look += 1) {
     await pause(100);
-    if ((await arrivals(pc)) !== before) return pc.connectionState === "connected";
+    if (arrived(await arrivals(pc), before)) return pc.connectionState === "connected";
   }
   return false;
 }
@@ -263,7 +264,7 @@ async function flows(pc) {
 function listen(pc, heard) {
   const before = arrivals(pc);
   return setInterval(async () => {
-    if ((await arrivals(pc)) !== (await before)) heard.abort();
+    if (arrived(await arrivals(pc), await before)) heard.abort();
   }, LOOK_MS / 2);
 }
 
@@ -289,13 +290,18 @@ async function answers(pc, ufrag) {
   return false;
 }
 
+/** Return how much has arrived by each way, by the id of its candidate pair: media in bytes, answers to checks. */
 async function arrivals(pc) {
-  if (!pc || pc.connectionState === "closed") return "closed";
-  let seen = "";
-  for (const report of (await pc.getStats()).values()) {
-    if (report.type === "candidate-pair") seen += `${report.bytesReceived}/${report.responsesReceived};`;
-  }
+  const seen = new Map();
+  if (!pc || pc.connectionState === "closed") return seen;
+  for (const { type, id, bytesReceived, responsesReceived } of (await pc.getStats()).values())
+    if (type === "candidate-pair") seen.set(id, bytesReceived + responsesReceived);
   return seen;
+}
+
+/** Whether anything has come between two looks; ways that were found or given up meanwhile are nothing. */
+function arrived(now, before) {
+  return [...now].some(([id, count]) => count > (before.get(id) ?? 0));
 }
 
 /**
