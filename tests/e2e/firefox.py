@@ -23,6 +23,15 @@ from tests.media.pictures import Party
 FIREFOX = Path("/usr/bin/firefox-esr")
 DEVICES = Path(__file__).with_name("devices.js")
 START_S = 60.0
+CLICK = """async id => {
+    const pause = ms => new Promise(done => setTimeout(done, ms));
+    let button = null;
+    while (!(button?.checkVisibility() && !button.disabled)) {
+        await pause(50);
+        button = document.querySelector(`[data-testid=${id}]`);
+    }
+    button.click();
+}"""
 PREFERENCES = {
     "media.navigator.permission.disabled": True,
     "media.navigator.streams.fake": True,
@@ -51,6 +60,8 @@ class Tab:
     _waiting: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
     """Address → HTML that is served in its place."""
+    errors: list[str] = field(default_factory=list)
+    """What pages said was wrong, once ``visit`` was called."""
 
     async def read(self) -> None:
         """Take answers and requests until the socket closes."""
@@ -59,6 +70,9 @@ class Tab:
             told = json.loads(message.data)
             if told.get("id") in self._waiting:
                 self._waiting.pop(told["id"]).set_result(told)
+            elif told.get("method") == "log.entryAdded":
+                if told["params"]["level"] == "error":
+                    self.errors.append(told["params"]["text"])
             elif told.get("method") == "network.beforeRequestSent" and told["params"]["isBlocked"]:
                 request = told["params"]["request"]
                 serving.add(asyncio.create_task(self._serve(request["request"], request["url"])))
@@ -89,6 +103,17 @@ class Tab:
         if result["type"] != "success":
             raise FirefoxError(f"{expression}: {result['exceptionDetails']['text']}")
         return json.loads(result["result"]["value"])
+
+    async def visit(self, address: str) -> None:
+        """Show the page of an address as a desktop does; its errors are kept."""
+        await self.command("session.subscribe", events=["log.entryAdded"])
+        viewport = {"width": 1280, "height": 720}
+        await self.command("browsingContext.setViewport", context=self.context, viewport=viewport)
+        await self.command("browsingContext.navigate", context=self.context, url=address, wait="complete")
+
+    async def click(self, test_id: str) -> None:
+        """Click a button once it can be clicked."""
+        await self.evaluate(CLICK, test_id)
 
     async def open(self, address: str, html: str) -> None:
         """Show ``html`` under an address, so that its scripts have that origin."""

@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.e2e.api import Api
-from tests.e2e.browser import chromium
+from tests.e2e.browser import Scripted, chromium
 from tests.e2e.stage import Stage, kill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -28,7 +28,7 @@ NEW_PICTURES = """async ([identity, count]) => {
         const tile = [...document.querySelectorAll('.tile')].find(
             tile => tile.dataset.identity === identity && tile.dataset.source === 'camera');
         const shown = tile?.querySelector('video') ?? null;
-        const frames = shown?.getVideoPlaybackQuality().totalVideoFrames ?? 0;
+        const frames = shown?.mozPaintedFrames ?? shown?.getVideoPlaybackQuality().totalVideoFrames ?? 0;
         if (shown === video && frames > last) seen += frames - last;  // a new connection counts from 0 again
         [video, last] = [shown, frames];
     }
@@ -69,7 +69,7 @@ async def invite(api: Api, room: str, role: str, name: str) -> str:
     return f"{api.base}/#code={made['code']}"
 
 
-async def sees(page: Page, identity: str, pictures: int = 5) -> None:
+async def sees(page: Page | Scripted, identity: str, pictures: int = 5) -> None:
     """Wait until a participant's tile has shown some new pictures."""
     async with asyncio.timeout(PATIENCE_MS / 1000):
         await page.evaluate(NEW_PICTURES, [identity, pictures])

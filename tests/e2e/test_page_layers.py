@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page
+from playwright.async_api import Page, ViewportSize
 
 from compositor.timeline import Timeline
 from recorder.records import Record
@@ -22,6 +22,10 @@ from tests.media.pictures import AGENT
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 WIDTH = """() => document.querySelector('.tile[data-identity=agent] video')?.videoWidth ?? 0"""
+TILE = """() => document.querySelector('.tile[data-identity=agent]').clientWidth"""
+WINDOW: ViewportSize = {"width": 1280, "height": 720}
+SMALLER: ViewportSize = {"width": 700, "height": 480}
+SMALLEST: ViewportSize = {"width": 320, "height": 360}
 PATIENCE_S = 40.0
 
 
@@ -76,6 +80,12 @@ async def test_the_camera_goes_out_in_the_sizes_it_bears(
         print(f"camera of {best}: shown after {shown_s:.2f} s; recorded (s, width): {found}")
         assert found[-1][1] == best
         assert await customer.evaluate(WIDTH) == best
+
+        if not small:  # he who shows it small is sent less of it
+            for size, width in ((SMALLER, 640), (SMALLEST, 320), (WINDOW, best)):
+                await customer.set_viewport_size(size)
+                took_s = await becomes(customer, width)
+                print(f"{size}: tile {await customer.evaluate(TILE)} wide, {width} after {took_s:.2f} s")
 
         # The camera off and on again: another track on the same layers.
         await agent.get_by_test_id("cam").click()
