@@ -369,10 +369,14 @@ class TrackTimeline:
                 self._gap(Gap(self.info.track, from_ns, at_ns, "loss", packets))
 
     def _list_stall(self, from_ns: int, to_ns: int) -> None:
-        if to_ns - from_ns <= STALL_NS:
-            return
+        """List the parts of a pause in which media was expected: who vanished ends only once it is noticed."""
         for silence in self._silences:
             until_ns = silence.to_ns if silence.to_ns is not None else to_ns
             if silence.from_ns < to_ns and until_ns + STALL_NS > from_ns:
-                return
-        self._gap(Gap(self.info.track, from_ns, to_ns, "stalled", 0))
+                self._list_part(from_ns, silence.from_ns)
+                from_ns = max(from_ns, until_ns)
+        self._list_part(from_ns, to_ns)
+
+    def _list_part(self, from_ns: int, to_ns: int) -> None:
+        if to_ns - from_ns > STALL_NS:
+            self._gap(Gap(self.info.track, from_ns, to_ns, "stalled", 0))

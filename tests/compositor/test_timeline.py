@@ -172,6 +172,18 @@ def test_silence_without_packets_keeps_the_time() -> None:
     assert [record.event["type"] for record in timeline.events] == ["track.muted", "track.unmuted"]
 
 
+def test_who_vanished_is_missed_until_that_was_noticed() -> None:
+    senders = both(Network(jitter_ns=10 * MS))
+    senders[1].silent = [(10 * SECOND, 30 * SECOND)]
+    records = insert(
+        simulate(senders, 30 * SECOND, 1), event("track.ended", 14 * SECOND, track=2), 14 * SECOND
+    )
+    _, timeline = run(records)
+    (gap,) = timeline.gaps
+    assert (gap.track, gap.reason) == (2, "stalled")
+    assert abs(gap.to_ns - gap.from_ns - 4 * SECOND) < 100 * MS
+
+
 @pytest.mark.parametrize("held_ns", [400 * MS, 1200 * MS])
 def test_a_burst_after_a_hold_up_is_put_where_it_was_captured(held_ns: int) -> None:
     network = Network(jitter_ns=5 * MS, held=[(6 * SECOND, 6 * SECOND + held_ns)])
