@@ -421,7 +421,7 @@ class TrackTimeline:
         return None
 
     def _list_stall(self, from_ns: int, to_ns: int) -> None:
-        """List the parts of a pause in which media was expected: who vanished ends only once it is noticed."""
+        """List the parts of a pause in which media was expected: who vanished ends when that is noticed."""
         for silence in self._silences:
             until_ns = silence.to_ns if silence.to_ns is not None else to_ns
             if silence.from_ns < to_ns and until_ns + STALL_NS > from_ns:

@@ -8,7 +8,7 @@
 import { roamingConnection } from "./roaming.js";
 
 const CONNECT_TIMEOUT_MS = 8000;
-const ROAMING_TIMEOUT_MS = 3000; // such a connection has no ICE-TCP: where UDP is shut an ordinary one is next
+const ROAMING_TIMEOUT_MS = 3000; // where such a connection does not get through an ordinary one is next
 const DISCONNECTED_MS = 1500;
 const SILENCE_MS = 3200; // ICE checks of a quiet connection are answered every 2.5 s
 const LOOK_MS = 200;
@@ -17,7 +17,9 @@ const LIVELY_SILENCE_MS = 700; // … then so much silence is no pause: feedback
 const SHOWN_MS = 500; // what is mended sooner need not be told
 const FRESH_MS = 1500;
 const MEND_MS = 5000; // for an ICE restart that the server has answered, or a server that answers but cannot
-const ASK_MS = 1500; // for one answer: on a dead network it never comes
+// For one answer: on a dead network it never comes. The first are short, because a browser may ask over connections that
+// died with the old address (Firefox keeps them for 5 s); a try that is given up takes one of them with it.
+const ASKS_MS = [400, 400, 800, 1500];
 const NETWORK = "the network changed";
 const SETTINGS = { bundlePolicy: "max-bundle" };
 const PAUSES_MS = [0, 250, 250, 500, 500, 500, 1000, 1000, 2000];
@@ -211,9 +213,10 @@ export class Link extends EventTarget {
   /** Ask until the server answers; null once something is heard. */
   async #askRestart(pc, fragment, heard) {
     let until = Infinity;
-    for (let pauseMs = 50; ; pauseMs = Math.min(400, 2 * pauseMs)) {
+    for (let tries = 0, pauseMs = 50; ; tries += 1, pauseMs = Math.min(400, 2 * pauseMs)) {
       try {
-        return await this.#api.restartIce(this.#location, fragment, AbortSignal.timeout(ASK_MS));
+        const limitMs = ASKS_MS[Math.min(tries, ASKS_MS.length - 1)];
+        return await this.#api.restartIce(this.#location, fragment, AbortSignal.timeout(limitMs));
       } catch (problem) {
         if (heard.aborted) return null;
         if (problem.status) until = Math.min(until, performance.now() + MEND_MS);

@@ -21,9 +21,11 @@ function layOut(stage) {
   const upright = height > width;
   if (screens.length === 0 || faces.length === 0) return grid(tiles, whole, upright && screens.length === 0);
   const strip = Math.max(upright ? 120 : 180, (upright ? height : width) * STRIP);
-  const rest = (upright ? height : width) - strip - GAP;
+  // Held upright, screens are as wide as the stage at most; the faces get what these leave.
+  const wanted = upright ? screens.length * ((width * 9) / 16 + GAP) - GAP : width;
+  const rest = Math.min((upright ? height : width) - strip - GAP, wanted);
   grid(screens, upright ? { ...whole, height: rest } : { ...whole, width: rest });
-  grid(faces, upright ? { ...whole, y: rest + GAP, height: strip } : { ...whole, x: rest + GAP, width: strip });
+  grid(faces, upright ? { ...whole, y: rest + GAP, height: height - rest - GAP } : { ...whole, x: rest + GAP, width: strip });
 }
 
 /** Fill an area with equal tiles, with as many columns as make them largest: 16:9, or up to square. */

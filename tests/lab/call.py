@@ -21,7 +21,8 @@ from tests.e2e.api import Api
 from tests.e2e.browser import Participant, chromium, participant
 from tests.e2e.evidence import records_of
 from tests.e2e.stage import Stage
-from tests.e2e.test_page import opened
+from tests.e2e.test_changes import CONNECTIONS
+from tests.e2e.test_page import opened, sees
 from tests.e2e.test_walls import wall
 from tests.lab.network import SERVER, Laboratory, Network
 from tests.media.pictures import CUSTOMER
@@ -34,6 +35,39 @@ COMPOSE_S = 180.0
 """Within which a minute is composed on two busy cores."""
 SETTLE_S = 5.0
 """The first keyframes, and the estimator's start, are not what is asked."""
+NOTE_SHOWN = """identity => {
+    window.stage = {shown: []};
+    const tile = [...document.querySelectorAll(".tile")].find(({dataset}) => dataset.identity === identity);
+    const video = tile.querySelector("video");
+    const look = now => {
+        stage.shown.push([0, performance.timeOrigin + now]);
+        video.requestVideoFrameCallback(look);
+    };
+    video.requestVideoFrameCallback(look);
+}"""
+LOCAL = """async () => {
+    const found = [];
+    for (const connection of connections.filter(({connectionState}) => connectionState === "connected")) {
+        const reports = await connection.getStats();
+        for (const {type, nominated, localCandidateId} of reports.values())
+            if (type === "candidate-pair" && nominated) found.push({...reports.get(localCandidateId)});
+    }
+    return found;
+}"""
+
+
+class OnThePage(Participant):
+    """Somebody who has the server's own page open."""
+
+    async def watch_shown(self, target: str) -> None:
+        """Note from now on when the tile of ``target`` shows a picture; which is not read."""
+        await sees(self.page, target)
+        await self.page.evaluate(NOTE_SHOWN, target)
+
+    async def local(self) -> list[dict[str, Any]]:
+        """Return the local candidates that its connections use."""
+        found: list[dict[str, Any]] = await self.page.evaluate(LOCAL)
+        return found
 
 
 @dataclass
@@ -116,19 +150,22 @@ async def settled(made: Made) -> Made:
 
 
 @asynccontextmanager
-async def on_the_page(api: Api, base: str, devices: Devices, program: Path) -> AsyncIterator[Participant]:
-    """Join as a customer does, by an invitation's address, with the server's own page."""
+async def on_the_page(
+    api: Api, base: str, devices: Devices, program: Path, identity: str, role: str
+) -> AsyncIterator[OnThePage]:
+    """Join by an invitation's address, with the server's own page; TURN's certificate is trusted."""
     camera, microphone = devices
     flags = (f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}")
-    body = {"room": ROOM, "role": CUSTOMER.role, "name": "Li", "identity": CUSTOMER.identity}
+    body = {"room": ROOM, "role": role, "name": identity, "identity": identity}
     code = (await api.call("POST", "/v1/invites", body))["code"]
     async with (
-        chromium(*flags, program=program) as browser,
-        opened(browser, f"{base}/#code={code}", ignore_https_errors=True) as page,
+        chromium(*flags, "--ignore-certificate-errors", program=program) as browser,
+        opened(browser, f"{base}/#code={code}", before=CONNECTIONS, ignore_https_errors=True) as page,
     ):
+        page.on("console", lambda said: print(f"{time.time():.2f} {identity}: {said.text}"))
         await page.get_by_test_id("join").click()
         await expect(page.get_by_test_id("connection")).to_have_text("Connected")
-        yield Participant(page)
+        yield OnThePage(page)
 
 
 @asynccontextmanager
@@ -138,6 +175,7 @@ async def call(
     devices: Devices,
     *,
     page: bool = False,
+    watching: bool = False,
     walls: tuple[str, ...] = (),
     only: str = "",
     settings: Mapping[str, object] | None = None,
@@ -145,9 +183,10 @@ async def call(
     """Start the server, both browsers and the recording; the lines are clean until a scenario sets them.
 
     ``page``: the phone has the server's own page open, which connects again by itself; else it is a bare
-    WHIP client that leaves everything to Chromium. ``walls``: what leaves the phone's network besides calls
-    of the API (rules of nft(8)), none: everything. ``only``: the bare client's media goes through TURN
-    servers whose URL has this text. ``settings`` of the server.
+    WHIP client that leaves everything to Chromium. ``watching``: the desk has it open; else it is a bare WHEP
+    client. ``walls``: what leaves the phone's network besides calls of the API (rules of nft(8)), none:
+    everything. ``only``: the bare client's media goes through TURN servers whose URL has this text.
+    ``settings`` of the server.
     """
     camera, microphone = devices
     phone, desk = lab.add("phone"), lab.add("desk")
@@ -157,13 +196,24 @@ async def call(
         base = f"https://{SERVER}:{stage.port}"
         async with (
             Api(stage.base, stage.key()) as api,
-            participant(base, camera, microphone, program=desk.chromium(directory)) as viewer,
             AsyncExitStack() as stack,
         ):
             await api.room(ROOM)
-            program = phone.chromium(directory)
+            program, viewing = phone.chromium(directory), desk.chromium(directory)
+            publisher: Participant
+            viewer: Participant
+            if watching:
+                viewer = await stack.enter_async_context(
+                    on_the_page(api, base, devices, viewing, VIEWER, "agent")
+                )
+            else:
+                viewer = await stack.enter_async_context(
+                    participant(base, camera, microphone, program=viewing)
+                )
             if page:
-                publisher = await stack.enter_async_context(on_the_page(api, base, devices, program))
+                publisher = await stack.enter_async_context(
+                    on_the_page(api, base, devices, program, CUSTOMER.identity, CUSTOMER.role)
+                )
             else:
                 trusting = ("--ignore-certificate-errors",) if only else ()
                 bare = participant(base, camera, microphone, *trusting, program=program)
@@ -176,8 +226,9 @@ async def call(
                 token = await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role)
                 await publisher.publish(ROOM, token, hint="")
             recording = await api.record(ROOM, "LAB-1")
-            await viewer.page.evaluate("stage.audioNack = stage.patient = true")
-            await viewer.subscribe(ROOM, CUSTOMER.identity, await api.token(ROOM, VIEWER, "agent"))
+            if not watching:
+                await viewer.page.evaluate("stage.audioNack = stage.patient = true")
+                await viewer.subscribe(ROOM, CUSTOMER.identity, await api.token(ROOM, VIEWER, "agent"))
             yield await settled(Call(phone, desk, publisher, viewer, stage, api, recording["id"]))
 
 

@@ -1,4 +1,4 @@
-"""A phone behind a wall that lets no UDP out, on a line that loses packets: TCP has to make it good."""
+"""A phone behind a wall that lets no UDP out: TCP makes lost packets good; the page finds new connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_walls import coturn
-from tests.lab.call import Devices, call, longest_pause_s, missing_packets
+from tests.lab.call import Devices, OnThePage, call, longest_pause_s, missing_packets
 from tests.lab.network import SERVER, Laboratory
 from tests.lab.table import Table
 
@@ -56,3 +56,31 @@ async def test_a_call_without_udp(
     missing = sum(one for one, _ in totals.values())
     assert table.add(name, "packets missing in journal", missing, "", at_most=0, totals=totals).reached
     assert min(expected for _, expected in totals.values()) > 5 * CALL_S
+
+
+async def test_the_page_without_udp(lab: Laboratory, tmp_path: Path, devices: Devices, table: Table) -> None:
+    """The page finds ICE-TCP by itself, and again after a cut and with another address."""
+    name = "only TCP, page: ICE-TCP"
+    async with call(lab, tmp_path, devices, page=True, walls=("meta l4proto tcp accept",)) as made:
+        assert isinstance(made.publisher, OnThePage)
+        assert {one["protocol"] for one in await made.publisher.local()} == {"tcp"}
+        began_s = time.time()
+        await asyncio.sleep(CALL_S / 2)
+        shown = [at for at in await made.shown_s() if at >= began_s]
+        assert table.add(name, "pictures shown a second", len(shown) * 2 / CALL_S, "", at_least=10).reached
+        for what in ("10 s cut", "address change"):
+            if what == "10 s cut":
+                made.phone.line.set(cut=True)
+                await asyncio.sleep(10)
+                made.phone.line.set(cut=False)
+            else:
+                made.phone.change_address()
+            since_s = time.time()
+            back_s = await made.back_s(since_s)
+            await asyncio.sleep(8)
+            pause_s = longest_pause_s(await made.shown_s(), since_s - 0.5, since_s + 7)
+            row = table.add(
+                name, f"{what}: media again after", back_s, "s", at_most=5, longest_pause_s=pause_s
+            )
+            assert row.reached
+        await made.end()

@@ -140,6 +140,29 @@ async def test_address_change(
         await made.end()
 
 
+@pytest.mark.whole
+async def test_viewer_that_moves(lab: Laboratory, tmp_path: Path, devices: Devices, table: Table) -> None:
+    """The page of who watches, when his address changes and when his line is cut."""
+    async with call(lab, tmp_path, devices, watching=True) as made:
+        before = await _tracks(made)
+        for what in ("address change", "10 s cut"):
+            if what == "address change":
+                made.desk.change_address()
+            else:
+                made.desk.line.set(cut=True)
+                await asyncio.sleep(10)
+                made.desk.line.set(cut=False)
+            since_s = time.time()
+            back_s = await made.back_s(since_s)
+            await asyncio.sleep(8)
+            pause_s = longest_pause_s(await made.shown_s(), since_s - 0.5, since_s + 7)
+            name = f"{what}, viewer's page"
+            table.add(name, "pictures again after", back_s, "s", at_most=2, longest_pause_s=pause_s)
+            assert back_s is not None
+        assert await _tracks(made) == before, "his own session goes on"
+        await made.end()
+
+
 async def _tracks(made: Call) -> set[str]:
     people = await made.api.participants((await made.api.recording(made.recording))["room"])
     return {track["id"] for person in people for track in person["tracks"]}
