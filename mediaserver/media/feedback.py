@@ -31,10 +31,11 @@ RETRY_BOUNDS_NS = (30 * MS, 600 * MS)
 """Asked again not sooner than the timer's tick and a half, not so late that no second try fits before
 ``VIEWED_NS``."""
 REPEAT_NS = 15 * MS
-"""On a line that loses many requests each is sent twice, so long apart or a tick: one loss seldom takes both.
-A sender that has the first ignores the second (libwebrtc resends a packet once in a round trip)."""
-LOSSY_ASKS = 1.3
-"""Requests per packet that came, from which on a line is such: 12 % lost each way make 1.3."""
+"""For half a round trip a request is repeated so often, or every tick, so that one arrives; then it rests until
+the answer should be there. libwebrtc resends a packet once in a round trip, however often it is asked."""
+ECHOES = 16
+"""So many packets may come twice, and one for every four asked for: a sender that makes more of them answers
+every request, and is asked once a round."""
 VIEWED_NS = 1_000 * MS
 """Later than this a retransmission serves no viewer: his jitter buffer has gone on or asked for a
 keyframe."""
@@ -90,14 +91,7 @@ class Line:
     deviation_ns: int = FIRST_ROUND_NS // 4
     hold_ns: int = HOLD_BOUNDS_NS[0]
     samples: int = 0
-    asks: float = 1.0
-    """How often a packet had to be asked for until it came, smoothed over 16 packets."""
     _doubtful: int = 0
-
-    @property
-    def lossy(self) -> bool:
-        """Tell whether requests and answers are lost so often that one request is not enough."""
-        return self.asks > LOSSY_ASKS
 
     def resent(self, after_ns: int, *, sure: bool = True) -> None:
         """Note that a packet came so long after it was first asked for; ``sure`` if once only (Karn's rule).
@@ -126,21 +120,23 @@ class Line:
 
     @property
     def retry_ns(self) -> int:
-        """Return when to ask again: by then nearly all answers have come (twice the deviation, not four
-        times: asking twice costs a packet, asking late a frozen picture)."""
+        """Return when to ask again: by then most answers have come (once the deviation, not four times: asking
+        twice costs a packet, asking late a frozen picture)."""
         low, high = RETRY_BOUNDS_NS
-        return max(low, min(self.round_ns + 2 * self.deviation_ns, high))
+        return max(low, min(self.round_ns + self.deviation_ns, high))
 
 
 @dataclass(slots=True)
 class _Missing:
     since_ns: int
     first_ns: int = 0
-    """When it was asked for first, and last."""
+    """When it was asked for first; when in the last round, and last of all."""
     asked_ns: int = 0
+    repeated_ns: int = 0
     asks: int = 0
-    repeat: bool = False
-    """It is to be asked for once more at once."""
+    """Rounds in which it was asked for."""
+    late: bool = False
+    """No viewer waits for it any more."""
 
 
 class NackGenerator:
@@ -150,6 +146,8 @@ class NackGenerator:
         """``line`` may be shared by all streams of a sender."""
         self._missing: dict[int, _Missing] = {}
         self._recovered = 0
+        self._wanted = 0
+        """Packets asked for, each counted once."""
         self.line = line or Line()
         self.asked = 0
         self.given_up = 0
@@ -174,18 +172,26 @@ class NackGenerator:
             self._missing[(first + offset) & 0xFFFF] = _Missing(now)
 
     def to_ask(
-        self, still_missing: Sequence[int], now: int, *, recovered: int | None = None, recorded: bool = False
+        self,
+        still_missing: Sequence[int],
+        now: int,
+        *,
+        recovered: int | None = None,
+        duplicates: int = 0,
+        recorded: bool = False,
     ) -> list[int]:
         """Return the numbers to ask for now; those no longer in ``still_missing`` have come.
 
         ``recovered`` counts the packets that came as retransmissions (RFC 4588) so far; it tells those from
-        reordered ones. None: the sender resends in the stream itself, from which nothing is learnt. What
-        comes too late for viewers is asked for on only while the stream is ``recorded``, and not when the
-        answer would pass the recording's horizon too.
+        reordered ones. None: the sender resends in the stream itself, from which nothing is learnt.
+        ``duplicates`` counts those that came twice. What comes too late for viewers is asked for on only
+        while the stream is ``recorded``, and not when the answer would pass the recording's horizon too.
         """
         absent = set(still_missing)
         cut = len(still_missing) >= REPORTED_MISSING
         last_ns = RECORDED_NS - self.line.round_ns if recorded else VIEWED_NS
+        repeats = duplicates <= ECHOES + self._wanted // 4
+        half_ns = self.line.round_ns // 2
         ask: list[int] = []
         came: list[_Missing] = []
         for sequence, entry in list(self._missing.items()):
@@ -197,15 +203,18 @@ class NackGenerator:
                 del self._missing[sequence]
                 self.given_up += 1
                 self.broken = True
-            elif now - entry.since_ns >= self.line.hold_ns and now - entry.asked_ns >= self.line.retry_ns:
-                entry.asked_ns = now
-                entry.first_ns = entry.first_ns or now
-                entry.asks += 1
-                entry.repeat = self.line.lossy
-                ask.append(sequence)
-            elif entry.repeat and now - entry.asked_ns >= REPEAT_NS:
-                entry.repeat = False
-                ask.append(sequence)
+            elif now - entry.since_ns >= self.line.hold_ns:
+                if now - entry.asked_ns >= self.line.retry_ns:
+                    self._wanted += entry.asks == 0
+                    entry.asked_ns = entry.repeated_ns = now
+                    entry.first_ns = entry.first_ns or now
+                    entry.asks += 1
+                    ask.append(sequence)
+                elif repeats and now - entry.repeated_ns >= REPEAT_NS and now - entry.asked_ns <= half_ns:
+                    entry.repeated_ns = now
+                    ask.append(sequence)
+                if not entry.late and now - entry.since_ns > VIEWED_NS:
+                    entry.late = self.broken = True
         if recovered is not None:
             self._learn(came, recovered - self._recovered, now)
             self._recovered = recovered
@@ -217,8 +226,6 @@ class NackGenerator:
             if entry.asks == 0 or resent == 0:
                 self.line.reordered(now - entry.since_ns)
             elif resent >= sum(1 for one in came if one.asks):
-                if self.line.samples:  # before, an answer may only have been waited for too shortly
-                    self.line.asks += (entry.asks - self.line.asks) / 16
                 self.line.resent(now - entry.first_ns, sure=entry.asks == 1)
 
 

@@ -120,9 +120,14 @@ class Layer:
         if self._nack.pending:
             still = transport.forwarder.missing(self.stream, MISSING_SPAN)
             resends = self.publication.codec.rtx is not None
-            recovered = transport.forwarder.stream_stats(self.stream).recovered if resends else None
-            recorded = self.publication.tapped and self is self.publication.recorded
-            sequences = self._nack.to_ask(still, now, recovered=recovered, recorded=recorded)
+            stats = transport.forwarder.stream_stats(self.stream)
+            sequences = self._nack.to_ask(
+                still,
+                now,
+                recovered=stats.recovered if resends else None,
+                duplicates=stats.duplicates,
+                recorded=self.publication.tapped and self is self.publication.recorded,
+            )
             self._mend()
             if sequences and self.ssrc is not None:
                 transport.counters.nacks_sent += 1
