@@ -31,8 +31,9 @@ RETRY_BOUNDS_NS = (30 * MS, 600 * MS)
 """Asked again not sooner than the timer's tick and a half, not so late that no second try fits before
 ``VIEWED_NS``."""
 REPEAT_NS = 15 * MS
-"""For half a round trip a request is repeated so often, or every tick, so that one arrives; then it rests until
-the answer should be there. libwebrtc resends a packet once in a round trip, however often it is asked."""
+"""For half a round trip a request is repeated so often, or every tick, so that one arrives; then it rests
+until the answer should be there. libwebrtc resends a packet once in a round trip, however often it is
+asked."""
 ECHOES = 16
 """So many packets may come twice, and one for every four asked for: a sender that makes more of them answers
 every request, and is asked once a round."""
@@ -120,8 +121,8 @@ class Line:
 
     @property
     def retry_ns(self) -> int:
-        """Return when to ask again: by then most answers have come (once the deviation, not four times: asking
-        twice costs a packet, asking late a frozen picture)."""
+        """Return when to ask again: by then most answers have come (once the deviation, not four times:
+        asking twice costs a packet, asking late a frozen picture)."""
         low, high = RETRY_BOUNDS_NS
         return max(low, min(self.round_ns + self.deviation_ns, high))
 

@@ -33,7 +33,8 @@ MARGIN_S: Final = 0.35
 SENTENCE: Final = 4
 """Words that are put in their place together: a jitter buffer's delay moves more slowly than this lasts."""
 REACH_S: Final = 1.3
-"""So far a sentence is looked for before and after its place in the whole: buffers hold up to 1 s."""
+"""So far a sentence is looked for before and after its place: buffers hold up to 1 s."""
+PART_S: Final = 8.0
 HOP: Final = RATE // 50
 WINDOW: Final = 2048
 BANDS: Final = 24
@@ -145,6 +146,26 @@ def _offset(sent: Features, heard: Features) -> int:
     return int(total.argmax())
 
 
+def _starts(received: Features, sent: Features, period: int) -> tuple[int, list[int | None]]:
+    """Return where in the speech the received sound begins, and by how much earlier by each of its parts,
+    None where one says nothing: a buffer's delay moves.
+    """
+    size, reach = round(PART_S * RATE / HOP), round(REACH_S * RATE / HOP)
+    # A part lies somewhere in the repeated speech: the other way round than a word in a sentence.
+    begins = range(0, max(1, len(received) - size + 1), size // 2)
+    starts = [_offset(received[at : at + size], sent) - at for at in begins]
+
+    def earlier(one: int, other: int) -> int:
+        return (one - other + period // 2) % period - period // 2
+
+    def agree(one: int) -> int:
+        return sum(abs(earlier(one, other)) <= reach for other in starts)
+
+    start = max(starts, key=agree)
+    moved = [earlier(start, one) for one in starts]
+    return start % period, [one if abs(one) <= 2 * reach else None for one in moved]
+
+
 def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
     """Return which of the words said are heard, of those that fall wholly into what was received.
 
@@ -153,12 +174,10 @@ def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
     received = features(heard)
     sent = features(np.concatenate([said.sound, said.sound]))
     period = len(said.sound) // HOP
-    # The received sound lies somewhere in the repeated speech: the other way round than a word in a sentence.
-    start = _offset(received[: period // 2], sent)
+    start, moved = _starts(received, sent, period)
     told: list[tuple[str, bool]] = []
-    begin = -start
     ahead = [
-        (begin + round(at_s * RATE / HOP) + turn * period, text)
+        (round(at_s * RATE / HOP) + turn * period - start, text)
         for turn in range(2 + len(received) // period)
         for at_s, text in said.words
     ]
@@ -168,18 +187,24 @@ def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
         for at, text in ahead
         if at >= margin and at + len(_templates()[text]) + margin < len(received)
     ]
+    before = 0
     for index in range(0, len(inside), SENTENCE):
         sentence = inside[index : index + SENTENCE]
-        shift = _shift(sentence, received)
+        part = moved[min(len(moved) - 1, int(2 * sentence[0][0] * HOP / RATE / PART_S))]
+        shift = _shift(sentence, received, {before, before if part is None else part})
+        understood = []
         for at, text in sentence:
             first = max(0, at + shift - margin)
-            part = received[first : at + shift + len(_templates()[text]) + margin]
-            told.append((text, _best(part) == text))
+            sound = received[first : max(0, at + shift + len(_templates()[text]) + margin)]
+            understood.append(len(sound) > 0 and _best(sound) == text)
+        if 2 * sum(understood) > len(sentence):
+            before = shift
+        told += [(text, one) for (_, text), one in zip(sentence, understood, strict=True)]
     return told
 
 
-def _shift(sentence: Sequence[tuple[int, str]], received: Features) -> int:
-    """Return by how many frames a sentence is away from its place."""
+def _shift(sentence: Sequence[tuple[int, str]], received: Features, near: set[int]) -> int:
+    """Return by how many frames a sentence is away from its place, near one of some guesses."""
     reach = round(REACH_S * RATE / HOP)
 
     def likeness(shift: int) -> float:
@@ -190,7 +215,7 @@ def _shift(sentence: Sequence[tuple[int, str]], received: Features) -> int:
             total += float((template[: len(part)] * part).sum())
         return total
 
-    return max(range(-reach, reach + 1), key=likeness)
+    return max({shift for guess in near for shift in range(guess - reach, guess + reach + 1)}, key=likeness)
 
 
 def _best(heard: Features) -> str | None:

@@ -102,7 +102,9 @@ def test_a_sender_that_answers_every_request_is_asked_once_a_round() -> None:
     for number in range(200):
         at = NOW + number * SECOND_NS
         nack.add(number, number, at)
-        asked = sum(bool(nack.to_ask([number], at + t * MS, duplicates=came_twice)) for t in range(0, 120, 20))
+        asked = sum(
+            bool(nack.to_ask([number], at + t * MS, duplicates=came_twice)) for t in range(0, 120, 20)
+        )
         came_twice += asked - 1
         nack.to_ask([], at + 200 * MS, recovered=number, duplicates=came_twice)
     assert 0 < came_twice < 80
