@@ -4,10 +4,10 @@
 
 const EVERY_MS = 1000;
 const FAR = 2; // times the estimate are measured …
-const NEAR = 1.2; // … from a highest rate just above it, which libwebrtc allows a probe of twice as much
+const NEAR = 1.2; // … from a highest rate just above it; libwebrtc probes at twice what its encoders take, at most
 const MOST = 5_000_000; // libwebrtc measures no more
-const ROOM = 0.8; // of the highest rate: an estimate above this would soon be held back by it
-const PASSED = 0.75; // so much of a probe came through: the line carries more yet
+const ROOM = 0.95; // of the highest rate: an estimate above this is about to be held back by it
+const PASSED = 0.87; // of a probe came through: the line carries more yet; of one that fills it 0.95 x 0.9 at most count
 const BUSY = 0.7; // of the estimate are sent: who sends less has enough
 const FALLEN = 0.97;
 const DEEP = 0.8; // of what a probe found: more than the line became narrower, or a false alarm
@@ -30,8 +30,8 @@ export function climb(
   else if (probed) Object.assign(next, { found: estimate, restS: waitS, waitS: Math.min(LONGEST_S, LONGER * waitS) });
   else if (estimate > RISEN * found) Object.assign(next, { found: Infinity, restS: 0 });
   else if (estimate < FALLEN * before) next.restS = estimate < DEEP * found ? CALM_S : Math.max(CALM_S, next.restS);
-  const short = estimate > before && estimate < wanted && sent > BUSY * estimate;
-  if (estimate > ROOM * cap || (short && next.restS === 0)) {
+  const now = next.restS === 0 && estimate > before && sent > BUSY * before; // it was sent under that
+  if (estimate < wanted && (now || estimate > ROOM * cap)) {
     const far = FAR * estimate < MOST ? Math.round(FAR * estimate) : Infinity;
     next.caps = cap < far ? [far] : [Math.round(NEAR * estimate), far];
     next.probed = Math.min(far, MOST);
