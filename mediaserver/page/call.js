@@ -1,5 +1,6 @@
 // A call: our own picture, sound and screen going out, everybody else's coming in, as tiles on the stage.
 
+import { keepClimbing } from "./climb.js";
 import { roleName, t } from "./i18n.js";
 import { encodings, fit } from "./layers.js";
 import { Link } from "./link.js";
@@ -328,7 +329,10 @@ export class Call extends EventTarget {
   }
 
   #publish(source, setUp) {
-    const link = new Link(this.#signal.exchange("publish", { source }), source, setUp);
+    const link = new Link(this.#signal.exchange("publish", { source }), source, (pc) => {
+      setUp(pc);
+      keepClimbing(pc);
+    });
     link.addEventListener("state", ({ detail }) => {
       this.linkChanged(detail);
       if (detail.state === "connected" && source === "camera") this.#repeatMuted();

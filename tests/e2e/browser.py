@@ -19,6 +19,7 @@ from tests.media.sounds import Sound
 CHROMIUM = Path("/usr/bin/chromium")
 CLIENT = Path(__file__).with_name("client.html")
 PATIENCE = ROOT / "mediaserver" / "page" / "patience.js"
+CLIMB = ROOT / "mediaserver" / "page" / "climb.js"
 FLAGS = (
     "--no-sandbox",
     "--disable-dev-shm-usage",
@@ -35,10 +36,15 @@ FLAGS = (
 )
 
 
+def module(path: Path) -> str:
+    """Return a module of the server's page as a plain script that leaves behind only its functions."""
+    return "{\n" + path.read_text(encoding="utf-8").replace("export function", "function") + "}\n"
+
+
 def client_page() -> str:
     """Return the client page with the scripts it shares with the server's own page."""
-    shared = PATIENCE.read_text(encoding="utf-8").replace("export function", "function")
-    return CLIENT.read_text(encoding="utf-8").replace("<script>", f"<script>\n{shared}</script>\n<script>", 1)
+    shared = "".join(f"<script>{module(path)}</script>\n" for path in (PATIENCE, CLIMB))
+    return CLIENT.read_text(encoding="utf-8").replace("<script>", f"{shared}<script>", 1)
 
 
 class Scripted(Protocol):

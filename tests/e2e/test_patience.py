@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import PATIENCE, chromium
+from tests.e2e.browser import PATIENCE, chromium, module
 
 pytestmark = [pytest.mark.e2e]
 
@@ -18,7 +18,7 @@ FROZEN = {**CALM, "disturbed": True}
 async def test_waiting_follows_what_is_missing() -> None:
     async with chromium() as browser:
         page = await browser.new_page()
-        await page.add_script_tag(content=PATIENCE.read_text().replace("export function", "function"))
+        await page.add_script_tag(content=module(PATIENCE))
 
         async def waits(looks: list[dict[str, Any]]) -> list[float]:
             """Return how many ms are waited after each of these looks at a new receiver."""

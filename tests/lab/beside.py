@@ -14,7 +14,7 @@ from tests.lab.network import BESIDE, Laboratory
 from tests.media.pictures import CUSTOMER
 
 POST = """
-stage.audioNack = true;
+stage.audioNack = stage.climbs = true;
 stage.offering = new Promise((offered) => {
   stage.post = (path, token, sdp) => {
     offered(sdp);

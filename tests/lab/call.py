@@ -222,7 +222,7 @@ async def call(
                     await publisher.page.evaluate(
                         "only => Object.assign(stage, {only, onlyRelay: true})", only
                     )
-                await publisher.page.evaluate("stage.audioNack = true")
+                await publisher.page.evaluate("stage.audioNack = stage.climbs = true")
                 token = await api.token(ROOM, CUSTOMER.identity, CUSTOMER.role)
                 await publisher.publish(ROOM, token, hint="")
             recording = await api.record(ROOM, "LAB-1")

@@ -141,7 +141,7 @@ class Network:
     def chromium(self, directory: Path) -> Path:
         """Write a program that is Chromium in this network; returns its path."""
         program = directory / f"chromium-{self.namespace}"
-        program.write_text(f'#!/bin/sh\nexec ip netns exec {self.namespace} {CHROMIUM} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec nice -n -5 ip netns exec {self.namespace} {CHROMIUM} "$@"\n')
         program.chmod(0o755)
         return program
 

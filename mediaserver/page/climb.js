@@ -1,0 +1,85 @@
+// How a publisher's rate comes back after its line was narrow. libwebrtc climbs by 8 % a second and measures what the
+// line carries ("probes") when a call begins, hardly ever in its middle; but it does so once whenever the transport's
+// highest rate is raised, which is the bandwidth (`b=`) of the answer it was given, and that is the page's to rewrite.
+
+const EVERY_MS = 1000;
+const FAR = 2; // times the estimate are measured …
+const NEAR = 1.2; // … from a highest rate just above it; libwebrtc probes at twice what its encoders take, at most
+const MOST = 5_000_000; // libwebrtc measures no more
+const ROOM = 0.95; // of the highest rate: an estimate above this is about to be held back by it
+const PASSED = 0.87; // of a probe came through: the line carries more yet; of one that fills it 0.95 x 0.9 at most count
+const BUSY = 0.7; // of the estimate are sent: who sends less has enough
+const FALLEN = 0.97;
+const DEEP = 0.8; // of what a probe found: more than the line became narrower, or a false alarm
+const RISEN = 1.2; // above what a probe found: the line became wider
+const CALM_S = 2;
+const WAIT_S = 3; // after a probe that filled the line, and longer after each further one
+const LONGER = 1.3;
+const LONGEST_S = 30;
+
+/**
+ * Decide once a second which highest rates to set, one after the other; Infinity is none. All rates are bit/s: the
+ * browser's estimate, what is sent, what the encoders would take, and the highest rate that is set.
+ */
+export function climb(
+  { estimate: before = Infinity, probed = 0, found = Infinity, restS = CALM_S, waitS = WAIT_S },
+  { estimate, sent, wanted, cap },
+) {
+  const next = { estimate, probed: 0, found, restS: Math.max(0, restS - 1), waitS, caps: [] };
+  if (probed && estimate > PASSED * probed) Object.assign(next, { found: Infinity, restS: 0, waitS: WAIT_S });
+  else if (probed) Object.assign(next, { found: estimate, restS: waitS, waitS: Math.min(LONGEST_S, LONGER * waitS) });
+  else if (estimate > RISEN * found) Object.assign(next, { found: Infinity, restS: 0 });
+  else if (estimate < FALLEN * before) next.restS = estimate < DEEP * found ? CALM_S : Math.max(CALM_S, next.restS);
+  const now = next.restS === 0 && estimate > before && sent > BUSY * before; // it was sent under that
+  if (estimate < wanted && (now || estimate > ROOM * cap)) {
+    const far = FAR * estimate < MOST ? Math.round(FAR * estimate) : Infinity;
+    next.caps = cap < far ? [far] : [Math.round(NEAR * estimate), far];
+    next.probed = Math.min(far, MOST);
+  }
+  return next;
+}
+
+/** Lets the rate of a connection that sends climb, until it is closed. */
+export function keepClimbing(pc) {
+  let state = {};
+  let before = null;
+  const timer = setInterval(async () => {
+    if (pc.connectionState === "closed") return clearInterval(timer);
+    const reports = [...(await pc.getStats()).values()];
+    const pair = reports.find(({ type, nominated }) => type === "candidate-pair" && nominated);
+    const known = before?.id === pair?.id ? before : null;
+    before = pair;
+    if (!known || !pair.availableOutgoingBitrate || pc.signalingState !== "stable") return;
+    const sent = (8000 * (pair.bytesSent - known.bytesSent)) / (pair.timestamp - known.timestamp);
+    state = climb(state, { estimate: pair.availableOutgoingBitrate, sent, wanted: wanted(pc), cap: highest(pc) });
+    try {
+      for (const cap of state.caps) await limit(pc, cap);
+    } catch (problem) {
+      console.info("the line is not measured:", problem.message);
+    }
+  }, EVERY_MS);
+}
+
+/** What the encoders at work would take; without end where they were not told. */
+function wanted(pc) {
+  const cameras = pc.getSenders().filter(({ track }) => track?.kind === "video");
+  const encodings = cameras.flatMap((sender) => sender.getParameters().encodings.filter(({ active }) => active));
+  return encodings.reduce((sum, { maxBitrate = Infinity }) => sum + maxBitrate, 0);
+}
+
+function highest(pc) {
+  return Number(pc.currentRemoteDescription.sdp.match(/^b=TIAS:(\d+)/m)?.[1] ?? Infinity);
+}
+
+/** Agree once more on what is agreed on, with another highest rate. */
+function limit(pc, cap) {
+  const { sdp: offer } = pc.currentLocalDescription;
+  const plain = pc.currentRemoteDescription.sdp.replace(/^b=.*\r\n/gm, "");
+  const line = cap < Infinity ? `b=TIAS:${cap}\r\n` : "";
+  const answer = plain.replace(/^(m=video .*\r\nc=.*\r\n)/gm, `$1${line}`);
+  // Both at once: nobody else comes between them.
+  return Promise.all([
+    pc.setLocalDescription({ type: "offer", sdp: offer }),
+    pc.setRemoteDescription({ type: "answer", sdp: answer }),
+  ]);
+}
