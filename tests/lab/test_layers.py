@@ -109,6 +109,7 @@ async def call(lab: Laboratory, directory: Path, devices: Devices) -> AsyncItera
     """Start the server, a publisher of three layers and a viewer, each behind a line of its own."""
     camera, microphone = devices
     phone, desk = lab.add("phone"), lab.add("desk")
+    desk.line.set(delay_ms=20)  # a way that grew by 20 ms in mid-call would be a queue until proved otherwise
     with lab.stage(directory / "data", **{"composing.when": "on_demand"}) as stage:
         base = f"https://{SERVER}:{stage.port}"
         async with (
@@ -132,7 +133,7 @@ async def test_subscriber_rate(lab: Laboratory, tmp_path: Path, devices: Devices
     async with call(lab, tmp_path, devices) as made:
         line = made.desk.line
         began_s = time.time()
-        line.set(delay_ms=20, down={"rate_bps": 2_000_000, "queue_bytes": 64_000})
+        line.set(down={"rate_bps": 2_000_000, "queue_bytes": 64_000})
         best_s = await made.becomes(WIDTHS[-1], began_s, 30)
         assert best_s is not None, f"2 Mbit/s do not take the best layer: {await made.said()}"
         await asyncio.sleep(8)

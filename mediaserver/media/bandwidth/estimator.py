@@ -34,7 +34,9 @@ _BASE_NS: Final = 30 * SECOND_NS
 apart make an error of 6 ms in that time."""
 _FOR_EVER_NS: Final = 1 << 62
 _NO_QUEUE_MS: Final = 15.0
-"""If a packet came through faster, what looks like a growing queue is others' bursts (or jitter)."""
+_PICTURES_NS: Final = 150 * MS
+"""If one packet in two pictures' time (at 15 a second) came through faster, what looks like a growing queue
+is a picture's own packets, others' bursts or jitter."""
 _SHORT_QUEUE_MS: Final = 40.0
 _REST_QUEUE_MS: Final = 100.0
 """While a line rests, a packet that waited for longer is trouble: 40 ms are often the jitter of a busy
@@ -94,6 +96,8 @@ class Estimator:
         self._last: SendGroup | None = None
         self._arrived: deque[tuple[int, int]] = deque()
         """Arrival of a group's last packet (subscriber's clock) and its bytes, of ``_ACKED_NS``."""
+        self._queues: deque[tuple[int, float]] = deque()
+        """Arrival of groups (subscriber's clock) and the queue that they met, of ``_PICTURES_NS``."""
         self._base: list[int] = []
         """Shortest way in this and the last ``_BASE_NS`` (sending to arrival, clocks apart), ns."""
         self._base_ns = 0
@@ -238,15 +242,13 @@ class Estimator:
 
     def _take_groups(self, feedback: SendFeedback, now: int) -> bool:
         over = False
-        lowest_ms = _FULL_QUEUE_MS
         for group in feedback.groups:
             fresh = feedback.told_ns - group.told_ns <= _FRESH_NS
             self._arrived.append((group.last_arrival_ns, group.bytes))
             rtt_s = (group.told_ns - group.last_sent_ns) / SECOND_NS
             self.rtt_s += 0.1 * (min(max(rtt_s, 0.0), 2.0) - self.rtt_s)
             self._note_way(group.last_sent_ns, group.last_arrival_ns, now)
-            if group.told_ns == feedback.told_ns:
-                lowest_ms = min(lowest_ms, self.queue_ms)
+            self._queues.append((group.last_arrival_ns, self.queue_ms))
             if self.prober.takes(group):
                 self._last = None  # its queue is the probe's own, and told by its result
                 continue
@@ -264,7 +266,9 @@ class Estimator:
             end = self._arrived[-1][0]
             while len(self._arrived) > 1 and not 0 <= end - self._arrived[0][0] <= 2 * _ACKED_NS:
                 self._arrived.popleft()
-        return over and lowest_ms > _NO_QUEUE_MS
+        while self._queues and not 0 <= self._queues[-1][0] - self._queues[0][0] <= _PICTURES_NS:
+            self._queues.popleft()
+        return over and min((queue_ms for _, queue_ms in self._queues), default=0.0) > _NO_QUEUE_MS
 
     def _is_way(self, now: int) -> bool:
         """Tell whether what looks like a long queue does not shrink though less is sent, and so is none.
