@@ -77,8 +77,9 @@ async def test_its_own_certificate_is_refused_by_name(
     assert process.returncode != 0
     assert b"connected" not in output
     assert "Input/output error" in errors.decode()
-    listed = await api.call("GET", "/v1/events?after=0&limit=1000")
-    codes = [
-        e["data"]["code"] for e in listed["events"] if e["type"] == "session.failed" and e["room"] == room
-    ]
+    codes: list[str] = []
+    after = 0
+    while page := (await api.call("GET", f"/v1/events?after={after}&limit=1000"))["events"]:
+        codes += [e["data"]["code"] for e in page if e["type"] == "session.failed" and e["room"] == room]
+        after = page[-1]["seq"]
     assert codes == ["dtls_wrong_curve"]
