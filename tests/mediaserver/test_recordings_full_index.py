@@ -20,15 +20,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NO_LIMIT = 4294967294
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
-    settings = settings_in(tmp_path_factory.mktemp("full"))
-    make_keys(settings)
-    async with running(settings) as client:
-        await client.ok("POST", "/v1/rooms", {"name": "desk"})
-        yield client
-
-
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealing, "AGAIN_S", 0.2)
@@ -36,9 +27,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_news, "AGAIN_S", 0.2)
 
 
-@pytest.fixture
-def full() -> Iterator[set[str]]:
-    """File names of databases that may not grow: what is written to them is too much for SQLite."""
+@pytest.fixture(scope="module")
+def bounded() -> Iterator[set[str]]:
+    """Names for ``full``; SQLAlchemy's listeners may only change while no thread of the server asks it."""
     names: set[str] = set()
 
     def grow(
@@ -52,8 +43,23 @@ def full() -> Iterator[set[str]]:
 
     sa.event.listen(sa.Engine, "before_cursor_execute", grow, retval=True)
     yield names
-    names.clear()
     sa.event.remove(sa.Engine, "before_cursor_execute", grow)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(tmp_path_factory: pytest.TempPathFactory, bounded: set[str]) -> AsyncIterator[Client]:
+    settings = settings_in(tmp_path_factory.mktemp("full"))
+    make_keys(settings)
+    async with running(settings) as client:
+        await client.ok("POST", "/v1/rooms", {"name": "desk"})
+        yield client
+
+
+@pytest.fixture
+def full(bounded: set[str]) -> Iterator[set[str]]:
+    """File names of databases that may not grow: what is written to them is too much for SQLite."""
+    yield bounded
+    bounded.clear()
 
 
 async def types_of(api: Client, identifier: str) -> list[str]:
