@@ -314,6 +314,9 @@ class Estimator:
 
     def _control(self, feedback: SendFeedback, over: bool, now: int) -> None:
         usage = Usage.OVER if over else self._usage
+        doubted = usage is Usage.OVER and not over
+        if doubted:
+            usage = Usage.NORMAL
         probing = bool(self.prober.padding_until())
         if feedback.open is not None:
             self._note_way(feedback.open.last_sent_ns, feedback.open.last_arrival_ns, now)
@@ -339,7 +342,7 @@ class Estimator:
         acked = self.acked_bps(feedback.open, window_ns)
         if acked is not None:
             acked /= 1 - self._loss.own  # what the path loses by itself is not its queue's
-        self._delay.update(usage, acked, self.rtt_s, now, hold=long_queue)
+        self._delay.update(usage, acked, self.rtt_s, now, hold=long_queue or doubted)
         self._drain_bps = None
         if fallen and acked is not None:
             self._drain_bps = _FALLEN_SHARE * acked  # what arrived is in part from before the fall
