@@ -80,6 +80,8 @@ class Redundancy:
                 if copy.data and copy.payload_type == info.payload_type
             }
             own = primary.data if primary.payload_type == info.payload_type else b""
+        if self._placed.get((packet.ssrc, packet.timestamp)):
+            own = b""  # a copy has its place
         return self._row(self._whole(found, own, packet, info), own, packet, info)
 
     def _whole(
@@ -111,8 +113,6 @@ class Redundancy:
     ) -> list[Piece]:
         """Say where something is missing still: where no frame follows on the one before."""
         timestamp = packet.timestamp
-        if self._placed.get((packet.ssrc, timestamp)):
-            own = b""  # a copy has its place
         self.recovered += len(copies)
         self.in_band += sum(data is own for _, data in copies)
         left, self._missing = self._missing - len(copies), 0

@@ -276,6 +276,22 @@ def test_a_copy_of_a_frame_that_is_placed_is_not_taken() -> None:
     assert told.recovered == 0
 
 
+def test_a_packet_whose_frame_is_placed_brings_nothing_from_within() -> None:
+    told = Redundancy()
+    taken(told, packet(8640), 0)
+    assert taken(told, packet(11520, 960), 2) == [(960, 1), (0, 0)]
+    told.begin()
+    taken(told, packet(7680), 0)
+    late = RtpPacket(RED_TYPE, 0, 10560, 7, build_red([(10560, b"\x78\xc0repeats")]))
+    assert told.take(late, speech(1).info, 1) == []
+    assert told.in_band == 0
+    fresh = replace(late, timestamp=13440)
+    assert [(piece.before, piece.in_band) for piece in told.take(fresh, speech(1).info, 0)] == [
+        (960, True),
+        (0, False),
+    ]
+
+
 def test_what_a_malformed_packet_had_may_be_found_in_the_next() -> None:
     told = Redundancy()
     taken(told, packet(9600), 0)
