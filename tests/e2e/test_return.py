@@ -64,9 +64,12 @@ async def test_a_killed_tab_and_a_lost_client_return_to_their_seats(
         await asyncio.sleep(AWAY_S)
         found = await publish()
         await join(await context.new_page(), api.base)
+        seen = await peers.subscribe(api, room, "customer", token)
+        await seen.first_picture()
         await asyncio.sleep(2)
         assert await who() == before == [("agent", "agent#1", 2), ("customer", "customer#1", 2)]
         await api.stop(recording["id"])
+    await seen.close()
     await lost.connection.close()
     await found.close()
     line.close()

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mediaserver.forwarder import TRANSPORT_CC, ForwarderError, SendFeedback
-from mediaserver.forwarder.sent import SENT_LOG, SendLog
+from mediaserver.forwarder.sent import BURST_NS, SENT_LOG, SendLog
 from recorder import rtcp
 from recorder.rtcp_transport import TransportFeedback
 from tests.forwarder.ends import SUBSCRIBED, End, Seen, World, rtp, sequences, vp8
@@ -40,14 +40,29 @@ def tell(world: World, end: End, arrivals: dict[int, int], last: int | None = No
     return world.forwarder.take_feedback(end.peer)
 
 
+def send_bursts(world: World) -> tuple[End, int, int]:
+    """Send three bursts of four packets, 12 ms apart; return who gets them, before and after (monotonic ns).
+
+    What a burst is is told by the time it takes: one that a busy machine draws out is sent to somebody else.
+    """
+    for _ in range(50):
+        publisher, subscriber, _ = call(world)
+        before = time.monotonic_ns()
+        longest = 0
+        for burst in range(3):
+            begin = time.monotonic_ns()
+            publisher.send(*(rtp(10 * burst + i, payload=bytes(300)) for i in range(4)))
+            world.settle()
+            longest = max(longest, time.monotonic_ns() - begin)
+            time.sleep(0.012)
+        if longest < BURST_NS:
+            return subscriber, before, time.monotonic_ns()
+        subscriber.receive()
+    raise AssertionError(f"no burst of four packets took less than {BURST_NS} ns")
+
+
 def test_bursts_are_told_with_their_times(world: World) -> None:
-    publisher, subscriber, _ = call(world)
-    before = time.monotonic_ns()
-    for burst in range(3):
-        publisher.send(*(rtp(10 * burst + i, payload=bytes(300)) for i in range(4)))
-        world.settle()
-        time.sleep(0.012)
-    after = time.monotonic_ns()
+    subscriber, before, after = send_bursts(world)
     packets = subscriber.receive()
     assert numbers(packets) == list(range(12))
     arrivals = {n: 1000 + 20 * (n // 4) + n % 4 for n in range(12)}
