@@ -10,27 +10,23 @@ const ROOM = 0.95; // of the highest rate: an estimate above this is about to be
 const PASSED = 0.87; // of a probe came through: the line carries more yet; of one that fills it 0.95 x 0.9 at most count
 const BUSY = 0.7; // of the estimate are sent: who sends less has enough
 const FALLEN = 0.97;
-const DEEP = 0.8; // of what a probe found: more than the line became narrower, or a false alarm
-const RISEN = 1.2; // above what a probe found: the line became wider
-const CALM_S = 2;
-const WAIT_S = 3; // after a probe that filled the line, and longer after each further one
-const LONGER = 1.3;
-const LONGEST_S = 30;
+const BACKED_OFF = 0.85; // of what came through is libwebrtc's new estimate when a queue has grown
+// A probe into a line that is full costs a quarter of the rate for some seconds: it is the queue it finds. So it waits
+// until the estimate, which rises by itself, has passed what the line is known to carry.
+const WIDER = 1.2;
 
 /**
  * Decide once a second which highest rates to set, one after the other; Infinity is none. All rates are bit/s: the
- * browser's estimate, what is sent, what the encoders would take, and the highest rate that is set.
+ * browser's estimate, what is sent, what the encoders would take, and the highest rate that is set. `edge`: what the
+ * line was last seen to carry and no more, 0 when that is not known; at first what the browser found by itself.
  */
-export function climb(
-  { estimate: before = Infinity, probed = 0, found = Infinity, restS = CALM_S, waitS = WAIT_S },
-  { estimate, sent, wanted, cap },
-) {
-  const next = { estimate, probed: 0, found, restS: Math.max(0, restS - 1), waitS, caps: [] };
-  if (probed && estimate > PASSED * probed) Object.assign(next, { found: Infinity, restS: 0, waitS: WAIT_S });
-  else if (probed) Object.assign(next, { found: estimate, restS: waitS, waitS: Math.min(LONGEST_S, LONGER * waitS) });
-  else if (estimate > RISEN * found) Object.assign(next, { found: Infinity, restS: 0 });
-  else if (estimate < FALLEN * before) next.restS = estimate < DEEP * found ? CALM_S : Math.max(CALM_S, next.restS);
-  const now = next.restS === 0 && estimate > before && sent > BUSY * before; // it was sent under that
+export function climb(state, { estimate, sent, wanted, cap }) {
+  const { estimate: before = estimate, probed = 0, edge = estimate } = state;
+  const next = { estimate, probed: 0, edge, caps: [] };
+  if (probed && estimate > PASSED * probed) next.edge = 0;
+  else if (estimate < FALLEN * before) next.edge = estimate / BACKED_OFF;
+  else if (probed) next.edge = estimate;
+  const now = estimate > before && estimate > WIDER * next.edge && sent > BUSY * before; // it was sent under that
   if (estimate < wanted && (now || estimate > ROOM * cap)) {
     const far = FAR * estimate < MOST ? Math.round(FAR * estimate) : Infinity;
     next.caps = cap < far ? [far] : [Math.round(NEAR * estimate), far];

@@ -40,13 +40,16 @@ async def test_what_is_measured_when() -> None:
         assert await caps(rising[::-1]) == [], "a queue drains"
         assert await caps([250] * 20) == [], "the browser holds its rate"
 
-        wide = await caps([200, 210, 220, 440, 880, 1760, 1900, 2000])
-        assert wide == [(2, [264, 440]), (3, [880]), (4, [1760]), (5, [3520])], "on while all comes through"
-        narrow = await caps([200, 210, 220, *range(285, 340)])
-        assert [second for second, _ in narrow] == [2, 6, 11, 18, 26, 36, 49], "less and less often"
-        assert await caps([200, 210, 220, 285, 230, 235, 240, 245]) == [(2, [264, 440]), (6, [480])]
-        risen = await caps([200, 210, 220, 285, 310, 345])
-        assert risen == [(2, [264, 440]), (5, [690])], "more than was found: at once"
-        fallen = await caps([200, 210, 220, *range(285, 295), 180, 190, 200, 210])
-        assert fallen[-1] == (15, [240, 400]), "far below what was found: soon"
+        wide = await caps([200, 230, 250, 500, 1000, 2000, 2100, 2200])
+        assert wide == [(2, [300, 500]), (3, [1000]), (4, [2000]), (5, [4000])], "on while all comes through"
+        full = [200, 230, 250, 285, *range(290, 340, 5), 341, 342, 343, 345]
+        assert await caps(full) == [(2, [300, 500]), (16, [686])], "what a probe found is passed by a fifth"
+        sawtooth = [300, 255, 270, 290, 310, 335, 350] + [255, 270, 290, 310, 335, 350] * 5
+        assert await caps(sawtooth) == [], "the line is full: its queue would be what is found"
+        wider = [300, 255, 270, 290, 310, 335, 365, 380]
+        assert await caps(wider) == [(6, [438, 730])], "more than the line carried: it became wider"
+        fallen = [1900, 900, 255, 270, 290, 310, 335, 365]
+        assert await caps(fallen) == [(7, [438, 730])], "the last fall tells what the line carries"
+        alarm = [200, 230, 250, 490, 300, 310, 340, 400, 420, 430]
+        assert await caps(alarm) == [(2, [300, 500]), (3, [980]), (9, [516, 860])], "a probe that made a queue"
         assert await caps([1700, 1800, 2600]) == [(2, [3120, inf])], "what is not measured is no limit"

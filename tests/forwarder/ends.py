@@ -29,7 +29,7 @@ from mediaserver.forwarder import (
 from mediaserver.forwarder.native import NativeForwarder
 
 SENTINEL = b"\x01sentinel"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 30.0
 
 PUBLISHED = {MID: 1, ABS_SEND_TIME: 2, TRANSPORT_CC: 3, AUDIO_LEVEL: 4, VIDEO_ORIENTATION: 5}
 SUBSCRIBED = {MID: 9, ABS_SEND_TIME: 8, TRANSPORT_CC: 7, AUDIO_LEVEL: 6, VIDEO_ORIENTATION: 2}

@@ -210,10 +210,10 @@ def test_a_put_that_fails_is_done_the_next_time(
     s3: S3Server, faults: Faults, tmp_path: Path, fault: str, size: int
 ) -> None:
     """Under every fault: an error, never wrong bytes at the store; afterwards the same call makes it good."""
-    site = site_at(s3, tmp_path, via=faults, timeout_s=1.0)
+    site = site_at(s3, tmp_path, via=faults, timeout_s=3.0)
     path = tmp_path / "file"
     path.write_bytes(random.Random(5).randbytes(size))
-    faults.set(fault, is_put, delay_s=4.0)
+    faults.set(fault, is_put, delay_s=10.0)
     with pytest.raises(SiteError) as caught:
         put(site, "file", path)
     assert caught.value.code in ("unreachable", "refused")
