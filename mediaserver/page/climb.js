@@ -12,8 +12,12 @@ const BUSY = 0.7; // of the estimate are sent: who sends less has enough
 const FALLEN = 0.97;
 const BACKED_OFF = 0.85; // of what came through is libwebrtc's new estimate when a queue has grown
 // A probe into a line that is full costs a quarter of the rate for some seconds: it is the queue it finds. So it waits
-// until the estimate, which rises by itself, has passed what the line is known to carry.
+// until the estimate, which rises by itself, has passed what the line is known to carry; or until it has been calm for
+// longer than a full line ever is, since far from what it carries the estimate may rise by 1 % a second only.
 const WIDER = 1.2;
+const WAIT_S = 8;
+const LONGER = 1.5; // after each probe that filled the line
+const LONGEST_S = 30;
 
 /**
  * Decide once a second which highest rates to set, one after the other; Infinity is none. All rates are bit/s: the
@@ -21,12 +25,17 @@ const WIDER = 1.2;
  * line was last seen to carry and no more, 0 when that is not known; at first what the browser found by itself.
  */
 export function climb(state, { estimate, sent, wanted, cap }) {
-  const { estimate: before = estimate, probed = 0, edge = estimate } = state;
-  const next = { estimate, probed: 0, edge, caps: [] };
-  if (probed && estimate > PASSED * probed) next.edge = 0;
-  else if (estimate < FALLEN * before) next.edge = estimate / BACKED_OFF;
-  else if (probed) next.edge = estimate;
-  const now = estimate > before && estimate > WIDER * next.edge && sent > BUSY * before; // it was sent under that
+  const { estimate: before = estimate, probed = 0, edge = estimate, calmS = 0, waitS = WAIT_S } = state;
+  const next = { estimate, probed: 0, edge, calmS: calmS + 1, waitS, caps: [] };
+  const fell = estimate < FALLEN * before;
+  const used = sent > BUSY * before;
+  if (probed && estimate > PASSED * probed) Object.assign(next, { edge: 0, waitS: WAIT_S });
+  else if (probed || fell) {
+    next.edge = Math.max(fell ? estimate / BACKED_OFF : estimate, probed && used ? before : 0);
+    Object.assign(next, { calmS: 0, waitS: probed ? Math.min(LONGEST_S, LONGER * waitS) : waitS });
+  }
+  const due = estimate > WIDER * next.edge || next.calmS >= next.waitS;
+  const now = due && used && estimate > before;
   if (estimate < wanted && (now || estimate > ROOM * cap)) {
     const far = FAR * estimate < MOST ? Math.round(FAR * estimate) : Infinity;
     next.caps = cap < far ? [far] : [Math.round(NEAR * estimate), far];

@@ -42,8 +42,10 @@ async def test_what_is_measured_when() -> None:
 
         wide = await caps([200, 230, 250, 500, 1000, 2000, 2100, 2200])
         assert wide == [(2, [300, 500]), (3, [1000]), (4, [2000]), (5, [4000])], "on while all comes through"
-        full = [200, 230, 250, 285, *range(290, 340, 5), 341, 342, 343, 345]
-        assert await caps(full) == [(2, [300, 500]), (16, [686])], "what a probe found is passed by a fifth"
+        risen = [200, 230, 250, 285, 290, 300, 310, 320, 345]
+        assert await caps(risen) == [(2, [300, 500]), (8, [690])], "what a probe found is passed by a fifth"
+        full = [200, 230, 250, *range(285, 355)]
+        assert [second for second, _ in await caps(full)] == [2, 15, 34, 62], "less and less often"
         sawtooth = [300, 255, 270, 290, 310, 335, 350] + [255, 270, 290, 310, 335, 350] * 5
         assert await caps(sawtooth) == [], "the line is full: its queue would be what is found"
         wider = [300, 255, 270, 290, 310, 335, 365, 380]
@@ -52,4 +54,6 @@ async def test_what_is_measured_when() -> None:
         assert await caps(fallen) == [(7, [438, 730])], "the last fall tells what the line carries"
         alarm = [200, 230, 250, 490, 300, 310, 340, 400, 420, 430]
         assert await caps(alarm) == [(2, [300, 500]), (3, [980]), (9, [516, 860])], "a probe that made a queue"
+        alarm = [200, 230, 250, 190, 230, 270, 290, 305]
+        assert await caps(alarm, share=1.0) == [(2, [300, 500]), (7, [610])], "from what was in use"
         assert await caps([1700, 1800, 2600]) == [(2, [3120, inf])], "what is not measured is no limit"
