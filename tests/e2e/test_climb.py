@@ -53,7 +53,7 @@ async def test_what_is_measured_when() -> None:
         fallen = [1900, 900, 255, 270, 290, 310, 335, 365]
         assert await caps(fallen) == [(7, [438, 730])], "the last fall tells what the line carries"
         alarm = [200, 230, 250, 490, 300, 310, 340, 400, 420, 430]
-        assert await caps(alarm) == [(2, [300, 500]), (3, [980]), (9, [516, 860])], "a probe that made a queue"
+        assert await caps(alarm) == [(2, [300, 500]), (3, [980]), (9, [516, 860])], "a probe made a queue"
         alarm = [200, 230, 250, 190, 230, 270, 290, 305]
         assert await caps(alarm, share=1.0) == [(2, [300, 500]), (7, [610])], "from what was in use"
         assert await caps([1700, 1800, 2600]) == [(2, [3120, inf])], "what is not measured is no limit"

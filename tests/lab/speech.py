@@ -31,7 +31,11 @@ SLOT_S: Final = 1.1
 MARGIN_S: Final = 0.35
 """A word is looked for so much earlier and later than the rest of its sentence says."""
 SENTENCE: Final = 4
-"""Words that are put in their place together: a jitter buffer's delay moves more slowly than this lasts."""
+"""Words that are put in their place together: a jitter buffer's delay mostly moves more slowly than this
+lasts."""
+SLIP_S: Final = 0.6
+"""So far a word is looked for from the place of its sentence: sound is stretched when a buffer begins to wait
+for what is sent again, by half a second within two words. Less than the way to the next word."""
 REACH_S: Final = 1.3
 """So far a sentence is looked for before and after its place: buffers hold up to 1 s."""
 PART_S: Final = 8.0
@@ -191,25 +195,32 @@ def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
     for index in range(0, len(inside), SENTENCE):
         sentence = inside[index : index + SENTENCE]
         part = moved[min(len(moved) - 1, int(2 * sentence[0][0] * HOP / RATE / PART_S))]
-        shift = _shift(sentence, received, {before, before if part is None else part})
-        understood = []
-        for at, text in sentence:
-            first = max(0, at + shift - margin)
-            sound = received[first : max(0, at + shift + len(_templates()[text]) + margin)]
-            understood.append(len(sound) > 0 and _best(sound) == text)
+        shift = _shift(sentence, received, {before, before if part is None else part}, REACH_S)
+        understood = [
+            _is_at(at + shift, text, received)
+            or _is_at(at + _shift([(at, text)], received, {shift}, SLIP_S), text, received)
+            for at, text in sentence
+        ]
         if 2 * sum(understood) > len(sentence):
             before = shift
         told += [(text, one) for (_, text), one in zip(sentence, understood, strict=True)]
     return told
 
 
-def _shift(sentence: Sequence[tuple[int, str]], received: Features, near: set[int]) -> int:
-    """Return by how many frames a sentence is away from its place, near one of some guesses."""
-    reach = round(REACH_S * RATE / HOP)
+def _is_at(at: int, text: str, received: Features) -> bool:
+    """Tell whether a word is what was received there."""
+    margin = round(MARGIN_S * RATE / HOP)
+    sound = received[max(0, at - margin) : max(0, at + len(_templates()[text]) + margin)]
+    return len(sound) > 0 and _best(sound) == text
+
+
+def _shift(words: Sequence[tuple[int, str]], received: Features, near: set[int], reach_s: float) -> int:
+    """Return by how many frames words are away from their place, near one of some guesses."""
+    reach = round(reach_s * RATE / HOP)
 
     def likeness(shift: int) -> float:
         total = 0.0
-        for at, text in sentence:
+        for at, text in words:
             template = _templates()[text]
             part = received[max(0, at + shift) : max(0, at + shift) + len(template)]
             total += float((template[: len(part)] * part).sum())

@@ -32,6 +32,15 @@ def test_a_sound_that_lags_more_and_more_is_still_known(lag_s: float) -> None:
     assert told(np.concatenate(parts)).count("-") <= 1
 
 
+@pytest.mark.parametrize("word", range(5, 9))
+def test_words_on_both_sides_of_a_wait_that_begins_are_known(word: int) -> None:
+    """What is missing is waited for from here on: half a second within two words."""
+    slot, wait = round(SLOT_S * RATE), np.zeros(round(0.25 * RATE), np.float32)
+    first, second = word * slot, (word + 1) * slot
+    sound = SAID.sound
+    assert "-" not in told(np.concatenate([sound[:first], wait, sound[first:second], wait, sound[second:]]))
+
+
 @pytest.mark.parametrize("lost", ["silence", "another word"])
 def test_a_word_that_did_not_come_is_not_known(lost: str) -> None:
     heard = SAID.sound.copy()
