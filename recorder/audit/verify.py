@@ -135,9 +135,10 @@ class _Reading:
     def _file(self, file: LogFile, state: _Node) -> None:
         report = self.report
         self._begun_by(file)
-        sidecar = self._sidecar(file)
+        begun = file.path.is_file()
+        sidecar = self._sidecar(file) if begun or (file.directory / SIDECAR).is_file() else None
         key = self._key_of(file) if self._key_of is not None and sidecar is not None else None
-        if not file.path.is_file():
+        if not begun:
             # An attempt that died before its first byte, or a file removed: its successor tells them apart.
             self._add(Kind.LEFTOVER, file.name, "the file was never begun, or its directory emptied")
             return

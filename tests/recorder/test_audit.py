@@ -145,6 +145,32 @@ def test_a_file_removed_is_found(copy: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_directory_emptied_is_found(copy: Path, number: int) -> None:
+    for path in list_files(copy)[number - 1].directory.iterdir():
+        path.unlink()
+    assert read_log(copy).verdict == Verdict.BROKEN
+
+
+def test_a_file_whose_writer_died_before_its_keys_were_there_is_none(
+    copy: Path, provider: FileProvider
+) -> None:
+    bench = LogBench(copy, provider)
+    bench.put()
+    bench.writer.finish()
+    directory = bench.writer.next_file().directory
+    directory.mkdir()
+    (directory / ".keys.json.bb559648").write_bytes(b"{")
+    bench.start()
+    bench.put()
+    bench.writer.finish()
+    report = read_log(copy, key_of=key_of(provider))
+    assert [one.file for one in report.findings if one.kind == Kind.LEFTOVER] == [
+        f"{directory.parent.parent.name}/{directory.parent.name}/{directory.name}/log.sealed"
+    ]
+    assert report.verdict == Verdict.OK, texts(report)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_file_emptied_or_cut_off_is_found(copy: Path, number: int) -> None:
     file = list_files(copy)[number - 1]
     ends = [record.end for record in scan(file.path).records]
