@@ -9,6 +9,7 @@ GSTREAMER := gstreamer1.0-plugins-bad gstreamer1.0-plugins-good gstreamer1.0-plu
 DEBIAN_PACKAGES := chromium espeak-ng ffmpeg iproute2 libgcrypt20 $(SWIFT)
 # Tests that only compute run beside those that wait for clocks and browsers, and give way to them.
 STILL := tests/compositor tests/forwarder tests/media tests/recorder
+REAL := $(addprefix --ignore=,$(STILL))
 PYTEST = $(BIN)/python -m pytest -o cache_dir=out/pytest
 # Real time on two busy cores: what failed beside the others (exit code 1) is run once more, alone, and has to pass then.
 alone = { test $(1) -eq 0 || { test $(1) -eq 1 && echo "Once more, alone: what failed" && \
@@ -32,10 +33,10 @@ doctor: venv  ## Check this machine and say what to change
 test: DEBIAN_PACKAGES += $(TEST_PACKAGES)
 test: venv deps  ## All tests: unit, integration, end to end
 	@mkdir -p out; nice -n 19 $(PYTEST)/still $(STILL) >out/still.log 2>&1 & still=$$!; \
-	$(PYTEST)/real $(addprefix --ignore=,$(STILL)); real=$$?; \
+	$(PYTEST)/real $(REAL); real=$$?; \
 	echo "Beside them, at low priority: $(STILL)"; wait $$still; still=$$?; cat out/still.log; \
 	code=0; $(call alone,$$still,still,$(STILL)) || code=1; \
-	$(call alone,$$real,real,$(addprefix --ignore=,$(STILL))) || code=1; exit $$code
+	$(call alone,$$real,real,$(REAL)) || code=1; exit $$code
 
 unit: venv  ## The tests that need no browser and no second process
 	$(BIN)/python -m pytest -m "not e2e"

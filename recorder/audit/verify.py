@@ -135,10 +135,9 @@ class _Reading:
     def _file(self, file: LogFile, state: _Node) -> None:
         report = self.report
         self._begun_by(file)
-        begun = file.path.is_file()
-        sidecar = self._sidecar(file) if begun or (file.directory / SIDECAR).is_file() else None
+        sidecar = self._sidecar(file)
         key = self._key_of(file) if self._key_of is not None and sidecar is not None else None
-        if not begun:
+        if not file.path.is_file():
             # An attempt that died before its first byte, or a file removed: its successor tells them apart.
             self._add(Kind.LEFTOVER, file.name, "the file was never begun, or its directory emptied")
             return
@@ -219,7 +218,8 @@ class _Reading:
         try:
             page = open_page(read_page(file.directory / SIDECAR), page_type=SIDECAR_TYPE)
         except FileNotFoundError:
-            self._add(Kind.REMOVED, name, "the wrapped data key is missing: its entries are lost")
+            if file.path.is_file():
+                self._add(Kind.REMOVED, name, "the wrapped data key is missing: its entries are lost")
             return None
         except SignedError as error:
             self._add(Kind.CHANGED, name, str(error))

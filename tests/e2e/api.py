@@ -130,3 +130,7 @@ class Api:
         listed = await self.call("GET", f"/v1/rooms/{room}/participants")
         people: list[JSON] = listed["participants"]
         return people
+
+    async def tracks(self, room: str) -> set[str]:
+        """Return the ids of all tracks in a room."""
+        return {track["id"] for person in await self.participants(room) for track in person["tracks"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,10 +152,6 @@ async def test_two_people_meet_record_play_and_verify(api: Api, room: str) -> No
         await expect(tile(customer, "agent")).to_have_count(0)
 
 
-async def tracks(api: Api, room: str) -> set[str]:
-    return {track["id"] for person in await api.participants(room) for track in person["tracks"]}
-
-
 async def test_it_rejoins_after_a_workers_death_and_says_when_the_server_is_gone(tmp_path: Path) -> None:
     with Stage(tmp_path / "data") as stage:
         async with (
@@ -168,11 +165,14 @@ async def test_it_rejoins_after_a_workers_death_and_says_when_the_server_is_gone
             await sees(agent, "customer")
             await sees(customer, "agent")
 
-            before = await tracks(api, "r")
+            before = await api.tracks("r")
+            [control] = stage.pids("control")
+            os.kill(control, signal.SIGSTOP)  # or the new worker is there before the page has told of it
             kill(stage.pids("worker")[0])
+            await expect(tile(agent, "customer")).to_have_attribute("data-state", "reconnecting")
+            os.kill(control, signal.SIGCONT)
             async with asyncio.timeout(PATIENCE_MS / 1000):
-                # What the page tells of it may last for one picture, or for none.
-                while len(now := await tracks(api, "r")) < len(before) or now & before:
+                while len(now := await api.tracks("r")) < len(before) or now & before:
                     await asyncio.sleep(0.1)
             await sees(agent, "customer")
             await sees(customer, "agent")

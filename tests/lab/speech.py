@@ -87,6 +87,10 @@ def speech(seed: int, count: int) -> Speech:
     return Speech(sound, tuple(words))
 
 
+def _frames(seconds: float) -> int:
+    return round(seconds * RATE / HOP)
+
+
 @lru_cache(maxsize=1)
 def _filters() -> Features:
     """Return triangular mel filters ``(BANDS, WINDOW // 2 + 1)`` from 100 Hz to 7 kHz."""
@@ -154,7 +158,7 @@ def _starts(received: Features, sent: Features, period: int) -> tuple[int, list[
     """Return where in the speech the received sound begins, and by how much earlier by each of its parts,
     None where one says nothing: a buffer's delay moves.
     """
-    size, reach = round(PART_S * RATE / HOP), round(REACH_S * RATE / HOP)
+    size, reach = _frames(PART_S), _frames(REACH_S)
     # A part lies somewhere in the repeated speech: the other way round than a word in a sentence.
     begins = range(0, max(1, len(received) - size + 1), size // 2)
     starts = [_offset(received[at : at + size], sent) - at for at in begins]
@@ -181,11 +185,11 @@ def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
     start, moved = _starts(received, sent, period)
     told: list[tuple[str, bool]] = []
     ahead = [
-        (round(at_s * RATE / HOP) + turn * period - start, text)
+        (_frames(at_s) + turn * period - start, text)
         for turn in range(2 + len(received) // period)
         for at_s, text in said.words
     ]
-    margin = round(MARGIN_S * RATE / HOP)
+    margin = _frames(MARGIN_S)
     inside = [
         (at, text)
         for at, text in ahead
@@ -209,14 +213,14 @@ def recognised(said: Speech, heard: Sound) -> list[tuple[str, bool]]:
 
 def _is_at(at: int, text: str, received: Features) -> bool:
     """Tell whether a word is what was received there."""
-    margin = round(MARGIN_S * RATE / HOP)
+    margin = _frames(MARGIN_S)
     sound = received[max(0, at - margin) : max(0, at + len(_templates()[text]) + margin)]
     return len(sound) > 0 and _best(sound) == text
 
 
 def _shift(words: Sequence[tuple[int, str]], received: Features, near: set[int], reach_s: float) -> int:
     """Return by how many frames words are away from their place, near one of some guesses."""
-    reach = round(reach_s * RATE / HOP)
+    reach = _frames(reach_s)
 
     def likeness(shift: int) -> float:
         total = 0.0
